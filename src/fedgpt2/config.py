@@ -1,0 +1,220 @@
+"""Every setting, its default and what it means: one frozen dataclass a group, no I/O.
+
+A field's metadata carries the text of `--help` and of docs/settings.md; a test holds them together.
+Where a setting comes from (flag > environment > file > default) is the business of `fedgpt2.cli`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedgpt2.errors import UsageError
+from fedgpt2.types import ModelShape
+
+__all__ = [
+    "PRESETS",
+    "Aggregation",
+    "Axon",
+    "Axons",
+    "Checkpoint",
+    "Codec",
+    "Data",
+    "Gradient",
+    "Limits",
+    "MinerConfig",
+    "Model",
+    "Optimizer",
+    "Round",
+    "Run",
+    "ValidatorConfig",
+    "Wallet",
+]
+
+PRESETS: Mapping[str, ModelShape] = {
+    "tiny": ModelShape(n_layer=2, n_head=2, n_embd=16, block_size=64),
+    "nano": ModelShape(n_layer=4, n_head=4, n_embd=128, block_size=128),
+    "small": ModelShape(n_layer=12, n_head=12, n_embd=768, block_size=1024),
+    "medium": ModelShape(n_layer=24, n_head=16, n_embd=1024, block_size=1024),
+    "large": ModelShape(n_layer=36, n_head=20, n_embd=1280, block_size=1024),
+    "xl": ModelShape(n_layer=48, n_head=25, n_embd=1600, block_size=1024),
+}
+
+
+def setting(default: Any, text: str) -> Any:  # noqa: ANN401  (the field's own annotation types it)
+    """A dataclass field with its help text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Wallet:
+    """The Bittensor wallet whose hotkey signs every message."""
+
+    name: str = setting("default", "wallet (coldkey) name")
+    hotkey: str = setting("default", "hotkey name inside the wallet")
+    path: str = setting("~/.bittensor/wallets", "folder that holds the wallets")
+
+
+@dataclass(frozen=True)
+class Axon:
+    """Where a miner listens, and to whom."""
+
+    port: int = setting(8091, "port the miner listens on; 0 takes a free one")
+    host: str = setting("127.0.0.1", "address to bind; anything but loopback requires --axon.validators")
+    validators: tuple[str, ...] = setting(
+        (), "hotkeys of the validators this miner works for; empty: any, on loopback"
+    )
+    proxies: bool = setting(
+        False, "accept requests that came through a proxy (Forwarded, X-Forwarded-*, Via)"
+    )
+
+
+@dataclass(frozen=True)
+class Axons:
+    """The miners a validator works with."""
+
+    addresses: tuple[str, ...] = setting((), "miners: PORT, HOST:PORT or HOTKEY@HOST:PORT")
+    accept_new: bool = setting(False, "accept another hotkey on an axon whose first key is on record")
+    wait_seconds: float = setting(60.0, "how long to wait for a miner before giving up")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which GPT-2."""
+
+    preset: str = setting("small", "tiny, nano, small (124M), medium, large or xl")
+
+    @property
+    def shape(self) -> ModelShape:
+        """Shape of the preset. Raises UsageError for a name that is none."""
+        if self.preset not in PRESETS:
+            raise UsageError(f"--model.preset {self.preset}: no such preset; one of {', '.join(PRESETS)}")
+        return PRESETS[self.preset]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The text, and how it is dealt out."""
+
+    source: str = setting("refinedweb", "refinedweb, sample (embedded), parquet:GLOB or text:GLOB")
+    cache: str = setting("~/.cache/fedgpt2", "folder for tokenised pages")
+    seq_len: int = setting(0, "tokens a training window; 0: the model's block size")
+    windows: int = setting(8, "windows each miner is assigned a round")
+    span: int = setting(4, "rounds over which a page is used up, one slice of its windows a round")
+    max_slots: int = setting(16, "miners that can be given disjoint pages at once")
+    max_pages: int = setting(8, "most pages a miner is assigned a round")
+
+
+@dataclass(frozen=True)
+class Round:
+    """The clock of a round."""
+
+    deadline: float = setting(600.0, "seconds a miner has for one round, transfers included")
+    quorum: float = setting(1.0, "share of the selected miners after which the round stops waiting")
+    min_miners: int = setting(1, "miners that must be present before a round starts")
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """How this miner computes."""
+
+    strategy: str = setting("exact", "exact (autograd over the assigned windows) or plugin")
+    plugin: str = setting("", "package.module:function for --gradient.strategy plugin")
+    micro_batch: int = setting(8, "windows a forward and backward pass holds at once")
+    precision: str = setting("bf16", "bf16 (autocast) or fp32 arithmetic")
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How tensors travel."""
+
+    state: str = setting("fp32", "codec of the weights sent to miners: fp32 or bf16")
+    gradient: str = setting("fp32", "codec of the gradients sent back: fp32 or bf16")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The only optimizer; it lives on the validator."""
+
+    name: str = setting("adamw", "adamw or sgd")
+    lr: float = setting(1e-3, "peak learning rate")
+    min_lr: float = setting(1e-4, "learning rate at the end of the cosine")
+    warmup: int = setting(10, "rounds of linear warm-up")
+    horizon: int = setting(
+        0, "rounds after which the cosine reaches min_lr; 0: --rounds, or constant without it"
+    )
+    beta1: float = setting(0.9, "decay of Adam's first moment")
+    beta2: float = setting(0.95, "decay of Adam's second moment")
+    eps: float = setting(1e-8, "Adam's epsilon")
+    weight_decay: float = setting(0.1, "decoupled weight decay of matrices (biases and gains have none)")
+    clip: float = setting(1.0, "largest norm of the aggregate; 0: no clipping")
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """How admitted gradients become one."""
+
+    rule: str = setting("mean", "mean (by assigned tokens)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is kept on disk."""
+
+    every: int = setting(1, "rounds between checkpoints; a restart goes on from the last one")
+    keep: int = setting(2, "checkpoints kept")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run and its folder."""
+
+    dir: str = setting("runs/default", "run directory; one that holds a run is resumed")
+    seed: int = setting(1337, "seed of the weights, the manifest and everything drawn at random")
+    threads: int = setting(0, "threads of tensor arithmetic; 0: one a core")
+    eval_every: int = setting(10, "rounds between measurements of the held-out loss")
+    eval_windows: int = setting(16, "held-out windows measured")
+    score_windows: int = setting(4, "windows of the score pool on which the validator measures train_loss")
+    plain: bool = setting(False, "plain lines instead of the live console")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a peer can make this process spend."""
+
+    message_bytes: int = setting(1 << 20, "largest JSON message")
+    header_bytes: int = setting(1 << 20, "largest safetensors header")
+    gradient_norm: float = setting(1e3, "largest norm of an admitted gradient")
+    request_seconds: float = setting(10.0, "time to answer one control request")
+    progress_seconds: float = setting(30.0, "time a transfer may stand still")
+
+
+@dataclass(frozen=True)
+class MinerConfig:
+    """Settings of `fedgpt2 miner`."""
+
+    wallet: Wallet = Wallet()
+    axon: Axon = Axon()
+    data: Data = Data()
+    gradient: Gradient = Gradient()
+    limits: Limits = Limits()
+    run: Run = Run(dir="~/.fedgpt2/miner")
+    device: str = setting("cuda:0", "where tensors live: cpu, cuda or cuda:N")
+
+
+@dataclass(frozen=True)
+class ValidatorConfig:
+    """Settings of `fedgpt2 validator`."""
+
+    wallet: Wallet = Wallet()
+    axons: Axons = Axons()
+    model: Model = Model()
+    data: Data = Data()
+    round: Round = Round()
+    codec: Codec = Codec()
+    optimizer: Optimizer = Optimizer()
+    aggregation: Aggregation = Aggregation()
+    checkpoint: Checkpoint = Checkpoint()
+    limits: Limits = Limits()
+    run: Run = Run()
+    device: str = setting("cuda:0", "where tensors live: cpu, cuda or cuda:N")
+    rounds: int = setting(0, "rounds to train; 0: until stopped")
