@@ -60,12 +60,8 @@ class Axon:
 
     port: int = setting(8091, "port the miner listens on; 0 takes a free one")
     host: str = setting("127.0.0.1", "address to bind; anything but loopback requires --axon.validators")
-    validators: tuple[str, ...] = setting(
-        (), "hotkeys of the validators this miner works for; empty: any, on loopback"
-    )
-    proxies: bool = setting(
-        False, "accept requests that came through a proxy (Forwarded, X-Forwarded-*, Via)"
-    )
+    validators: tuple[str, ...] = setting((), "hotkeys of the validators this miner works for; empty: any, on loopback")
+    proxies: bool = setting(False, "accept requests that came through a proxy (Forwarded, X-Forwarded-*, Via)")
 
 
 @dataclass(frozen=True)
@@ -139,9 +135,7 @@ class Optimizer:
     lr: float = setting(1e-3, "peak learning rate")
     min_lr: float = setting(1e-4, "learning rate at the end of the cosine")
     warmup: int = setting(10, "rounds of linear warm-up")
-    horizon: int = setting(
-        0, "rounds after which the cosine reaches min_lr; 0: --rounds, or constant without it"
-    )
+    horizon: int = setting(0, "rounds after which the cosine reaches min_lr; 0: --rounds, or constant without it")
     beta1: float = setting(0.9, "decay of Adam's first moment")
     beta2: float = setting(0.95, "decay of Adam's second moment")
     eps: float = setting(1e-8, "Adam's epsilon")

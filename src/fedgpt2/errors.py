@@ -119,9 +119,7 @@ _CULPRITS = {
         ),
         Culprit.VALIDATOR,
     ),
-    **dict.fromkeys(
-        (Reason.FORWARDED, Reason.UNREACHABLE, Reason.TIMED_OUT, Reason.CUT_OFF), Culprit.NETWORK
-    ),
+    **dict.fromkeys((Reason.FORWARDED, Reason.UNREACHABLE, Reason.TIMED_OUT, Reason.CUT_OFF), Culprit.NETWORK),
 }
 
 
@@ -182,9 +180,7 @@ class PeerError(FedGPT2Error):
 class ProtocolError(PeerError):
     """Bytes that are not a message of the protocol."""
 
-    def __init__(
-        self, detail: str, reason: Reason = Reason.BAD_MESSAGE, culprit: Culprit | None = None
-    ) -> None:
+    def __init__(self, detail: str, reason: Reason = Reason.BAD_MESSAGE, culprit: Culprit | None = None) -> None:
         super().__init__(reason, detail, culprit)
 
 
