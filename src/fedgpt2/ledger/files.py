@@ -1,0 +1,53 @@
+"""Writing files so that a power cut leaves either the old or the new one, and a full disk is one clear line."""
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedgpt2.errors import DiskFullError, RunDirectoryError
+
+__all__ = ["disk_errors", "fsync_folder", "write_durably", "write_parts"]
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk into DiskFullError and any other OSError into RunDirectoryError, each naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"no space left to write {path}; free some and start again, all up to the last round is safe"
+            ) from error
+        raise RunDirectoryError(f"cannot use {path}: {error.strerror or error}") from error
+
+
+def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write the parts to `path` and wait until they are on the disk."""
+    with path.open("wb", buffering=0) as file:
+        for part in parts:
+            view = memoryview(part)
+            while view.nbytes:
+                view = view[file.write(view) :]
+        os.fsync(file.fileno())
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace `path` by `data` in one step: temporary file, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with disk_errors(path):
+        write_parts(temporary, [data])
+        temporary.chmod(mode)
+        temporary.replace(path)
+        fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

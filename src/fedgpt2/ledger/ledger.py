@@ -1,0 +1,205 @@
+"""The ledger: an append-only SQLite file whose transactions are the only commit point of a run.
+
+Entries form a hash chain: head_n = SHA-256(head_{n-1} ‖ body_n), head_0 = SHA-256(run_id). An entry is a finished
+round, or a resume that takes rounds after the last checkpoint back; nothing is ever rewritten, so a head in a receipt
+stays checkable for good.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedgpt2.errors import DiskFullError, RunDirectoryError
+from fedgpt2.types import Digest, Hotkey
+
+__all__ = ["Admission", "Ledger"]
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS miners (hotkey TEXT PRIMARY KEY, slot INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS axons (address TEXT PRIMARY KEY, hotkey TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS admissions (
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, hotkey TEXT NOT NULL,
+    work_id TEXT NOT NULL, digest TEXT NOT NULL, tokens INTEGER NOT NULL,
+    PRIMARY KEY (round, attempt, hotkey)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS entries (
+    seq INTEGER PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('round', 'resume')),
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, checkpoint TEXT, body TEXT NOT NULL, head TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """One contribution that counts: written before the step it goes into."""
+
+    hotkey: Hotkey
+    work_id: str
+    digest: Digest
+    tokens: int
+
+
+class Ledger:
+    """One run's record. Every method is one transaction."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create. Raises RunDirectoryError for a file that is no ledger."""
+        self._path = path
+        with self._errors():
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_TABLES)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            if "disk is full" in str(error):
+                raise DiskFullError(f"no space left to write {self._path}; the last round is safe") from error
+            raise RunDirectoryError(f"{self._path}: {error}") from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def _rows(self, sql: str, *values: object) -> list[tuple[object, ...]]:
+        with self._errors():
+            return self._db.execute(sql, values).fetchall()
+
+    # --- what the run is ---
+
+    def meta(self, key: str) -> str | None:
+        """A fact of the run, or None."""
+        rows = self._rows("SELECT value FROM meta WHERE key = ?", key)
+        return str(rows[0][0]) if rows else None
+
+    def set_meta(self, facts: Mapping[str, str]) -> None:
+        """Write facts, replacing older ones."""
+        with self._transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", facts.items())
+
+    def slot_of(self, hotkey: Hotkey, max_slots: int) -> int | None:
+        """The miner's slot for the whole run, given at first sight; None when all are taken."""
+        rows = self._rows("SELECT slot FROM miners WHERE hotkey = ?", hotkey)
+        if rows:
+            return int(str(rows[0][0]))
+        with self._transaction() as db:
+            (taken,) = db.execute("SELECT COUNT(*) FROM miners").fetchone()
+            if taken >= max_slots:
+                return None
+            db.execute("INSERT INTO miners VALUES (?, ?)", (hotkey, taken))
+        return int(taken)
+
+    def axon_keys(self) -> dict[str, Hotkey]:
+        """The key each axon showed first."""
+        return {str(a): Hotkey(str(k)) for a, k in self._rows("SELECT address, hotkey FROM axons")}
+
+    def record_axon(self, address: str, hotkey: Hotkey) -> None:
+        """Record the key of an axon."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO axons VALUES (?, ?)", (address, hotkey))
+
+    # --- what happened ---
+
+    @property
+    def head(self) -> Digest:
+        """Head of the hash chain."""
+        rows = self._rows("SELECT head FROM entries ORDER BY seq DESC LIMIT 1")
+        if rows:
+            return Digest(str(rows[0][0]))
+        return Digest(hashlib.sha256((self.meta("run_id") or "").encode()).hexdigest())
+
+    def admit(self, number: int, attempt: int, admissions: list[Admission]) -> None:
+        """Commit the admitted set of a round, before its step. The same set again changes nothing."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM admissions WHERE round = ? AND attempt = ?", (number, attempt))
+            db.executemany(
+                "INSERT INTO admissions VALUES (?, ?, ?, ?, ?, ?)",
+                [(number, attempt, a.hotkey, a.work_id, a.digest, a.tokens) for a in admissions],
+            )
+
+    def admitted(self, number: int, attempt: int) -> list[Admission]:
+        """The admitted set of a round, by hotkey."""
+        rows = self._rows(
+            "SELECT hotkey, work_id, digest, tokens FROM admissions WHERE round = ? AND attempt = ? ORDER BY hotkey",
+            number,
+            attempt,
+        )
+        return [Admission(Hotkey(str(h)), str(w), Digest(str(d)), int(str(t))) for h, w, d, t in rows]
+
+    def commit_round(self, number: int, attempt: int, row: Mapping[str, object], checkpoint: str | None) -> Digest:
+        """Commit a finished round; returns the new head. Raises RunDirectoryError unless it is the next one."""
+        if number != self.last_round() + 1:
+            raise RunDirectoryError(f"{self._path}: round {number} after round {self.last_round()}")
+        return self._append("round", number, attempt, checkpoint, row)
+
+    def commit_resume(self, number: int, attempt: int) -> Digest:
+        """Take back every round after `number`; later rounds run as `attempt`."""
+        return self._append("resume", number, attempt, None, {"resumed_after": number, "attempt": attempt})
+
+    def _append(
+        self, kind: str, number: int, attempt: int, checkpoint: str | None, row: Mapping[str, object]
+    ) -> Digest:
+        body = json.dumps(row, separators=(",", ":"), allow_nan=False)
+        head = Digest(hashlib.sha256(self.head.encode() + body.encode()).hexdigest())
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO entries (kind, round, attempt, checkpoint, body, head) VALUES (?, ?, ?, ?, ?, ?)",
+                (kind, number, attempt, checkpoint, body, head),
+            )
+        return head
+
+    def rounds(self) -> list[str]:
+        """Bodies of the rounds that stand, in order: those that no later resume took back."""
+        standing: dict[int, str] = {}
+        for kind, number, body in self._rows("SELECT kind, round, body FROM entries ORDER BY seq"):
+            if kind == "resume":
+                standing = {r: b for r, b in standing.items() if r <= int(str(number))}
+            else:
+                standing[int(str(number))] = str(body)
+        return [standing[number] for number in sorted(standing)]
+
+    def last_round(self) -> int:
+        """Number of the last round that stands; 0 before the first."""
+        rows = self._rows("SELECT round FROM entries ORDER BY seq DESC LIMIT 1")
+        return int(str(rows[0][0])) if rows else 0
+
+    def attempt(self) -> int:
+        """Attempt under which the next round runs."""
+        rows = self._rows("SELECT attempt FROM entries ORDER BY seq DESC LIMIT 1")
+        return int(str(rows[0][0])) if rows else 0
+
+    def checkpoints(self) -> list[tuple[int, str]]:
+        """Rounds that stand and have a checkpoint, newest first, with its name."""
+        standing: dict[int, str] = {}
+        for kind, number, name in self._rows("SELECT kind, round, checkpoint FROM entries ORDER BY seq"):
+            if kind == "resume":
+                standing = {r: n for r, n in standing.items() if r <= int(str(number))}
+            elif name is not None:
+                standing[int(str(number))] = str(name)
+        return sorted(standing.items(), reverse=True)
+
+    def broken_entry(self) -> int | None:
+        """Number of the first entry whose head does not follow from the chain, or None: an edited row shows."""
+        head = hashlib.sha256((self.meta("run_id") or "").encode()).hexdigest()
+        for seq, body, stored in self._rows("SELECT seq, body, head FROM entries ORDER BY seq"):
+            head = hashlib.sha256(head.encode() + str(body).encode()).hexdigest()
+            if head != stored:
+                return int(str(seq))
+        return None
