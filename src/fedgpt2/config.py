@@ -177,6 +177,7 @@ class Limits:
 
     message_bytes: int = setting(1 << 20, "largest JSON message")
     header_bytes: int = setting(1 << 20, "largest safetensors header")
+    model_parameters: int = setting(2_000_000_000, "largest model, in parameters, that a miner takes on")
     gradient_norm: float = setting(1e3, "largest norm of an admitted gradient")
     request_seconds: float = setting(10.0, "time to answer one control request")
     progress_seconds: float = setting(30.0, "time a transfer may stand still")
