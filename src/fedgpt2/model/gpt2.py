@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from fedgpt2.errors import UsageError
 from fedgpt2.model.state import FlatState
 from fedgpt2.types import ModelShape
 
-__all__ = ["GPT2", "initialise"]
+__all__ = ["GPT2", "Beat", "initialise"]
 
-Beat = Callable[[], None]
+Beat = Callable[[], None]  # called often while computing; raises to end it
 
 
 class GPT2(nn.Module):
@@ -67,8 +68,13 @@ class GPT2(nn.Module):
         """Hidden states after the last layer norm, [b, t, c].
 
         `beat` is called after each block, in the forward and in the backward pass: what it raises ends
-        the computation within one block's time. t may be at most `block_size`.
+        the computation within one block's time. Raises UsageError when t is more than `block_size`.
         """
+        if tokens.shape[1] > self.shape.block_size:
+            raise UsageError(
+                f"windows of {tokens.shape[1]} tokens, but this model reads at most {self.shape.block_size}; "
+                "lower --data.seq_len"
+            )
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x: Tensor = self.wte(tokens) + self.wpe(positions)
         for block in self.h:

@@ -1,0 +1,1 @@
+"""How a miner turns weights and windows into a gradient."""

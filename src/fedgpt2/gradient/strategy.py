@@ -1,0 +1,74 @@
+"""What a gradient strategy is, and the table of those there are.
+
+The manner is the miner's own affair; the result is not: the mean gradient of the next-token loss over all
+target tokens of the windows, at the weights given.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+
+from fedgpt2.config import Gradient
+from fedgpt2.errors import UsageError
+from fedgpt2.model.gpt2 import GPT2
+from fedgpt2.model.state import FlatState
+
+__all__ = ["STRATEGIES", "Result", "Strategy", "build"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a strategy says about its gradient: mean loss (nats a token) and target tokens used."""
+
+    loss: float
+    tokens: int
+
+
+class Strategy(Protocol):
+    """Windows to a gradient."""
+
+    def __call__(
+        self,
+        model: GPT2,
+        windows: Shaped[np.ndarray, "n l"],
+        *,
+        out: FlatState,
+        stop: threading.Event,
+    ) -> Result:
+        """Fill `out` with the mean gradient over the n * (l - 1) target tokens of `windows`.
+
+        `windows` holds token ids [n, l], uint16 or int64; a window of l tokens has l - 1 targets. What
+        `out` held before is lost, also on failure. Raises Refused: CANCELLED soon after `stop` is set,
+        COMPUTE_FAILED when there is no gradient to give.
+        """
+        ...
+
+
+def build(config: Gradient, device: torch.device) -> Strategy:
+    """The strategy that the settings name, ready to run on `device`. Raises UsageError, one line."""
+    if config.strategy not in STRATEGIES:
+        raise UsageError(f"--gradient.strategy {config.strategy}: one of {', '.join(STRATEGIES)}")
+    return STRATEGIES[config.strategy](config, device)
+
+
+def _exact(config: Gradient, device: torch.device) -> Strategy:
+    from fedgpt2.gradient.exact import Exact
+
+    return Exact.build(config, device)
+
+
+def _plugin(config: Gradient, device: torch.device) -> Strategy:
+    from fedgpt2.gradient.plugin import Plugin
+
+    return Plugin.build(config)
+
+
+STRATEGIES: Mapping[str, Callable[[Gradient, torch.device], Strategy]] = {
+    "exact": _exact,
+    "plugin": _plugin,
+}
