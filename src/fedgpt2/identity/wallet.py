@@ -1,0 +1,72 @@
+"""Opening, and on loopback making, the hotkey of a Bittensor wallet."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedgpt2 import config
+from fedgpt2.errors import UsageError
+
+if TYPE_CHECKING:
+    from bittensor.sp_core import Keypair
+    from bittensor.wallet import Wallet
+
+__all__ = ["open_hotkey"]
+
+
+def open_hotkey(wallet: config.Wallet, *, create: bool, notice: Callable[[str], None]) -> "Keypair":
+    """The key pair of `wallet`'s hotkey, able to sign (sr25519).
+
+    A missing hotkey is made when `create` is true, which callers set only if every address is loopback; `notice`
+    then gets one line. No mnemonic is ever printed and no coldkey is touched. Raises UsageError, one line, for a
+    wallet that is missing, encrypted, unreadable, without its secret half, or of another signature scheme.
+    """
+    opened = _wallet(wallet)
+    if not opened.hotkey_file.exists_on_device():
+        if not create:
+            raise UsageError(_missing(wallet, opened))
+        _create(wallet, opened)
+        notice(f"made hotkey {wallet.hotkey} of wallet {wallet.name} in {opened.hotkey_file.path}")
+    return _unlocked(opened)
+
+
+def _wallet(wallet: config.Wallet) -> "Wallet":
+    from bittensor.wallet import Wallet as BittensorWallet
+
+    for flag, word in (("--wallet.name", wallet.name), ("--wallet.hotkey", wallet.hotkey)):
+        if not word or "/" in word or word in {".", ".."}:
+            raise UsageError(f"{flag} {word!r}: not the name of a wallet or hotkey")
+    return BittensorWallet(wallet.name, wallet.hotkey, str(Path(wallet.path).expanduser()))
+
+
+def _missing(wallet: config.Wallet, opened: "Wallet") -> str:
+    command = f"btcli wallet create --wallet {wallet.name} --wallet-hotkey {wallet.hotkey} --wallet-path {wallet.path}"
+    return f"no hotkey at {opened.hotkey_file.path}; create it with: {command}"
+
+
+def _create(wallet: config.Wallet, opened: "Wallet") -> None:
+    if opened.hotkeypub_file.exists_on_device():
+        raise UsageError(f"{opened.hotkeypub_file.path} is there but its secret file {opened.hotkey_file.path} is not")
+    try:
+        opened.create_new_hotkey(suppress=True)
+    except FileExistsError:
+        return  # another process of this machine made it in the same moment
+    except OSError as error:
+        where = opened.hotkey_file.path
+        raise UsageError(f"cannot make hotkey {wallet.hotkey} in {where}: {error.strerror or error}") from error
+
+
+def _unlocked(opened: "Wallet") -> "Keypair":
+    from bittensor.sp_core import CRYPTO_SR25519, KeyfileError
+
+    file = opened.hotkey_file
+    try:
+        if file.is_encrypted():
+            raise UsageError(f"hotkey {file.path} is encrypted; it signs every message, so it must be a plain keyfile")
+        keypair = file.get_keypair()
+        keypair.sign(b"")
+    except (KeyfileError, OSError, ValueError) as error:
+        raise UsageError(f"hotkey {file.path} cannot be used: {error}") from error
+    if keypair.crypto_type != CRYPTO_SR25519:
+        raise UsageError(f"hotkey {file.path} is not an sr25519 key; signatures of this protocol are sr25519")
+    return keypair
