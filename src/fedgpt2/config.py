@@ -40,9 +40,9 @@ PRESETS: Mapping[str, ModelShape] = {
 }
 
 
-def setting(default: Any, text: str) -> Any:  # noqa: ANN401  (the field's own annotation types it)
-    """A dataclass field with its help text."""
-    return field(default=default, metadata={"help": text})
+def setting(default: Any, text: str, **bounds: float) -> Any:  # noqa: ANN401  (the field's own annotation types it)
+    """A dataclass field with its help text; bounds (`least`, `most`) are checked where the command line is read."""
+    return field(default=default, metadata={"help": text, **bounds})
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Wallet:
 class Axon:
     """Where a miner listens, and to whom."""
 
-    port: int = setting(8091, "port the miner listens on; 0 takes a free one")
+    port: int = setting(8091, "port the miner listens on; 0 takes a free one", least=0, most=65535)
     host: str = setting("127.0.0.1", "address to bind; anything but loopback requires --axon.validators")
     validators: tuple[str, ...] = setting((), "hotkeys of the validators this miner works for; empty: any, on loopback")
     proxies: bool = setting(False, "accept requests that came through a proxy (Forwarded, X-Forwarded-*, Via)")
@@ -70,7 +70,7 @@ class Axons:
 
     addresses: tuple[str, ...] = setting((), "miners: PORT, HOST:PORT or HOTKEY@HOST:PORT")
     accept_new: bool = setting(False, "accept another hotkey on an axon whose first key is on record")
-    wait_seconds: float = setting(60.0, "how long to wait for a miner before giving up")
+    wait_seconds: float = setting(60.0, "how long to wait for a miner before giving up", least=0)
 
 
 @dataclass(frozen=True)
@@ -93,20 +93,20 @@ class Data:
 
     source: str = setting("refinedweb", "refinedweb, sample (embedded), parquet:GLOB or text:GLOB")
     cache: str = setting("~/.cache/fedgpt2", "folder for tokenised pages")
-    seq_len: int = setting(0, "tokens a training window; 0: the model's block size")
-    windows: int = setting(8, "windows each miner is assigned a round")
-    span: int = setting(4, "rounds over which a page is used up, one slice of its windows a round")
-    max_slots: int = setting(16, "miners that can be given disjoint pages at once")
-    max_pages: int = setting(8, "most pages a miner is assigned a round")
+    seq_len: int = setting(0, "tokens a training window; 0: the model's block size", least=0)
+    windows: int = setting(8, "windows each miner is assigned a round", least=1)
+    span: int = setting(4, "rounds over which a page is used up, one slice of its windows a round", least=1)
+    max_slots: int = setting(16, "miners that can be given disjoint pages at once", least=1)
+    max_pages: int = setting(8, "most pages a miner is assigned a round", least=1, most=4096)
 
 
 @dataclass(frozen=True)
 class Round:
     """The clock of a round."""
 
-    deadline: float = setting(600.0, "seconds a miner has for one round, transfers included")
-    quorum: float = setting(1.0, "share of the selected miners after which the round stops waiting")
-    min_miners: int = setting(1, "miners that must be present before a round starts")
+    deadline: float = setting(600.0, "seconds a miner has for one round, transfers included", least=0.1)
+    quorum: float = setting(1.0, "share of the selected miners after which the round stops waiting", least=0, most=1)
+    min_miners: int = setting(1, "miners that must be present before a round starts", least=1)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Gradient:
 
     strategy: str = setting("exact", "exact (autograd over the assigned windows) or plugin")
     plugin: str = setting("", "package.module:function for --gradient.strategy plugin")
-    micro_batch: int = setting(8, "windows a forward and backward pass holds at once")
+    micro_batch: int = setting(8, "windows a forward and backward pass holds at once", least=1)
     precision: str = setting("bf16", "bf16 (autocast) or fp32 arithmetic")
 
 
@@ -132,15 +132,17 @@ class Optimizer:
     """The only optimizer; it lives on the validator."""
 
     name: str = setting("adamw", "adamw or sgd")
-    lr: float = setting(1e-3, "peak learning rate")
-    min_lr: float = setting(1e-4, "learning rate at the end of the cosine")
-    warmup: int = setting(10, "rounds of linear warm-up")
-    horizon: int = setting(0, "rounds after which the cosine reaches min_lr; 0: --rounds, or constant without it")
-    beta1: float = setting(0.9, "decay of Adam's first moment")
-    beta2: float = setting(0.95, "decay of Adam's second moment")
-    eps: float = setting(1e-8, "Adam's epsilon")
-    weight_decay: float = setting(0.1, "decoupled weight decay of matrices (biases and gains have none)")
-    clip: float = setting(1.0, "largest norm of the aggregate; 0: no clipping")
+    lr: float = setting(1e-3, "peak learning rate", least=0)
+    min_lr: float = setting(1e-4, "learning rate at the end of the cosine", least=0)
+    warmup: int = setting(10, "rounds of linear warm-up", least=0)
+    horizon: int = setting(
+        0, "rounds after which the cosine reaches min_lr; 0: --rounds, or constant without it", least=0
+    )
+    beta1: float = setting(0.9, "decay of Adam's first moment", least=0, most=0.9999)
+    beta2: float = setting(0.95, "decay of Adam's second moment", least=0, most=0.999999)
+    eps: float = setting(1e-8, "Adam's epsilon", least=0)
+    weight_decay: float = setting(0.1, "decoupled weight decay of matrices (biases and gains have none)", least=0)
+    clip: float = setting(1.0, "largest norm of the aggregate; 0: no clipping", least=0)
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,8 @@ class Aggregation:
 class Checkpoint:
     """What is kept on disk."""
 
-    every: int = setting(1, "rounds between checkpoints; a restart goes on from the last one")
-    keep: int = setting(2, "checkpoints kept")
+    every: int = setting(1, "rounds between checkpoints; a restart goes on from the last one", least=1)
+    keep: int = setting(2, "checkpoints kept", least=1)
 
 
 @dataclass(frozen=True)
@@ -163,11 +165,11 @@ class Run:
     """One run and its folder."""
 
     dir: str = setting("runs/default", "run directory; one that holds a run is resumed")
-    seed: int = setting(1337, "seed of the weights, the manifest and everything drawn at random")
-    threads: int = setting(0, "threads of tensor arithmetic; 0: one a core")
-    eval_every: int = setting(10, "rounds between measurements of the held-out loss")
-    eval_windows: int = setting(16, "held-out windows measured")
-    score_windows: int = setting(4, "windows of the score pool on which the validator measures train_loss")
+    seed: int = setting(1337, "seed of the weights, the manifest and everything drawn at random", least=0, most=2**53 - 1)
+    threads: int = setting(0, "threads of tensor arithmetic; 0: one a core", least=0)
+    eval_every: int = setting(10, "rounds between measurements of the held-out loss", least=1)
+    eval_windows: int = setting(16, "held-out windows measured", least=1)
+    score_windows: int = setting(4, "windows of the score pool on which the validator measures train_loss", least=1)
     plain: bool = setting(False, "plain lines instead of the live console")
 
 
@@ -175,12 +177,12 @@ class Run:
 class Limits:
     """What a peer can make this process spend."""
 
-    message_bytes: int = setting(1 << 20, "largest JSON message")
-    header_bytes: int = setting(1 << 20, "largest safetensors header")
-    model_parameters: int = setting(2_000_000_000, "largest model, in parameters, that a miner takes on")
-    gradient_norm: float = setting(1e3, "largest norm of an admitted gradient")
-    request_seconds: float = setting(10.0, "time to answer one control request")
-    progress_seconds: float = setting(30.0, "time a transfer may stand still")
+    message_bytes: int = setting(1 << 20, "largest JSON message", least=4096)
+    header_bytes: int = setting(1 << 20, "largest safetensors header", least=4096)
+    model_parameters: int = setting(2_000_000_000, "largest model, in parameters, that a miner takes on", least=1)
+    gradient_norm: float = setting(1e3, "largest norm of an admitted gradient", least=0)
+    request_seconds: float = setting(10.0, "time to answer one control request", least=0.1)
+    progress_seconds: float = setting(30.0, "time a transfer may stand still", least=0.1)
 
 
 @dataclass(frozen=True)
@@ -212,4 +214,4 @@ class ValidatorConfig:
     limits: Limits = Limits()
     run: Run = Run()
     device: str = setting("cuda:0", "where tensors live: cpu, cuda or cuda:N")
-    rounds: int = setting(0, "rounds to train; 0: until stopped")
+    rounds: int = setting(0, "rounds to train; 0: until stopped", least=0)
