@@ -1,0 +1,1 @@
+"""The command line: settings, commands, and nothing that a command does not need."""

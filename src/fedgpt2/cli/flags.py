@@ -1,0 +1,106 @@
+"""The flags that a dataclass of settings stands for, and the dataclass made again from their values.
+
+A setting is a dataclass field made with `config.setting`; a field that is itself a dataclass is a group:
+`ValidatorConfig.round.deadline` is `--round.deadline`, `FEDGPT2_ROUND__DEADLINE`, and `deadline` under
+`[round]` in a TOML file.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fedgpt2.errors import UsageError
+
+__all__ = ["ENV_PREFIX", "UNDOTTED", "Flag", "build", "flags_of"]
+
+ENV_PREFIX = "FEDGPT2"
+
+# Names fixed without a dot although their setting is in a group.
+UNDOTTED: Mapping[str, str] = {"axons.addresses": "axons"}
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One setting as the command line knows it."""
+
+    key: str  # "round.deadline"
+    kind: type  # str, int, float or bool
+    many: bool  # a tuple of `kind`
+    default: Any
+    help: str
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def name(self) -> str:
+        """As it is written on the command line."""
+        return f"--{UNDOTTED.get(self.key, self.key)}"
+
+    @property
+    def env(self) -> str:
+        """The environment variable of the same setting."""
+        return f"{ENV_PREFIX}_{self.key.replace('.', '__').replace('-', '_').upper()}"
+
+    @property
+    def group(self) -> str:
+        """The group of settings it belongs to; empty for none."""
+        return self.key.rpartition(".")[0]
+
+    @property
+    def shown_default(self) -> str:
+        """The default as help and documentation print it."""
+        text = " ".join(map(str, self.default)) if self.many else str(self.default)
+        return text.lower() if self.kind is bool else text or "none"
+
+    def checked(self, value: Any) -> Any:  # noqa: ANN401  (a value of the field's own type)
+        """The value in the field's type. Raises UsageError when it is out of range."""
+        if self.many:
+            # one word may hold several: "8091 8092" from the environment
+            return tuple(part for word in value for part in str(word).replace(",", " ").split())
+        value = self.kind(value)
+        if self.least is not None and value < self.least:
+            raise UsageError(f"{self.name} {value}: at least {self.least:g}")
+        if self.most is not None and value > self.most:
+            raise UsageError(f"{self.name} {value}: at most {self.most:g}")
+        return value
+
+
+def flags_of(settings: type) -> tuple[Flag, ...]:
+    """Every flag of a dataclass of settings, groups entered, in the order of the fields."""
+    return tuple(_walk(settings, None, ""))
+
+
+def build(settings: type[S], values: Mapping[str, Any]) -> S:
+    """The dataclass from one checked value a flag, by the flags' keys."""
+    return _build(settings, values, "")
+
+
+def _walk(settings: type, defaults: Any, prefix: str) -> Iterator[Flag]:  # noqa: ANN401
+    for name, key, kind, field in _fields(settings, prefix):
+        default = field.default if defaults is None else getattr(defaults, name)
+        if dataclasses.is_dataclass(kind):
+            yield from _walk(kind, default, f"{key}.")
+        else:
+            many = typing.get_origin(kind) is tuple
+            one = typing.get_args(kind)[0] if many else kind
+            meta = field.metadata
+            yield Flag(key, one, many, default, meta["help"], meta.get("least"), meta.get("most"))
+
+
+def _build(settings: type[S], values: Mapping[str, Any], prefix: str) -> S:
+    made: dict[str, Any] = {}
+    for name, key, kind, _ in _fields(settings, prefix):
+        made[name] = _build(kind, values, f"{key}.") if dataclasses.is_dataclass(kind) else values[key]
+    return settings(**made)
+
+
+def _fields(settings: type, prefix: str) -> Iterator[tuple[str, str, type, dataclasses.Field[Any]]]:
+    """Each field's name, key, type and the field; `no_hostile` of a command without groups is `no-hostile`."""
+    types = typing.get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        name = field.metadata.get("flag", field.name)
+        yield field.name, prefix + name, types[field.name], field

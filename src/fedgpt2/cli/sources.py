@@ -1,0 +1,82 @@
+"""Settings from a TOML file, and slips of the pen in file and environment found before they are passed over."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedgpt2.cli.flags import ENV_PREFIX, UNDOTTED, Flag, flags_of
+from fedgpt2.config import MinerConfig, ValidatorConfig
+from fedgpt2.errors import UsageError
+
+__all__ = ["WANTED", "read_file", "refuse_unknown_environment", "suggestion"]
+
+WANTED: Mapping[str, str] = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+
+
+def read_file(file: str, flags: Sequence[Flag]) -> dict[str, Any]:
+    """The settings in a TOML file that these flags know; those of the other programs are left alone.
+
+    Raises UsageError, one line naming the file: unreadable, not TOML, an unknown setting, a value of another type.
+    """
+    try:
+        table = tomllib.loads(Path(file).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {file}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {file}: not TOML: {error}") from error
+    known = {flag.key: flag for flag in flags}
+    everywhere = known.keys() | _keys_of_all_programs()
+    values = {}
+    for key, value in _flatten(table):
+        if key not in everywhere:
+            raise UsageError(f"{file}: unknown setting {key}{suggestion(key, everywhere)}")
+        if key in known:
+            values[key] = _typed(file, known[key], value)
+    return values
+
+
+def refuse_unknown_environment(flags: Sequence[Flag]) -> None:
+    """Raise UsageError for a variable named like a grouped setting that no program knows."""
+    known = {f"{ENV_PREFIX}_{key.replace('.', '__').upper()}" for key in _keys_of_all_programs()}
+    known |= {flag.env for flag in flags}
+    for name in os.environ:
+        if name.startswith(f"{ENV_PREFIX}_") and "__" in name and name not in known:
+            raise UsageError(f"environment: unknown setting {name}{suggestion(name, known)}")
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """A hint at the name that was probably meant; empty without one."""
+    ordered = sorted(names)
+    near = [full for full in ordered if full.startswith(name)] or difflib.get_close_matches(name, ordered, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _typed(file: str, flag: Flag, value: Any) -> Any:  # noqa: ANN401
+    if flag.many:
+        items = value if isinstance(value, list) else [value]
+        # ports are often written as numbers
+        return [str(item) if type(item) is int else _typed_one(file, flag, item) for item in items]
+    return _typed_one(file, flag, value)
+
+
+def _typed_one(file: str, flag: Flag, value: Any) -> Any:  # noqa: ANN401
+    allowed = (int, float) if flag.kind is float else (flag.kind,)
+    if type(value) not in allowed:
+        raise UsageError(f"{file}: {flag.key} = {value}: not {WANTED[flag.kind.__name__]}")
+    return value
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    dotted = {name: key for key, name in UNDOTTED.items()}
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield dotted.get(prefix + name, prefix + name), value
+
+
+def _keys_of_all_programs() -> set[str]:
+    return {flag.key for program in (MinerConfig, ValidatorConfig) for flag in flags_of(program)}
