@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +88,7 @@ class Plugin:
             raise self._wrong(f"loss is {loss}")
         return float(loss)
 
-    def _checked(self, name: str, value: object, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    def _checked(self, name: str, value: object, shape: tuple[int, ...]) -> np.ndarray:
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.shape != shape:
             raise self._wrong(f"gradient of {name} is not a float array of shape {shape}")
         array = np.require(value, np.float32, ["C_CONTIGUOUS", "WRITEABLE"])
@@ -125,8 +124,8 @@ def _import(name: str) -> object:
         sys.path.remove(folder)
 
 
-def _read_only(view: torch.Tensor) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = view.numpy().view()
+def _read_only(view: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = view.numpy().view()
     array.flags.writeable = False
     return array
 

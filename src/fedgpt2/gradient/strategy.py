@@ -7,7 +7,7 @@ target tokens of the windows, at the weights given.
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ class Result:
     tokens: int
 
 
+@runtime_checkable
 class Strategy(Protocol):
     """Windows to a gradient."""
 

@@ -1,0 +1,93 @@
+"""Devices that exist and do not; freed memory that stays."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fedgpt2
+from fedgpt2.errors import DeviceError, UsageError
+from fedgpt2.model import hardware
+
+FAULTS = """
+import resource, threading, torch
+from fedgpt2.model.hardware import keep_freed_memory
+assert keep_freed_memory()
+
+def compute():
+    torch.ones({size})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones({size})
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+thread = threading.Thread(target=compute)
+thread.start()
+thread.join()
+"""
+
+
+def test_cpu_resolves_everywhere():
+    assert hardware.resolve("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
+def test_a_missing_device_names_the_way_out(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="--device cpu") as caught:
+        hardware.resolve(device)
+    assert device in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_devices_there_are_resolve(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert hardware.resolve("cuda") == torch.device("cuda", 0)
+    assert hardware.resolve("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(DeviceError, match="has 2 CUDA devices; use --device cpu"):
+        hardware.resolve("cuda:2")
+
+
+@pytest.mark.parametrize("device", ["", "gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "mps", "cuda:²"])
+def test_another_word_is_bad_usage(device):
+    with pytest.raises(UsageError, match="one of cpu, cuda, cuda:N"):
+        hardware.resolve(device)
+
+
+def test_unknown_precision_is_bad_usage():
+    with pytest.raises(UsageError, match="bf16, fp32"):
+        hardware.arithmetic(torch.device("cpu"), "fp8")
+
+
+def test_threads_are_those_asked_for():
+    assert hardware.set_threads(1) == 1
+
+
+def test_fp32_stays_fp32_on_its_faster_route():
+    switch = torch.backends.mkldnn.matmul
+    before = switch.fp32_precision
+    try:
+        hardware.route_fp32()
+        a = torch.randn(300, 300, generator=torch.Generator().manual_seed(1))
+        error = (a @ a).double() - a.double() @ a.double()
+        assert error.abs().max() < 1e-4
+    finally:
+        switch.fp32_precision = before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_freed_memory_is_used_again_by_a_thread():
+    size = 40_000_000  # 160 MB: 39,063 pages, more than any thread's arena holds
+    code = FAULTS.format(size=size)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(Path(fedgpt2.__file__).parents[1])},
+    )
+    assert int(done.stdout) < 400
