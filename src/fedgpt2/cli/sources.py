@@ -50,7 +50,7 @@ def refuse_unknown_environment(flags: Sequence[Flag]) -> None:
 def suggestion(name: str, names: Iterable[str]) -> str:
     """A hint at the name that was probably meant; empty without one."""
     ordered = sorted(names)
-    near = [full for full in ordered if full.startswith(name)] or difflib.get_close_matches(name, ordered, 1)
+    near = [full for full in ordered if full.startswith(name)] or difflib.get_close_matches(name, ordered, 1, 0.75)
     return f"; did you mean {near[0]}?" if near else ""
 
 

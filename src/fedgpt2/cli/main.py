@@ -1,0 +1,77 @@
+"""`fedgpt2 COMMAND …`: finds the command, and turns every failure into one line and an exit code.
+
+A command is a module with `main(argv) -> int`; it is imported when it is asked for, and imports what is heavy
+(torch, bittensor, aiohttp) after its flags are read.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from fedgpt2 import __version__
+from fedgpt2.cli.sources import suggestion
+from fedgpt2.errors import FedGPT2Error, UsageError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "demo": ("fedgpt2.cli.demo", "watch a GPT-2 learn from four honest miners and a hostile one, on this machine"),
+    "miner": ("fedgpt2.cli.miner", "compute gradients for validators"),
+    "validator": ("fedgpt2.cli.validator", "train a GPT-2 with the gradients of miners"),
+    "sample": ("fedgpt2.cli.sample", "text from a checkpoint of a run"),
+    "export": ("fedgpt2.cli.export", "a run's model as a directory that transformers opens"),
+    "bench": ("fedgpt2.cli.benches", "measure transport, compute or a whole round against baselines"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code: 0 done, 2 bad usage, 1 anything else, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = words[0] if words else ""
+    try:
+        return _dispatch(name, words[1:])
+    except FedGPT2Error as error:
+        return _complain(name, str(error), error.exit_code)
+    except BrokenPipeError:
+        # the reader of our output has left: nothing more to say, and nothing to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _complain(name, str(error), 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(name: str, rest: list[str]) -> int:
+    if name in COMMANDS:
+        return _run(COMMANDS[name][0], rest)
+    if name in ("-h", "--help", ""):
+        print(_help())
+        return 0 if name else UsageError.exit_code
+    if name == "--version":
+        print(f"fedgpt2 {__version__}")
+        return 0
+    what = "flag" if name.startswith("-") else "command"
+    raise UsageError(f"unknown {what} {name}{suggestion(name, [*COMMANDS, '--help', '--version'])}")
+
+
+def _run(module: str, rest: list[str]) -> int:
+    try:
+        code: int = importlib.import_module(module).main(rest)
+    except SystemExit as left:  # --help leaves this way
+        return left.code if isinstance(left.code, int) else 0
+    return code
+
+
+def _complain(name: str, text: str, code: int) -> int:
+    who = f"fedgpt2 {name}" if name in COMMANDS else "fedgpt2"
+    print(f"{who}: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _help() -> str:
+    lines = ["usage: fedgpt2 COMMAND [--NAME VALUE ...]", ""]
+    lines += [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
+    lines += ["", "fedgpt2 COMMAND --help lists a command's settings; fedgpt2 --version names this version."]
+    return "\n".join(lines)

@@ -1,0 +1,18 @@
+"""`fedgpt2 miner`."""
+
+import functools
+from collections.abc import Sequence
+
+from fedgpt2.cli.parsing import parse
+from fedgpt2.config import MinerConfig
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve gradients until stopped; the exit code."""
+    config = parse(MinerConfig, argv, prog="fedgpt2 miner", about="Computes gradients for validators until stopped.")
+    from fedgpt2.miner.program import run_miner
+    from fedgpt2.network.loop import run
+
+    return run(lambda stop: run_miner(config, stop, functools.partial(print, flush=True)))

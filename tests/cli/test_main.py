@@ -1,0 +1,128 @@
+"""Commands, their help, and how failures leave."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fedgpt2 import __version__
+from fedgpt2.cli import main as entry
+from fedgpt2.errors import CorpusError, UsageError
+
+SRC = Path(__file__).parents[2] / "src"
+
+
+def python(*argv: str, cwd: Path = SRC) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter; it finds the package by itself only where a script lies beside it."""
+    path = {} if argv[0].endswith(".py") else {"PYTHONPATH": str(SRC)}
+    return subprocess.run(
+        [sys.executable, *argv], capture_output=True, text=True, timeout=60, cwd=cwd, env=path, check=False
+    )
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The miner's command replaced by one that does what the test says."""
+    behaviour = SimpleNamespace(failure=None, code=0)
+
+    def run(argv: list[str]) -> int:
+        if behaviour.failure is not None:
+            raise behaviour.failure
+        behaviour.argv = argv
+        return behaviour.code
+
+    module = SimpleNamespace(main=run)
+    monkeypatch.setattr(entry.importlib, "import_module", lambda name: module)
+    return behaviour
+
+
+def test_a_command_gets_its_words_and_gives_its_code(command: SimpleNamespace) -> None:
+    command.code = 7
+    assert entry.main(["miner", "--device", "cpu"]) == 7
+    assert command.argv == ["--device", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "line"),
+    [
+        (UsageError("no such flag"), 2, "fedgpt2 miner: no such flag\n"),
+        (CorpusError("two\n  lines"), 1, "fedgpt2 miner: two lines\n"),
+        (PermissionError(13, "Permission denied", "x"), 1, "fedgpt2 miner: [Errno 13] Permission denied: 'x'\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (SystemExit(0), 0, ""),
+        (SystemExit(None), 0, ""),
+    ],
+)
+def test_every_failure_is_one_line_and_a_code(
+    failure: BaseException, code: int, line: str, command: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.failure = failure
+    assert entry.main(["miner"]) == code
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["mine"], "fedgpt2: unknown command mine; did you mean miner?"),
+        (["--foo"], "fedgpt2: unknown flag --foo"),
+        (["bench", "nothing"], "fedgpt2 bench: unknown bench nothing"),
+        (["miner", "--foo"], "fedgpt2 miner: unknown flag --foo"),
+    ],
+)
+def test_unknown_words_exit_2(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(words) == 2
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fedgpt2 {__version__}\n"
+    assert entry.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("demo", "miner", "validator"))
+    assert entry.main([]) == 2
+
+
+@pytest.mark.parametrize("name", entry.COMMANDS)
+def test_every_listed_command_exists_and_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main([name, "--help"]) == 0
+    assert f"usage: fedgpt2 {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", ["-m fedgpt2 --help", "-m fedgpt2 miner --help", "validator.py --help"])
+def test_help_answers_in_half_a_second(line: str) -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert python(*line.split()).returncode == 0
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("name", ["miner", "validator"])
+def test_the_scripts_run_from_anywhere_without_an_install(name: str, tmp_path: Path) -> None:
+    answer = python(str(SRC / f"{name}.py"), "--nonsense", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert answer.stderr == f"fedgpt2 {name}: unknown flag --nonsense\n"
+
+
+def test_a_bad_flag_imports_nothing_heavy() -> None:
+    code = "import sys; from fedgpt2.cli.main import main; main(['validator', '--nonsense']); print(*sys.modules)"
+    loaded = {name.partition(".")[0] for name in python("-c", code).stdout.split()}
+    assert "jsonargparse" in loaded
+    assert not loaded & {"torch", "bittensor", "aiohttp", "numpy", "rich", "tiktoken"}
+
+
+def test_a_reader_that_leaves_early_is_no_traceback() -> None:
+    command = [sys.executable, "-m", "fedgpt2", "validator", "--help"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"PYTHONPATH": str(SRC)}
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert "Traceback" not in child.stderr.read()
