@@ -1,0 +1,206 @@
+"""HTTP pieces of a server: typed refusals, messages and blobs in and out, the listening socket.
+
+Nothing is read of a body before its request is accepted. `Expect: 100-continue` is answered only then, so an honest
+sender has not sent it either; one that sent it all the same finds the connection closed after the refusal.
+"""
+
+import asyncio
+import errno
+import re
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+
+from fedgpt2.errors import NetworkError, PeerError, PortInUseError, ProtocolError, Reason, SetupError
+from fedgpt2.network.blobs import Blob, Incoming, pump
+from fedgpt2.protocol.messages import RefusalBody, encode
+from fedgpt2.protocol.statuses import http_status
+
+__all__ = [
+    "READ_BUFFER",
+    "Server",
+    "content_range",
+    "hold_body",
+    "read_message",
+    "receive_blob",
+    "refusal_response",
+    "refusals",
+    "send_blob",
+]
+
+READ_BUFFER = 1 << 20  # bytes the reader of a body may run ahead (twice that at most)
+_KEEP_ALIVE = 75.0  # seconds an idle connection stays open; also the time a caller has for its headers
+_LINGER = 0.5  # seconds a refused sender has to read the refusal before its connection is closed
+_RANGE = re.compile(r"bytes=([0-9]{1,16})-", re.ASCII)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _Refusal(web.Response):
+    """A refusal that may come before the body: then the connection closes, after a moment in which nothing is read."""
+
+    _unread = False
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        self._unread = not request.content.is_eof()
+        if self._unread:
+            self.force_close()
+        return await super().prepare(request)
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        await super().write_eof(data)
+        if self._unread:
+            await asyncio.sleep(_LINGER)
+
+
+def refusal_response(error: PeerError) -> web.Response:
+    """The answer to a request that is refused: a RefusalBody, with the status of its reason."""
+    body = encode(RefusalBody(reason=error.reason.value, detail=error.detail[:500]))
+    return _Refusal(status=http_status(error.reason), body=body, content_type="application/json")
+
+
+@web.middleware
+async def refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Middleware: every PeerError of a handler becomes its refusal."""
+    try:
+        return await handler(request)
+    except PeerError as error:
+        return refusal_response(error)
+
+
+async def hold_body(request: web.Request) -> None:
+    """`expect_handler` for routes with a body: do not invite it yet; the readers below do, once it is accepted."""
+
+
+async def read_message(request: web.Request, limit: int, *, seconds: float = 10.0) -> bytes:
+    """The body of a request that carries a message.
+
+    Raises, before a byte is read: Refused-like ProtocolError(wrong_length) without Content-Length,
+    ProtocolError(too_large) over `limit` bytes; then NetworkError(timed_out | cut_off) if it does not arrive within
+    `seconds`.
+    """
+    length = _announced(request)
+    if length > limit:
+        raise ProtocolError(f"message of {length} bytes, the limit is {limit}", Reason.TOO_LARGE)
+    await _invite(request)
+    try:
+        async with asyncio.timeout(seconds):
+            return await request.content.readexactly(length)
+    except TimeoutError as error:
+        raise NetworkError(Reason.TIMED_OUT, f"message did not arrive within {seconds:g} s") from error
+    except (asyncio.IncompleteReadError, web.RequestPayloadError, ConnectionError) as error:
+        raise NetworkError(Reason.CUT_OFF, "message was cut off") from error
+
+
+async def receive_blob(request: web.Request, incoming: Incoming, *, progress_seconds: float) -> Blob:
+    """The blob of a PUT, or the rest of it from `incoming.have` on.
+
+    Raises ProtocolError(wrong_length) before a byte is read unless Content-Length is exactly what is missing and,
+    for a rest, Content-Range says so; later what `pump` and `Incoming.finish` raise. What arrived is kept.
+    """
+    length = _announced(request)
+    have, whole = incoming.have, incoming.ref.length
+    if length != whole - have:
+        raise ProtocolError(f"body of {length} bytes, {whole - have} are missing", Reason.WRONG_LENGTH)
+    named = request.headers.get("Content-Range")
+    if named != content_range(have, whole) and (have or named is not None):
+        raise ProtocolError(f"Content-Range {str(named)[:60]}, not {content_range(have, whole)}", Reason.WRONG_LENGTH)
+    await _invite(request)
+    await pump(request.content, incoming, progress_seconds)
+    return await incoming.finish()
+
+
+async def send_blob(request: web.Request, blob: Blob, *, progress_seconds: float = 30.0) -> web.StreamResponse:
+    """Answer with a blob, or with its rest for `Range: bytes=N-` (206; 416 if there is none).
+
+    A receiver that takes no byte for `progress_seconds` is cut off: raises NetworkError(timed_out | cut_off), when
+    the connection is beyond an answer.
+    """
+    whole = blob.ref.length
+    asked = _RANGE.fullmatch(request.headers.get("Range", ""))
+    start = int(asked[1]) if asked else 0
+    if start >= whole:
+        return web.Response(status=416, headers={"Content-Range": f"bytes */{whole}"})
+    response = web.StreamResponse(status=206 if asked else 200, headers={"Accept-Ranges": "bytes"})
+    response.content_type = "application/octet-stream"
+    response.content_length = whole - start
+    if asked:
+        response.headers["Content-Range"] = content_range(start, whole)
+    await response.prepare(request)
+    await _write(response, blob, start, progress_seconds)
+    return response
+
+
+def content_range(start: int, whole: int) -> str:
+    """Content-Range of the bytes from `start` to the end of `whole`."""
+    return f"bytes {start}-{whole - 1}/{whole}"
+
+
+async def _write(response: web.StreamResponse, blob: Blob, start: int, progress_seconds: float) -> None:
+    clock = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(progress_seconds) as limit:
+            for part in blob.slices(start):
+                await response.write(part)
+                limit.reschedule(clock.time() + progress_seconds)
+            await response.write_eof()
+    except TimeoutError as error:
+        response.force_close()
+        raise NetworkError(Reason.TIMED_OUT, f"nobody read for {progress_seconds:g} s") from error
+    except ConnectionError as error:
+        raise NetworkError(Reason.CUT_OFF, "the receiver hung up") from error
+
+
+def _announced(request: web.Request) -> int:
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise ProtocolError("bodies are sent as they are, without Content-Encoding")
+    if request.content_length is None:
+        raise ProtocolError("send Content-Length", Reason.WRONG_LENGTH)
+    return request.content_length
+
+
+async def _invite(request: web.Request) -> None:
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+class Server:
+    """An application listening on one host and port (0 takes a free one)."""
+
+    def __init__(self, app: web.Application, host: str, port: int) -> None:
+        self.host = host
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=1.0,
+            keepalive_timeout=_KEEP_ALIVE,
+            lingering_time=0.0,  # a refused body is not read, not even to be polite
+            read_bufsize=READ_BUFFER,
+            auto_decompress=False,
+        )
+        self._wanted = port
+        self._site: web.TCPSite | None = None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on once started."""
+        return self._site.port if self._site else self._wanted
+
+    async def start(self) -> None:
+        """Listen. Raises PortInUseError, or SetupError if the address is not ours to listen on."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self.host, self._wanted)
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            if error.errno == errno.EADDRINUSE:
+                message = f"port {self._wanted} of {self.host} is in use; choose another with --axon.port"
+                raise PortInUseError(message) from error
+            raise SetupError(f"cannot listen on {self.host}:{self._wanted}: {error.strerror or error}") from error
+        self._site = site
+
+    async def stop(self) -> None:
+        """Stop listening and close every connection, giving requests in flight a second."""
+        await self._runner.cleanup()
