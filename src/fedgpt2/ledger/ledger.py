@@ -1,8 +1,8 @@
 """The ledger: an append-only SQLite file whose transactions are the only commit point of a run.
 
 Entries form a hash chain: head_n = SHA-256(head_{n-1} ‖ body_n), head_0 = SHA-256(run_id). An entry is a finished
-round, or a resume that takes rounds after the last checkpoint back; nothing is ever rewritten, so a head in a receipt
-stays checkable for good.
+round, a checkpoint written after one, or a resume that takes rounds after the last checkpoint back; nothing is ever
+rewritten, so a head in a receipt stays checkable for good.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS admissions (
     work_id TEXT NOT NULL, digest TEXT NOT NULL, tokens INTEGER NOT NULL,
     PRIMARY KEY (round, attempt, hotkey)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS entries (
-    seq INTEGER PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('round', 'resume')),
+    seq INTEGER PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('round', 'resume', 'checkpoint')),
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, checkpoint TEXT, body TEXT NOT NULL, head TEXT NOT NULL);
 """
 
@@ -149,6 +149,10 @@ class Ledger:
             raise RunDirectoryError(f"{self._path}: round {number} after round {self.last_round()}")
         return self._append("round", number, attempt, checkpoint, row)
 
+    def commit_checkpoint(self, number: int, attempt: int, checkpoint: str) -> Digest:
+        """Name a checkpoint of the last round, written after the round was committed."""
+        return self._append("checkpoint", number, attempt, checkpoint, {"checkpoint": checkpoint, "round": number})
+
     def commit_resume(self, number: int, attempt: int) -> Digest:
         """Take back every round after `number`; later rounds run as `attempt`."""
         return self._append("resume", number, attempt, None, {"resumed_after": number, "attempt": attempt})
@@ -171,7 +175,7 @@ class Ledger:
         for kind, number, body in self._rows("SELECT kind, round, body FROM entries ORDER BY seq"):
             if kind == "resume":
                 standing = {r: b for r, b in standing.items() if r <= int(str(number))}
-            else:
+            elif kind == "round":
                 standing[int(str(number))] = str(body)
         return [standing[number] for number in sorted(standing)]
 

@@ -1,0 +1,1 @@
+"""The validator: holds the model and the only optimizer, and runs the round."""

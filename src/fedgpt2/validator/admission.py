@@ -1,0 +1,104 @@
+"""Admission: what a contribution must be before it can touch the model. Pure; refusals are values.
+
+Who could hurt the model, and where it is stopped:
+
+    another party's answer, an old answer, one over other weights     check_contribution (before a byte is fetched)
+    other names, shapes or dtypes, a wrong size                       protocol.tensors.read_header (before the data)
+    a changed body                                                    its BLAKE3, while receiving
+    NaN, Inf, a huge norm                                             check_values
+    the same gradient twice                                           admit
+    an answer after the deadline                                      the round stops waiting
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import Tensor
+
+from fedgpt2 import codec
+from fedgpt2.config import Limits
+from fedgpt2.errors import Culprit, PeerError, Reason, Refused
+from fedgpt2.model.state import FlatState
+from fedgpt2.protocol.messages import Contribution, Order
+from fedgpt2.types import WorkId
+from fedgpt2.validator.peers import Outcome
+
+__all__ = ["Status", "Verdict", "admit", "check_contribution", "check_values"]
+
+
+class Status(StrEnum):
+    """What became of a miner's share of a round."""
+
+    ADMITTED = "admitted"
+    REFUSED = "refused"  # an answer came and is not accepted
+    FAILED = "failed"  # no answer came
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An outcome and what was decided of it; `values` is the gradient, [d] fp32, of an admitted one."""
+
+    outcome: Outcome
+    status: Status
+    failure: PeerError | None = None
+    values: Tensor | None = None
+    norm: float | None = None
+
+
+def check_contribution(order: Order, work_id: WorkId, contribution: Contribution, header_limit: int) -> None:
+    """Check what an answer says of itself against the order it answers. Raises Refused, blamed on the miner."""
+    if (contribution.run_id, contribution.round, contribution.work_id) != (order.run_id, order.round, work_id):
+        raise _refused(Reason.WRONG_ORDER, f"answers round {contribution.round}, not this order")
+    if (contribution.sender, contribution.receiver) != (order.receiver, order.sender):
+        raise _refused(Reason.WRONG_RECEIVER, "names another sender or receiver")
+    if contribution.parent != order.parent:
+        raise _refused(Reason.WRONG_PARENT, f"a gradient over {contribution.parent[:12]}, not {order.parent[:12]}")
+    blob = contribution.blob
+    if blob.codec not in order.answer_codecs:
+        raise _refused(Reason.UNSUPPORTED_CODEC, f"codec {blob.codec[:40]!r} was not offered")
+    data = codec.get(blob.codec).data_bytes(order.model.schema())
+    if blob.length > order.caps.answer_bytes:
+        raise _refused(Reason.TOO_LARGE, f"{blob.length} bytes, the cap is {order.caps.answer_bytes}")
+    if not data < blob.length <= data + 8 + header_limit:
+        raise _refused(Reason.WRONG_LENGTH, f"{blob.length} bytes cannot hold {data} bytes of tensors")
+
+
+def check_values(values: FlatState, largest_norm: float) -> float:
+    """Norm of a gradient, if it is finite and within bounds. Raises Refused(non_finite | norm_bound).
+
+    The norm is summed in float64, where fp32 values cannot overflow: it is finite if and only if they all are.
+    """
+    norm = values.norm()
+    if not math.isfinite(norm):
+        raise _refused(Reason.NON_FINITE, "holds NaN or Inf")
+    if norm > largest_norm:
+        raise _refused(Reason.NORM_BOUND, f"norm {norm:.3g}, the bound is {largest_norm:g}")
+    return norm
+
+
+def admit(outcomes: Sequence[Outcome], limits: Limits) -> list[Verdict]:
+    """Judge every outcome of a round, in order; of equal bodies the first keeps its place."""
+    seen: set[str] = set()
+    return [_judge(outcome, limits, seen) for outcome in outcomes]
+
+
+def _judge(outcome: Outcome, limits: Limits, seen: set[str]) -> Verdict:
+    if outcome.answer is None:
+        return Verdict(outcome, Status.REFUSED if outcome.answered else Status.FAILED, outcome.failure)
+    answer, schema = outcome.answer, outcome.ticket.order.model.schema()
+    try:
+        digest = answer.contribution.blob.digest
+        if digest in seen:
+            raise _refused(Reason.DUPLICATE, "the same body as another miner's")
+        seen.add(digest)
+        decoded = codec.get(answer.contribution.blob.codec).decode(answer.layout, schema, answer.data)
+        norm = check_values(FlatState(schema, decoded), limits.gradient_norm)
+    except Refused as failure:
+        return Verdict(outcome, Status.REFUSED, failure)
+    return Verdict(outcome, Status.ADMITTED, None, decoded, norm)
+
+
+def _refused(reason: Reason, detail: str) -> Refused:
+    return Refused(reason, detail, Culprit.MINER)

@@ -1,0 +1,143 @@
+"""One miner's share of a round over HTTP: order, state, answer, gradient.
+
+A broken link is tried again, with the same order and from the byte reached, until the round's deadline or until the
+miner has not been reachable for a while; everything else ends the exchange.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from fedgpt2 import codec
+from fedgpt2.config import Limits
+from fedgpt2.errors import Culprit, NetworkError, PeerError, ProtocolError, Reason, Refused
+from fedgpt2.identity.signing import open_envelope
+from fedgpt2.network.blobs import Blob, Incoming
+from fedgpt2.network.client import AxonClient
+from fedgpt2.protocol.messages import Contribution, Envelope, Failure
+from fedgpt2.protocol.tensors import Layout, read_header
+from fedgpt2.types import Digest
+from fedgpt2.validator.admission import check_contribution
+from fedgpt2.validator.peers import Answer, Outcome, Parcel, Ticket, Traffic
+
+__all__ = ["Exchange"]
+
+_POLL_SECONDS = 30.0
+_PAUSES = (0.2, 0.4, 0.8, 1.6)  # before each new try; after the last the miner counts as unreachable
+
+
+class Exchange:
+    """State of one exchange: what has been received survives a broken link."""
+
+    def __init__(
+        self,
+        client: AxonClient,
+        ticket: Ticket,
+        parcels: Mapping[Digest, Parcel],
+        limits: Limits,
+        traffic: Traffic,
+        lease: Callable[[int], memoryview],
+    ) -> None:
+        self._client = client
+        self._ticket = ticket
+        self._parcels = parcels
+        self._limits = limits
+        self._traffic = traffic
+        self._lease = lease
+        self._began = time.monotonic()
+        self._layout: Layout | None = None
+        self._incoming: Incoming | None = None
+        self._contribution: Contribution | None = None
+        self._judging = False  # an answer came: what is wrong from here on is wrong with it
+
+    async def run(self) -> Outcome:
+        """The outcome; raises nothing but CancelledError."""
+        down, up = self._client.bytes_sent, self._client.bytes_received
+        outcome = Outcome(self._ticket, traffic=self._traffic)
+        try:
+            return replace(outcome, answer=await self._persist(), answered=True)
+        except PeerError as failure:
+            return replace(outcome, failure=failure, answered=self._judging and failure.culprit is Culprit.MINER)
+        finally:
+            self._traffic.bytes_down += self._client.bytes_sent - down
+            self._traffic.bytes_up += self._client.bytes_received - up
+
+    async def _persist(self) -> Answer:
+        pauses = iter(_PAUSES)
+        while True:
+            reached = self._progress()
+            try:
+                return await self._attempt()
+            except NetworkError:
+                if self._progress() != reached:
+                    pauses = iter(_PAUSES)
+                pause = next(pauses, None)
+                if pause is None:
+                    raise
+                await asyncio.sleep(pause)
+
+    def _progress(self) -> int:
+        return self._incoming.have if self._incoming else 0
+
+    async def _attempt(self) -> Answer:
+        accepted = await self._client.post_order(self._ticket.envelope)
+        for lack in accepted.lacks:
+            await self._client.put_blob(self._parcel(lack.digest), lack.have)
+        self._traffic.sent = self._traffic.sent or self._elapsed()
+        envelope = await self._answer()
+        self._traffic.described = self._traffic.described or self._elapsed()
+        contribution = self._open(envelope)
+        blob = await self._fetch(contribution)
+        self._traffic.received = self._elapsed()
+        if self._layout is None:
+            raise ProtocolError("a body without a header", culprit=Culprit.MINER)
+        return Answer(contribution, self._layout, blob.data)
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began
+
+    def _parcel(self, digest: str) -> Blob:
+        parcel = self._parcels.get(Digest(digest))
+        if parcel is None:
+            raise ProtocolError(f"asks for a blob that no order names: {digest[:12]}", culprit=Culprit.MINER)
+        return Blob(parcel.ref, parcel.header, parcel.data)
+
+    async def _answer(self) -> Envelope:
+        while True:
+            status = await self._client.wait(self._ticket.work_id, _POLL_SECONDS)
+            if status.answer is not None:
+                return status.answer
+
+    def _open(self, envelope: Envelope) -> Contribution:
+        """The contribution in a signed answer, checked against the order. Raises Refused or ProtocolError."""
+        order, miner = self._ticket.order, self._ticket.seat.hotkey
+        if envelope.kind == "failure":
+            failure = open_envelope(envelope, "failure", Failure, signer=miner)
+            raise Refused(_reason(failure.reason), f"the miner says: {failure.detail}"[:300])
+        self._judging = True
+        contribution = open_envelope(envelope, "contribution", Contribution, signer=miner)
+        check_contribution(order, self._ticket.work_id, contribution, self._limits.header_bytes)
+        return contribution
+
+    async def _fetch(self, contribution: Contribution) -> Blob:
+        if self._incoming is None or self._contribution != contribution:
+            self._contribution = contribution
+            self._incoming = Incoming(
+                contribution.blob, header_limit=self._limits.header_bytes, open_data=self._open_data
+            )
+        return await self._client.get_blob(self._incoming)
+
+    def _open_data(self, header: bytes) -> memoryview:
+        """Destination of the data, once its header describes exactly the gradient asked for."""
+        which = codec.get(self._incoming.ref.codec if self._incoming else "")
+        schema = self._ticket.order.model.schema()
+        self._layout = read_header(header, schema, which.dtype)
+        return self._lease(self._layout.data_bytes)
+
+
+def _reason(word: str) -> Reason:
+    try:
+        return Reason(word)
+    except ValueError:
+        return Reason.COMPUTE_FAILED

@@ -1,0 +1,211 @@
+"""The miners over HTTP: who is present, and one exchange a miner a round.
+
+A bad peer costs itself, never the round: each exchange is a task of its own, every wait in it has a limit, and what
+goes wrong becomes the outcome of that one ticket.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+
+import aiohttp
+import torch
+
+from fedgpt2.config import Axons, Limits
+from fedgpt2.errors import NetworkError, NoMinersError, PeerError, Reason, Refused
+from fedgpt2.identity.pins import KeyBook
+from fedgpt2.identity.signing import Signer
+from fedgpt2.network.address import Address
+from fedgpt2.network.client import AxonClient
+from fedgpt2.protocol.messages import Receipt
+from fedgpt2.types import Digest, Hotkey
+from fedgpt2.validator.exchange import Exchange
+from fedgpt2.validator.peers import Outcome, Parcel, Seat, Ticket, Traffic
+
+__all__ = ["HttpPeers"]
+
+_PROBE_SECONDS = 1.0  # between two tries to reach an axon that does not answer
+_RECEIPT_SECONDS = 10.0
+
+
+class HttpPeers:
+    """Implements `validator.peers.Peers` over sockets."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        signer: Signer,
+        axons: Axons,
+        addresses: Sequence[Address],
+        limits: Limits,
+        book: KeyBook,
+        *,
+        record: Callable[[str, Hotkey], None],
+        notice: Callable[[str], None],
+    ) -> None:
+        self._signer = signer
+        self._axons = axons
+        self._limits = limits
+        self._book = book
+        self._record = record
+        self._notice = notice
+        self._clients = {str(address): AxonClient(session, signer, address, limits) for address in addresses}
+        self._addresses = {str(address): address for address in addresses}
+        self._seats: dict[str, Seat] = {}  # axon -> the miner that answers there
+        self._trouble: dict[str, str] = {}  # axon -> why nobody does
+        self._changed = asyncio.Event()
+        self._buffers: dict[Hotkey, torch.Tensor] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Begin to look for the miners."""
+        for axon in self._clients:
+            self._spawn(self._watch(axon))
+
+    async def close(self) -> None:
+        """End every task; receipts under way get a moment."""
+        receipts = {task for task in self._tasks if task.get_name() == "receipt"}
+        if receipts:
+            await asyncio.wait(receipts, timeout=1)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- who is present ---
+
+    async def present(self, at_least: int) -> Sequence[Seat]:
+        """Miners that answer now, by axon. Raises NoMinersError with what is wrong at each axon."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._axons.wait_seconds):
+                while len(self._seats) < at_least or not self._all_probed():
+                    self._changed.clear()
+                    await self._changed.wait()
+        if len(self._seats) < at_least:
+            raise NoMinersError(self._why_nobody(at_least))
+        return [self._seats[axon] for axon in self._clients if axon in self._seats]
+
+    def _all_probed(self) -> bool:
+        return all(axon in self._seats or axon in self._trouble for axon in self._clients)
+
+    def _why_nobody(self, at_least: int) -> str:
+        trouble = "; ".join(f"{axon}: {why}" for axon, why in sorted(self._trouble.items()))
+        wanted = "no miner" if not self._seats else f"{len(self._seats)} of {at_least} miners"
+        return (
+            f"{wanted} answered within {self._axons.wait_seconds:g} s ({trouble or 'none tried'}); start miners first"
+        )
+
+    async def _watch(self, axon: str) -> None:
+        """Introduce ourselves to an axon until it answers, and again whenever it is lost."""
+        while True:
+            if axon not in self._seats:
+                await self._introduce(axon)
+            await asyncio.sleep(_PROBE_SECONDS)
+
+    async def _introduce(self, axon: str) -> None:
+        client, address = self._clients[axon], self._addresses[axon]
+        try:
+            info = await client.introduce()
+            shown = Hotkey(info.hotkey)
+            change = self._book.check(axon, address.hotkey, shown, self._axons.accept_new)
+        except PeerError as error:
+            self._in_trouble(axon, str(error))
+            return
+        if change is not None:
+            self._record(axon, shown)
+        self._trouble.pop(axon, None)
+        self._seats[axon] = Seat(shown, axon)
+        self._changed.set()
+
+    def _in_trouble(self, axon: str, why: str) -> None:
+        if self._trouble.get(axon) != why:
+            self._notice(f"{axon}: {why}; going on without it")
+        self._trouble[axon] = why
+        self._changed.set()
+
+    def _lost(self, axon: str, why: str) -> None:
+        if self._seats.pop(axon, None):
+            self._book.release(axon)
+            self._in_trouble(axon, why)
+
+    # --- a round ---
+
+    async def gather(
+        self, tickets: Sequence[Ticket], parcels: Mapping[Digest, Parcel], *, deadline: float, quorum: float
+    ) -> Sequence[Outcome]:
+        """One outcome a ticket, in order; no transfer of `parcels` is under way when this returns."""
+        traffic = [Traffic() for _ in tickets]
+        tasks = [
+            asyncio.create_task(self._exchange(ticket, parcels, spent))
+            for ticket, spent in zip(tickets, traffic, strict=True)
+        ]
+        try:
+            await _enough(tasks, math.ceil(quorum * len(tasks)), deadline)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return [
+            self._late(ticket, spent) if task.cancelled() else task.result()
+            for ticket, task, spent in zip(tickets, tasks, traffic, strict=True)
+        ]
+
+    async def _exchange(self, ticket: Ticket, parcels: Mapping[Digest, Parcel], traffic: Traffic) -> Outcome:
+        exchange = Exchange(
+            self._clients[ticket.seat.axon], ticket, parcels, self._limits, traffic, self._buffer(ticket)
+        )
+        outcome = await exchange.run()
+        if isinstance(outcome.failure, NetworkError) and outcome.failure.reason is Reason.UNREACHABLE:
+            self._lost(ticket.seat.axon, str(outcome.failure))
+        return outcome
+
+    def _buffer(self, ticket: Ticket) -> Callable[[int], memoryview]:
+        """A miner's receive buffer, allocated once: a fresh 498 MB costs 0.2 s to touch."""
+
+        def lease(size: int) -> memoryview:
+            buffer = self._buffers.get(ticket.seat.hotkey)
+            if buffer is None or buffer.numel() != size:
+                buffer = self._buffers[ticket.seat.hotkey] = torch.empty(size, dtype=torch.uint8)
+            return buffer.numpy().data
+
+        return lease
+
+    def _late(self, ticket: Ticket, traffic: Traffic) -> Outcome:
+        self._spawn(self._cancel(ticket))
+        return Outcome(ticket, failure=Refused(Reason.LATE, "no answer by the deadline"), traffic=traffic)
+
+    async def _cancel(self, ticket: Ticket) -> None:
+        with suppress(PeerError):
+            await self._clients[ticket.seat.axon].cancel(ticket.work_id)
+
+    # --- after a round ---
+
+    def deliver(self, receipts: Mapping[Hotkey, Receipt]) -> None:
+        """Send receipts in the background to those who are present."""
+        for seat in self._seats.values():
+            if seat.hotkey in receipts:
+                self._spawn(self._deliver(seat, receipts[seat.hotkey]), name="receipt")
+
+    async def _deliver(self, seat: Seat, receipt: Receipt) -> None:
+        try:
+            async with asyncio.timeout(_RECEIPT_SECONDS):
+                await self._clients[seat.axon].deliver_receipt(self._signer.seal("receipt", receipt))
+        except (PeerError, TimeoutError) as error:
+            self._notice(f"{seat.axon}: receipt of round {receipt.round} not delivered ({error or 'timed out'})")
+
+    def _spawn(self, work: Coroutine[None, None, None], name: str = "peer") -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _enough(tasks: Sequence[asyncio.Task[Outcome]], wanted: int, deadline: float) -> None:
+    """Wait until `wanted` tasks brought an answer, all are done, or the deadline."""
+    pending = set(tasks)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(deadline):
+            while pending:
+                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                if sum(task.done() and task.result().answer is not None for task in tasks) >= wanted:
+                    return

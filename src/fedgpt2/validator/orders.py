@@ -1,0 +1,68 @@
+"""Writing a round's orders: a pure function of the round, the model's digest and who is present.
+
+A restarted validator writes the same bytes, hence the same work_ids, and so finds the answers already computed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedgpt2.codec import Codec
+from fedgpt2.data.assignment import Assignment as Share
+from fedgpt2.data.corpus import Corpus
+from fedgpt2.identity.signing import Signer
+from fedgpt2.protocol.digests import work_id
+from fedgpt2.protocol.messages import Assignment, BlobRef, Caps, Order
+from fedgpt2.types import Digest, ModelShape
+from fedgpt2.validator.peers import Parcel, Seat, Ticket
+
+__all__ = ["OrderBook"]
+
+
+@dataclass(frozen=True)
+class OrderBook:
+    """What every order of a run has in common, and how to write one."""
+
+    signer: Signer
+    run_id: str
+    model: ModelShape
+    corpus: Corpus
+    manifest: Parcel
+    answer_codec: Codec
+    windows: int
+    budget_seconds: float
+    header_bytes: int
+
+    def write(
+        self, number: int, attempt: int, parent: Digest, state: BlobRef, seats: Sequence[tuple[Seat, int]]
+    ) -> list[Ticket]:
+        """One signed order for each (seat, slot)."""
+        return [self._ticket(number, attempt, parent, state, seat, slot) for seat, slot in seats]
+
+    def _ticket(self, number: int, attempt: int, parent: Digest, state: BlobRef, seat: Seat, slot: int) -> Ticket:
+        share = self.corpus.assign(number, slot, self.windows)
+        order = Order(
+            run_id=self.run_id,
+            round=number,
+            attempt=attempt,
+            sender=self.signer.hotkey,
+            receiver=seat.hotkey,
+            parent=parent,
+            model=self.model,
+            state=(state,),
+            assignment=self._assignment(share),
+            answer_codecs=(self.answer_codec.name,),
+            caps=Caps(answer_bytes=self.answer_codec.data_bytes(self.model.schema()) + self.header_bytes),
+            budget_seconds=self.budget_seconds,
+        )
+        envelope = self.signer.seal("order", order)
+        tokens = order.n_windows * self.corpus.manifest.seq_len
+        return Ticket(seat, order, envelope, work_id(envelope.payload), tokens)
+
+    def _assignment(self, share: Share) -> Assignment:
+        return Assignment(
+            manifest=self.manifest.ref.digest,
+            manifest_length=self.manifest.ref.length,
+            slot=share.slot,
+            pages=share.pages,
+            windows=share.windows,
+        )

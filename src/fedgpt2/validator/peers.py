@@ -1,0 +1,95 @@
+"""The port through which a round talks to miners, and the values that pass through it.
+
+HTTP implements it over sockets (http_peers.py); a simulation implements it in one process.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fedgpt2.errors import PeerError
+from fedgpt2.protocol.messages import BlobRef, Contribution, Envelope, Order, Receipt
+from fedgpt2.protocol.tensors import Layout
+from fedgpt2.types import Digest, Hotkey, WorkId
+
+__all__ = ["Answer", "Outcome", "Parcel", "Peers", "Seat", "Ticket", "Traffic"]
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A miner that is present: its key and where it answers."""
+
+    hotkey: Hotkey
+    axon: str
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """An order, signed, with the name of the work it asks for and the tokens it assigns."""
+
+    seat: Seat
+    order: Order
+    envelope: Envelope
+    work_id: WorkId
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A body that orders name: its reference, header and data region (a view, never a copy)."""
+
+    ref: BlobRef
+    header: bytes
+    data: memoryview
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A contribution whose body has arrived whole and matches its digest; nothing else is known of it yet."""
+
+    contribution: Contribution
+    layout: Layout
+    data: memoryview
+
+
+@dataclass
+class Traffic:
+    """What one miner's share of a round cost: bytes by the validator's count, seconds by its clock."""
+
+    bytes_down: int = 0
+    bytes_up: int = 0
+    sent: float = 0.0  # the miner holds order and state
+    described: float = 0.0  # its answer is known
+    received: float = 0.0  # the gradient is here
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one ticket: an answer, or the failure that says why not.
+
+    `answered` tells a failure of an answer that came from one to get any.
+    """
+
+    ticket: Ticket
+    answer: Answer | None = None
+    failure: PeerError | None = None
+    answered: bool = False
+    traffic: Traffic = field(default_factory=Traffic)
+
+
+class Peers(Protocol):
+    """The miners, as a round sees them."""
+
+    async def present(self, at_least: int) -> Sequence[Seat]:
+        """Miners that answer now. Raises NoMinersError when fewer than `at_least` came in the time allowed."""
+        ...
+
+    async def gather(
+        self, tickets: Sequence[Ticket], parcels: Mapping[Digest, Parcel], *, deadline: float, quorum: float
+    ) -> Sequence[Outcome]:
+        """Order from all at once; one outcome a ticket, in order, at the latest after `deadline` seconds."""
+        ...
+
+    def deliver(self, receipts: Mapping[Hotkey, Receipt]) -> None:
+        """Send receipts, without holding up the caller."""
+        ...

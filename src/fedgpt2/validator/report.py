@@ -1,0 +1,135 @@
+"""What is said of a round: its line of rounds.jsonl and the receipts."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedgpt2.protocol.messages import Receipt
+from fedgpt2.types import Digest, Hotkey
+from fedgpt2.validator.admission import Status, Verdict
+from fedgpt2.validator.peers import Traffic
+
+__all__ = ["Clock", "Step", "receipts", "round_row"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the optimizer did: weights per admitted hotkey, or the reason why nothing was done."""
+
+    applied: bool
+    reason: str | None
+    lr: float
+    norm: float | None
+    weights: Mapping[Hotkey, float]
+
+
+class Clock:
+    """Seconds of the phases of a round, by the validator's monotonic clock."""
+
+    def __init__(self) -> None:
+        self._began = self._last = time.monotonic()
+        self._phases: dict[str, float] = {}
+
+    def mark(self, phase: str) -> None:
+        """End a phase: all time since the last mark is its."""
+        now = time.monotonic()
+        self._phases[phase] = self._phases.get(phase, 0.0) + now - self._last
+        self._last = now
+
+    def gathered(self, traffic: Sequence[Traffic]) -> None:
+        """End sending, waiting and receiving, which overlap between miners.
+
+        send ends when the last miner holds the state, wait when the last answer is known; receive is the rest.
+        """
+        now = time.monotonic()
+        total = now - self._last
+        sent = min(total, max((t.sent for t in traffic), default=0.0))
+        described = min(total, max((t.described for t in traffic), default=0.0))
+        self._phases["send"] = sent
+        self._phases["wait"] = max(0.0, described - sent) if described else total - sent
+        self._phases["receive"] = max(0.0, total - max(sent, described)) if described else 0.0
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase, and in total."""
+        return {"total": round(self._last - self._began, 4), **{k: round(v, 4) for k, v in self._phases.items()}}
+
+
+def round_row(
+    number: int,
+    parent: Digest,
+    model: Digest,
+    step: Step,
+    losses: Mapping[str, float | None],
+    verdicts: Sequence[Verdict],
+) -> dict[str, object]:
+    """The line of rounds.jsonl, without its seconds. `claimed_loss` is the only word of a miner in it."""
+    traffic = [verdict.outcome.traffic for verdict in verdicts]
+    return {
+        "round": number,
+        "parent": parent,
+        "model": model,
+        "applied": step.applied,
+        "reason": step.reason,
+        **losses,
+        "lr": step.lr,
+        "norm": step.norm,
+        "tokens": sum(v.outcome.ticket.tokens for v in verdicts if v.status is Status.ADMITTED),
+        "seconds": {},
+        "bytes": {"down": sum(t.bytes_down for t in traffic), "up": sum(t.bytes_up for t in traffic)},
+        "miners": [_miner_row(verdict, step) for verdict in verdicts],
+    }
+
+
+def _miner_row(verdict: Verdict, step: Step) -> dict[str, object]:
+    outcome, failure = verdict.outcome, verdict.failure
+    seat, traffic = outcome.ticket.seat, outcome.traffic
+    return {
+        "hotkey": seat.hotkey,
+        "axon": seat.axon,
+        "status": verdict.status.value,
+        "fault": failure.culprit.value if failure else None,
+        "reason": failure.reason.value if failure else None,
+        "detail": failure.detail if failure else None,
+        "claimed_loss": outcome.answer.contribution.claimed_loss if outcome.answer else None,
+        "tokens": outcome.ticket.tokens if verdict.status is Status.ADMITTED else 0,
+        "seconds": round(max(traffic.sent, traffic.described, traffic.received), 4),
+        "bytes_down": traffic.bytes_down,
+        "bytes_up": traffic.bytes_up,
+        "norm": verdict.norm,
+        "score": None,
+        "rating": None,
+        "weight": step.weights.get(seat.hotkey, 0.0),
+    }
+
+
+def receipts(
+    run_id: str, sender: Hotkey, row: Mapping[str, object], verdicts: Sequence[Verdict], step: Step, head: Digest
+) -> dict[Hotkey, Receipt]:
+    """A receipt for every miner that was given an order."""
+    return {
+        verdict.outcome.ticket.seat.hotkey: _receipt(run_id, sender, row, verdict, step, head) for verdict in verdicts
+    }
+
+
+def _receipt(
+    run_id: str, sender: Hotkey, row: Mapping[str, object], verdict: Verdict, step: Step, head: Digest
+) -> Receipt:
+    ticket, failure = verdict.outcome.ticket, verdict.failure
+    return Receipt(
+        run_id=run_id,
+        round=ticket.order.round,
+        sender=sender,
+        receiver=ticket.seat.hotkey,
+        work_id=ticket.work_id,
+        status=verdict.status.value,
+        reason=failure.reason.value if failure else None,
+        culprit=failure.culprit if failure else None,
+        detail=failure.detail[:500] if failure else "",
+        tokens=ticket.tokens if verdict.status is Status.ADMITTED else 0,
+        norm=verdict.norm,
+        weight=step.weights.get(ticket.seat.hotkey, 0.0),
+        applied=step.applied,
+        model=str(row["model"]),
+        ledger_head=head,
+    )

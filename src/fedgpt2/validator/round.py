@@ -1,0 +1,107 @@
+"""The round, on one page.
+
+Who could hurt the model, and where it is stopped: see `admission`, which each contribution passes before the mean.
+"""
+
+from collections.abc import Sequence
+
+from fedgpt2.aggregation import token_weights
+from fedgpt2.errors import Refused
+from fedgpt2.ledger.ledger import Admission
+from fedgpt2.network.loop import Stop
+from fedgpt2.network.threads import off_loop
+from fedgpt2.types import Digest
+from fedgpt2.validator.admission import Status, Verdict, admit
+from fedgpt2.validator.patience import Stopped, unless
+from fedgpt2.validator.peers import Seat
+from fedgpt2.validator.report import Clock, Step, receipts, round_row
+from fedgpt2.validator.run import Run
+
+__all__ = ["run_round"]
+
+
+async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str, object]:
+    """One round; returns its line of rounds.jsonl. Raises Stopped, with nothing changed, if told to before the step."""
+    config, training, directory = run.config, run.training, run.directory
+
+    # 1-3  select miners, assign each a disjoint slice, encode and digest the state once
+    seats = seat_slots(run, await unless(stop, run.peers.present(config.round.min_miners)))
+    clock = Clock()
+    snapshot = await off_loop(training.snapshot)
+    tickets = await off_loop(run.orders.write, number, attempt, snapshot.model, snapshot.parcel.ref, seats)
+    parcels = {Digest(p.ref.digest): p for p in (snapshot.parcel, run.orders.manifest)}
+    clock.mark("snapshot")
+
+    # 4  order from all at once; gather until the deadline or the quorum
+    gathering = run.peers.gather(tickets, parcels, deadline=config.round.deadline, quorum=config.round.quorum)
+    outcomes = await unless(stop, gathering)
+    clock.gathered([outcome.traffic for outcome in outcomes])
+
+    # 5-6  admit; the admitted set is committed before the step
+    verdicts = await unless(stop, off_loop(admit, outcomes, config.limits))
+    chosen = [verdict for verdict in verdicts if verdict.status is Status.ADMITTED]
+    admissions = [_admission(verdict) for verdict in chosen]
+    directory.ledger.admit(number, attempt, admissions)
+    clock.mark("admit")
+
+    # 7  the validator's own loss, on windows that nobody could know before the admitted set was fixed
+    windows = run.corpus.score(run.key, number, [a.digest for a in admissions], config.run.score_windows)
+    losses: dict[str, float | None] = {"train_loss": await unless(stop, off_loop(training.loss, windows))}
+    if number == 1:
+        losses["initial_val_loss"] = await unless(stop, off_loop(training.loss, run.report))
+    clock.mark("rank")
+
+    # 8-9  aggregate and step, or keep the weights and say why
+    step = await off_loop(_step, run, chosen, number, clock)
+
+    # 10  evaluate on schedule, checkpoint, commit; receipts leave after the commit
+    losses["val_loss"] = await _held_out_loss(run, number, stop)
+    clock.mark("evaluate")
+    row = round_row(number, snapshot.model, training.digest(), step, losses, verdicts)
+    due = number % config.checkpoint.every == 0
+    checkpoint = await off_loop(directory.save, number, training, {"attempt": attempt}) if due else None
+    clock.mark("checkpoint")
+    row = {**row, "seconds": clock.seconds()}
+    head = directory.commit(number, attempt, row, checkpoint, config.checkpoint.keep)
+    run.peers.deliver(receipts(directory.run_id, run.orders.signer.hotkey, row, verdicts, step, head))
+    return row
+
+
+def seat_slots(run: Run, seats: Sequence[Seat]) -> list[tuple[Seat, int]]:
+    """The miners that have a slot, each with its own for the whole run."""
+    ledger, most = run.directory.ledger, run.config.data.max_slots
+    slots = ((seat, ledger.slot_of(seat.hotkey, most)) for seat in seats)
+    return sorted(((seat, slot) for seat, slot in slots if slot is not None), key=lambda pair: pair[1])
+
+
+def _admission(verdict: Verdict) -> Admission:
+    ticket, answer = verdict.outcome.ticket, verdict.outcome.answer
+    digest = Digest(answer.contribution.blob.digest if answer else "")
+    return Admission(ticket.seat.hotkey, ticket.work_id, digest, ticket.tokens)
+
+
+def _step(run: Run, chosen: Sequence[Verdict], number: int, clock: Clock) -> Step:
+    """Mean by assigned tokens, then one optimizer step."""
+    if not chosen:
+        return Step(applied=False, reason="too_few", lr=0.0, norm=None, weights={})
+    weights = token_weights([verdict.outcome.ticket.tokens for verdict in chosen])
+    update = run.training.aggregate([v.values for v in chosen if v.values is not None], weights)
+    clock.mark("aggregate")
+    try:
+        lr, norm = run.training.step(update, number, run.horizon)
+    except Refused as refusal:
+        return Step(applied=False, reason=refusal.reason.value, lr=0.0, norm=None, weights={})
+    finally:
+        clock.mark("step")
+    by_miner = {v.outcome.ticket.seat.hotkey: w for v, w in zip(chosen, weights, strict=True)}
+    return Step(applied=True, reason=None, lr=lr, norm=norm, weights=by_miner)
+
+
+async def _held_out_loss(run: Run, number: int, stop: Stop) -> float | None:
+    """val_loss where the schedule asks for it; None elsewhere, and when told to stop meanwhile."""
+    if number % run.config.run.eval_every and number != run.config.rounds:
+        return None
+    try:
+        return await unless(stop, off_loop(run.training.loss, run.report))
+    except Stopped:
+        return None

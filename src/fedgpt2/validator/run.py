@@ -1,0 +1,36 @@
+"""What a round works with, built once and passed in."""
+
+from dataclasses import dataclass
+
+from fedgpt2.config import ValidatorConfig
+from fedgpt2.data.corpus import Corpus
+from fedgpt2.data.tokens import Tokens
+from fedgpt2.validator.orders import OrderBook
+from fedgpt2.validator.peers import Peers
+from fedgpt2.validator.run_directory import RunDirectory
+from fedgpt2.validator.training import Training
+
+__all__ = ["Run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of a running validator."""
+
+    config: ValidatorConfig
+    directory: RunDirectory
+    training: Training
+    corpus: Corpus
+    orders: OrderBook
+    peers: Peers
+    report: Tokens  # held-out windows of val_loss, uint16 [n, seq_len + 1]
+
+    @property
+    def key(self) -> bytes:
+        """The secret evaluation key."""
+        return self.directory.key
+
+    @property
+    def horizon(self) -> int:
+        """Rounds the learning rate's cosine spans; 0 for none."""
+        return self.config.optimizer.horizon or self.config.rounds

@@ -1,0 +1,216 @@
+"""The run directory: whose run it holds, and where that run stands.
+
+A directory is new, or holds a run of the same model, text and seed, which is then resumed; anything else is refused
+with one line and left untouched.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+from fedgpt2 import __version__
+from fedgpt2.config import ValidatorConfig
+from fedgpt2.data.manifest import Manifest
+from fedgpt2.data.pools import key_digest, new_key
+from fedgpt2.errors import CheckpointError, RunDirectoryError
+from fedgpt2.ledger import checkpoints
+from fedgpt2.ledger.checkpoints import Checkpoint
+from fedgpt2.ledger.files import disk_errors, write_durably
+from fedgpt2.ledger.journal import Journal
+from fedgpt2.ledger.ledger import Ledger
+from fedgpt2.types import Digest, Schema
+from fedgpt2.validator.training import Training
+
+__all__ = ["RunDirectory", "open_run_directory"]
+
+_PACKAGES = ("torch", "numpy", "tiktoken", "aiohttp", "bittensor", "msgspec", "blake3")
+
+
+class RunDirectory:
+    """An opened run directory; only one process holds it at a time."""
+
+    def __init__(self, path: Path, ledger: Ledger, key: bytes) -> None:
+        self.path = path
+        self.ledger = ledger
+        self.key = key
+        self.journal = Journal(path / "rounds.jsonl")
+        self.run_id = ledger.meta("run_id") or ""
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def resume(self, config: ValidatorConfig, training: Training, notice: Callable[[str], None]) -> int:
+        """Bring `training` to the last round that can be continued from; returns its number, 0 for a new run.
+
+        Rounds after the last checkpoint are taken back and run again under the next attempt, so that no miner
+        mistakes an order for one it has answered. Raises CheckpointError for a damaged checkpoint.
+        """
+        number = self._restore(training, notice)
+        orders = _order_settings(config)
+        changed = self.ledger.meta("orders") not in (None, orders)
+        if number < self.ledger.last_round() or changed:
+            self.ledger.commit_resume(number, self.ledger.attempt() + 1)
+        self.ledger.set_meta({"orders": orders})
+        self.journal.rewrite(self.ledger.rounds())
+        return number
+
+    def _restore(self, training: Training, notice: Callable[[str], None]) -> int:
+        for number, name in self.ledger.checkpoints():
+            if (self.checkpoints / name).is_dir():
+                training.restore(self._reader(name))
+                return number
+            notice(f"checkpoint {name} is gone; trying the one before")
+        return 0
+
+    def _reader(self, name: str) -> Callable[[Schema, Schema], Checkpoint]:
+        def read(model: Schema, optimizer: Schema) -> Checkpoint:
+            try:
+                return checkpoints.load(self.checkpoints, name, model, optimizer)
+            except CheckpointError as error:
+                way_out = f"remove {self.checkpoints / name} to go on from the checkpoint before it"
+                raise CheckpointError(f"{error}; {way_out}") from error
+
+        return read
+
+    def save(self, number: int, training: Training, facts: Mapping[str, object]) -> str:
+        """Write a checkpoint after round `number`; returns its name, which the ledger must then commit."""
+        state = {"run_id": self.run_id, "round": number, **facts}
+        return checkpoints.save(self.checkpoints, number, training.capture(state))
+
+    def commit(self, number: int, attempt: int, row: Mapping[str, object], checkpoint: str | None, keep: int) -> Digest:
+        """Commit a finished round: the ledger first, then what derives from it. Returns the new head."""
+        head = self.ledger.commit_round(number, attempt, row, checkpoint)
+        self.journal.append(json.dumps(row, separators=(",", ":"), allow_nan=False))
+        if checkpoint is not None:
+            self._prune(keep)
+        return head
+
+    def save_last(self, training: Training, keep: int) -> None:
+        """Write a checkpoint of the last committed round, unless there is one or nothing happened yet."""
+        number, attempt = self.ledger.last_round(), self.ledger.attempt()
+        named = [at for at, name in self.ledger.checkpoints() if (self.checkpoints / name).is_dir()]
+        if number and number not in named:
+            self.ledger.commit_checkpoint(number, attempt, self.save(number, training, {"attempt": attempt}))
+            self._prune(keep)
+
+    def _prune(self, keep: int) -> None:
+        checkpoints.prune(self.checkpoints, [name for _, name in self.ledger.checkpoints()[: max(1, keep)]])
+
+    def reveal_key(self) -> None:
+        """Publish the evaluation key: the run is over, and anyone may check what was scored on what."""
+        facts = json.loads((self.path / "config.json").read_text())
+        _write_json(self.path / "config.json", {**facts, "evaluation_key": self.key.hex()})
+
+
+@contextlib.contextmanager
+def open_run_directory(config: ValidatorConfig, manifest: Manifest) -> Iterator[RunDirectory]:
+    """Create or open `--run.dir`. Raises RunDirectoryError, one line, when it holds another run or is in use."""
+    path = Path(config.run.dir).expanduser()
+    with disk_errors(path):
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        lock = (path / "lock").open("w")
+    with lock:
+        _take(lock.fileno(), path)
+        facts = _existing(path)
+        identity = _identity(config, manifest)
+        if facts is not None:
+            _check_identity(path, facts, identity)
+        ledger = Ledger(path / "ledger.sqlite")
+        try:
+            key = _evaluation_key(path, revealed=facts is not None and "evaluation_key" in facts)
+            if ledger.meta("run_id") is None:
+                ledger.set_meta({"run_id": secrets.token_hex(32)})
+            _write_json(path / "manifest.json", json.loads(manifest.to_bytes()))
+            _write_json(path / "config.json", _facts(config, ledger, key, identity))
+            yield RunDirectory(path, ledger, key)
+        finally:
+            ledger.close()
+
+
+def _take(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise RunDirectoryError(f"{path} is in use by another validator; choose another --run.dir") from error
+
+
+def _existing(path: Path) -> dict[str, object] | None:
+    """Contents of config.json, None for a new directory."""
+    file = path / "config.json"
+    if not file.exists():
+        if (path / "ledger.sqlite").exists() and any((path / "checkpoints").iterdir()):
+            raise RunDirectoryError(f"{file} is missing beside a ledger; restore it or choose another --run.dir")
+        return None
+    try:
+        facts = json.loads(file.read_text())
+    except ValueError as error:
+        raise RunDirectoryError(f"{file} is damaged: {error}") from error
+    if not isinstance(facts, dict):
+        raise RunDirectoryError(f"{file} is damaged: not an object")
+    return facts
+
+
+def _identity(config: ValidatorConfig, manifest: Manifest) -> dict[str, object]:
+    """What makes a run that run: these may not change when it is resumed."""
+    return {
+        "model.preset": config.model.preset,
+        "manifest": manifest.digest(),
+        "run.seed": config.run.seed,
+        "codec.state": config.codec.state,
+        "optimizer.name": config.optimizer.name,
+    }
+
+
+def _check_identity(path: Path, facts: Mapping[str, object], identity: Mapping[str, object]) -> None:
+    stored = facts.get("identity")
+    if not isinstance(stored, dict):
+        raise RunDirectoryError(f"{path / 'config.json'} is damaged: it names no run")
+    for name, value in identity.items():
+        if stored.get(name) != value:
+            raise RunDirectoryError(
+                f"{path} holds a run with {name} {stored.get(name)}, not {value}; choose another --run.dir"
+            )
+
+
+def _evaluation_key(path: Path, *, revealed: bool) -> bytes:
+    """The secret key; a new one for a new run, and for one that goes on after its key was published."""
+    file = path / "evaluation.key"
+    if file.exists() and not revealed:
+        key = bytes.fromhex(file.read_text())
+        if len(key) != 32:
+            raise RunDirectoryError(f"{file} is damaged")
+        return key
+    key = new_key()
+    write_durably(file, key.hex().encode(), mode=0o600)
+    return key
+
+
+def _facts(config: ValidatorConfig, ledger: Ledger, key: bytes, identity: Mapping[str, object]) -> dict[str, object]:
+    return {
+        "run_id": ledger.meta("run_id"),
+        "identity": identity,
+        "seed": config.run.seed,
+        "manifest_digest": identity["manifest"],
+        "evaluation_key_sha256": key_digest(key),
+        "settings": dataclasses.asdict(config),
+        "model": dataclasses.asdict(config.model.shape),
+        "versions": {"fedgpt2": __version__, **{name: metadata.version(name) for name in _PACKAGES}},
+    }
+
+
+def _order_settings(config: ValidatorConfig) -> str:
+    """Digest of the settings that orders carry: if they change, the same round is a different order."""
+    carried = [config.round.deadline, config.data.windows, config.codec.gradient, config.limits.header_bytes]
+    return hashlib.sha256(json.dumps(carried).encode()).hexdigest()
+
+
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    write_durably(path, json.dumps(value, indent=2, sort_keys=True).encode() + b"\n")

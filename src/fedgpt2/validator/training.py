@@ -1,0 +1,131 @@
+"""The training state: weights, optimizer, and what is measured on them. Off the event loop, all of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedgpt2 import codec
+from fedgpt2.aggregation import weighted_mean
+from fedgpt2.config import ValidatorConfig
+from fedgpt2.errors import CheckpointError
+from fedgpt2.ledger.checkpoints import Checkpoint
+from fedgpt2.model.gpt2 import GPT2, initialise
+from fedgpt2.model.loss import mean_loss
+from fedgpt2.model.state import FlatState
+from fedgpt2.optim.schedule import learning_rate
+from fedgpt2.optim.server import build
+from fedgpt2.protocol.digests import blob_digest, model_digest
+from fedgpt2.protocol.messages import BlobRef
+from fedgpt2.types import Digest
+from fedgpt2.validator.peers import Parcel
+
+__all__ = ["Snapshot", "Training"]
+
+_EVAL_TOKENS = 4096  # tokens of one forward pass when measuring a loss
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The weights as they are broadcast this round: their digest, and the body all miners share."""
+
+    model: Digest
+    parcel: Parcel
+
+
+class Training:
+    """Weights, gradient and moments, each one buffer allocated once.
+
+    `weights` is what the optimizer moves, on `device`; `broadcast` is what miners hold, on the CPU: the same values
+    through the state codec. On a CPU with fp32 both are the same memory, and so is the body that is sent.
+    """
+
+    def __init__(self, config: ValidatorConfig, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.weights = initialise(config.model.shape, config.run.seed).to(device)
+        self.optimizer = build(config.optimizer, self.weights)
+        self.codec = codec.get(config.codec.state)
+        schema = self.weights.schema
+        self._schema = dict(schema)
+        exact = self.codec.relative_error == 0 and device.type == "cpu"
+        self._broadcast = self.weights if exact else FlatState(schema)
+        self._body = (
+            None if self.codec.relative_error == 0 else torch.empty_like(self._broadcast.flat, dtype=torch.bfloat16)
+        )
+        self._aggregate = FlatState(schema)
+        self._gradient = self._aggregate if device.type == "cpu" else self.weights.empty_like()
+        self._model = GPT2(config.model.shape, self._broadcast.to(device))
+        self._digest: Digest | None = None
+        self._stale = True
+
+    def snapshot(self) -> Snapshot:
+        """Encode and digest the weights once, for all miners."""
+        data = self.codec.encode(self._refresh().flat, self._body)
+        header = self.codec.header(self._schema)
+        digest = blob_digest(header, data, threads=2)
+        ref = BlobRef(digest=digest, length=len(header) + data.nbytes, codec=self.codec.name)
+        return Snapshot(self.digest(), Parcel(ref, header, data))
+
+    def digest(self) -> Digest:
+        """Digest of the broadcast weights."""
+        if self._digest is None:
+            self._digest = model_digest(self._schema, self._refresh().memory(), threads=2)
+        return self._digest
+
+    def _refresh(self) -> FlatState:
+        """Bring the broadcast weights up to the optimizer's."""
+        if self._broadcast is not self.weights and self._stale:
+            self._broadcast.copy_(self.weights)
+            if self._body is not None:
+                self._broadcast.flat.copy_(self._body.copy_(self._broadcast.flat))
+            self._stale = False
+        return self._broadcast
+
+    def loss(self, windows: np.ndarray) -> float:
+        """Loss of the broadcast weights on windows [n, seq_len + 1], nats a token."""
+        self._model.bind(self._refresh().to(self.device))
+        micro_batch = max(1, _EVAL_TOKENS // windows.shape[1])
+        return mean_loss(self._model, windows, micro_batch=micro_batch, precision="fp32")
+
+    def aggregate(self, rows: Sequence[Tensor], weights: Sequence[float]) -> FlatState:
+        """The weighted mean of the admitted gradients, on `device`."""
+        weighted_mean(rows, weights, self._aggregate.flat)
+        if self._gradient is not self._aggregate:
+            self._gradient.copy_(self._aggregate)
+        return self._gradient
+
+    def step(self, update: FlatState, number: int, horizon: int) -> tuple[float, float]:
+        """One optimizer step of round `number`; returns learning rate and norm of the aggregate.
+
+        Raises Refused(non_finite), leaving the weights as they were.
+        """
+        lr = learning_rate(number - 1, self.config.optimizer, horizon)  # the schedule counts from 0
+        norm = self.optimizer.step(update, lr)
+        self._changed()
+        return lr, norm
+
+    def capture(self, state: Mapping[str, object]) -> Checkpoint:
+        """A view of everything a continuation needs; write it before the next step."""
+        moments = {name: tensor for name, tensor in self.optimizer.tensors().items() if name != "step"}
+        facts = {**state, "model": self.digest(), "optimizer_steps": self.optimizer.steps}
+        return Checkpoint(dict(self.weights.views), moments, facts)
+
+    def restore(
+        self, read: Callable[[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]], Checkpoint]
+    ) -> None:
+        """Take over a checkpoint; `read` gets the schemas of model and optimizer. Raises CheckpointError."""
+        own = {name: tensor for name, tensor in self.optimizer.tensors().items() if name != "step"}
+        checkpoint = read(self._schema, {name: tuple(tensor.shape) for name, tensor in own.items()})
+        for name, view in self.weights.views.items():
+            view.copy_(checkpoint.model[name])
+        steps = torch.tensor(int(str(checkpoint.state["optimizer_steps"])))
+        self.optimizer.load({**checkpoint.optimizer, "step": steps})
+        self._changed()
+        if self.digest() != checkpoint.state["model"]:
+            raise CheckpointError("the checkpoint's weights are not those its state names")
+
+    def _changed(self) -> None:
+        self._digest, self._stale = None, True
