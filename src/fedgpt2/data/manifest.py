@@ -28,7 +28,7 @@ _BOUNDS = {
     "seq_len": (1, 1 << 20),
     "seed": (0, (1 << 63) - 1),
     "max_slots": (1, 1 << 20),
-    "max_pages": (1, 1 << 20),
+    "max_pages": (1, 4096),  # what an order can name
     "span": (1, 1 << 20),
     "page_documents": (0, 1 << 32),
 }

@@ -23,13 +23,13 @@ def document_spans(raw: bytes, target: int = DOCUMENT_BYTES) -> list[tuple[int, 
 
     A document is cut where a blank line, else a sentence end, else white space, else a character
     boundary comes nearest to `target` bytes, between 0.5 and 1.5 times of it. Text of at most
-    1.5 x target bytes is one document; blank text is none.
+    1.5 x target bytes is one document; blank text is none. `raw` must be UTF-8.
     """
     start, end = _skip(raw, 0), len(raw.rstrip())
     spans = []
     while end - start > target * 3 // 2:
         stop, after = _cut(raw, start, end, target)
-        spans.append((start, stop))
+        spans.append((start, start + len(raw[start:stop].rstrip())))
         start = _skip(raw, after)
     if start < end:
         spans.append((start, end))
@@ -48,4 +48,4 @@ def _cut(raw: bytes, start: int, end: int, target: int) -> tuple[int, int]:
         found = [m.span() for m in pattern.finditer(raw, low, min(high, end)) if m.start() > start]
         if found:
             return min(found, key=lambda span: abs(span[0] - ideal))
-    return high, high  # no character boundary in `target` bytes: not UTF-8
+    return high, high  # no break of any kind: not UTF-8
