@@ -1,0 +1,112 @@
+"""The ledger: one transaction a round, an append-only chain, resumes that take rounds back."""
+
+import hashlib
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from fedgpt2.errors import DiskFullError, RunDirectoryError
+from fedgpt2.ledger.journal import Journal
+from fedgpt2.ledger.ledger import Admission, Ledger
+from fedgpt2.types import Digest, Hotkey
+
+
+@pytest.fixture
+def ledger(tmp_path: Path):
+    opened = Ledger(tmp_path / "ledger.sqlite")
+    opened.set_meta({"run_id": "ab" * 32})
+    yield opened
+    opened.close()
+
+
+def test_heads_form_a_chain_that_anyone_can_recompute(ledger: Ledger) -> None:
+    head = hashlib.sha256(("ab" * 32).encode()).hexdigest()
+    assert ledger.head == head
+    for number in (1, 2, 3):
+        row = {"round": number, "loss": 1.5}
+        head = hashlib.sha256(head.encode() + json.dumps(row, separators=(",", ":")).encode()).hexdigest()
+        assert ledger.commit_round(number, 0, row, None) == head == ledger.head
+    assert ledger.broken_entry() is None
+
+
+def test_an_edited_row_shows(ledger: Ledger, tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        ledger.commit_round(number, 0, {"round": number}, None)
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
+        db.execute('UPDATE entries SET body = \'{"round":2,"x":1}\' WHERE seq = 2')
+    db.close()
+    assert ledger.broken_entry() == 2
+
+
+def test_a_round_must_be_the_next_one(ledger: Ledger) -> None:
+    ledger.commit_round(1, 0, {}, None)
+    for number in (1, 3):
+        with pytest.raises(RunDirectoryError, match=f"round {number} after round 1"):
+            ledger.commit_round(number, 0, {}, None)
+
+
+def test_a_resume_takes_rounds_back_without_rewriting_them(ledger: Ledger) -> None:
+    for number in (1, 2, 3, 4):
+        ledger.commit_round(number, 0, {"round": number}, "round-000002" if number == 2 else None)
+    ledger.commit_resume(2, 1)
+    assert (ledger.last_round(), ledger.attempt()) == (2, 1)
+    ledger.commit_round(3, 1, {"round": 3, "again": True}, None)
+    assert [json.loads(body) for body in ledger.rounds()] == [{"round": 1}, {"round": 2}, {"round": 3, "again": True}]
+    assert ledger.checkpoints() == [(2, "round-000002")]
+    ledger.commit_checkpoint(3, 1, "round-000003")
+    assert ledger.checkpoints() == [(3, "round-000003"), (2, "round-000002")]
+    ledger.commit_resume(2, 2)
+    assert ledger.checkpoints() == [(2, "round-000002")]
+    assert ledger.last_round() == 2
+    assert ledger.broken_entry() is None
+
+
+def test_slots_are_for_the_whole_run(ledger: Ledger) -> None:
+    assert [ledger.slot_of(Hotkey(k), 2) for k in ("a", "b", "a", "c")] == [0, 1, 0, None]
+
+
+def test_the_admitted_set_is_kept_and_replaced_whole(ledger: Ledger) -> None:
+    one, two = (Admission(Hotkey(k), k * 64, Digest(k * 64), 10) for k in "ab")
+    ledger.admit(1, 0, [two, one])
+    assert ledger.admitted(1, 0) == [one, two]
+    ledger.admit(1, 0, [one])
+    assert ledger.admitted(1, 0) == [one]
+    assert ledger.admitted(1, 1) == []
+
+
+def test_axon_keys_and_facts_survive(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.record_axon("127.0.0.1:1", Hotkey("k"))
+    ledger.record_axon("127.0.0.1:1", Hotkey("l"))
+    ledger.close()
+    again = Ledger(tmp_path / "ledger.sqlite")
+    assert again.axon_keys() == {"127.0.0.1:1": "l"}
+    assert (again.meta("run_id"), again.meta("none")) == ("ab" * 32, None)
+    again.close()
+
+
+def test_a_foreign_file_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_text("this is no database, only text of some length" * 20)
+    with pytest.raises(RunDirectoryError, match=r"ledger\.sqlite: file is not a database"):
+        Ledger(tmp_path / "ledger.sqlite")
+
+
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(ledger: Ledger) -> None:
+    ledger.commit_round(1, 0, {"round": 1}, None)
+    ((pages,),) = ledger._rows("PRAGMA page_count")
+    ledger._rows(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(DiskFullError, match="no space left"):
+        ledger.commit_round(2, 0, {"round": 2, "text": "x" * 100_000}, None)
+    assert [json.loads(body) for body in ledger.rounds()] == [{"round": 1}]
+
+
+def test_journal_follows_the_ledger(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "rounds.jsonl")
+    for line in ("1", "2", "3"):
+        journal.append(line)
+    assert journal.path.read_text() == "1\n2\n3\n"
+    journal.rewrite(["1"])
+    assert journal.path.read_text() == "1\n"
+    journal.rewrite([])
+    assert journal.path.read_text() == ""
