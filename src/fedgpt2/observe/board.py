@@ -1,0 +1,73 @@
+"""What a watcher of a run remembers: the losses so far, and every miner's account. Pure, no clock, no terminal."""
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from fedgpt2.observe.rows import Facts, MinerRow, RoundRow
+
+__all__ = ["Account", "Board"]
+
+_NOTICES = 4
+
+
+@dataclass
+class Account:
+    """One axon over the rounds seen."""
+
+    axon: str
+    hotkey: str = ""
+    statuses: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds: float = 0.0
+    last: MinerRow | None = None
+
+    def add(self, row: MinerRow) -> None:
+        """Take in its share of one more round."""
+        self.hotkey, self.last, self.seconds = row.hotkey, row, row.seconds
+        self.statuses[row.status] += 1
+        if row.reason is not None:
+            self.reasons[row.reason] += 1
+        self.tokens += row.tokens
+        self.bytes_down += row.bytes_down
+        self.bytes_up += row.bytes_up
+
+
+@dataclass
+class Board:
+    """A run as seen so far."""
+
+    facts: Facts = field(default_factory=Facts)
+    last: RoundRow | None = None
+    train: list[tuple[int, float]] = field(default_factory=list)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    accounts: dict[str, Account] = field(default_factory=dict)
+    tokens: int = 0
+    seconds: float = 0.0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    kept: int = 0  # rounds that left the weights as they were
+    notices: deque[str] = field(default_factory=lambda: deque(maxlen=_NOTICES))
+
+    def start(self, facts: Facts) -> None:
+        """The run's facts; miners are listed in the order of its axons."""
+        self.facts = facts
+        for axon in facts.axons:
+            self.accounts.setdefault(axon, Account(axon))
+
+    def add(self, row: RoundRow) -> None:
+        """Take in a round."""
+        self.last = row
+        if row.train_loss is not None:
+            self.train.append((row.round, row.train_loss))
+        if row.val_loss is not None:
+            self.held_out.append((row.round, row.val_loss))
+        self.tokens += row.tokens
+        self.seconds += row.seconds.get("total", 0.0)
+        self.bytes_down += row.bytes.down
+        self.bytes_up += row.bytes.up
+        self.kept += not row.applied
+        for miner in row.miners:
+            self.accounts.setdefault(miner.axon, Account(miner.axon)).add(miner)

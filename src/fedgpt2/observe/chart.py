@@ -1,0 +1,46 @@
+"""The losses of a run as a picture made of characters. Pure."""
+
+from collections.abc import Sequence
+
+__all__ = ["loss_chart"]
+
+Points = Sequence[tuple[int, float]]
+
+TRAIN, HELD_OUT, UNIGRAM = "·", "●", "╌"
+
+
+def loss_chart(train: Points, held_out: Points, unigram: float | None, *, width: int, height: int) -> list[str]:
+    """`height` lines of at most `width` characters: rounds to the right, loss upwards; empty without points.
+
+    `·` is the training loss, `●` the held-out loss, a dashed line the unigram's.
+    """
+    points = [*train, *held_out]
+    columns = width - _MARGIN
+    if not points or columns < 2 or height < 2:
+        return []
+    losses = [loss for _, loss in points] + ([] if unigram is None else [unigram])
+    low, high = min(losses), max(losses)
+    span = high - low or 1.0
+    first, last = min(r for r, _ in points), max(r for r, _ in points)
+    grid = [[" "] * columns for _ in range(height)]
+
+    def line_of(loss: float) -> int:
+        return round((high - loss) / span * (height - 1))
+
+    if unigram is not None:
+        grid[line_of(unigram)] = [UNIGRAM] * columns
+    for mark, series in ((TRAIN, train), (HELD_OUT, held_out)):
+        for number, loss in series:
+            column = round((number - first) / max(1, last - first) * (columns - 1))
+            grid[line_of(loss)][column] = mark
+    labels = {0: high, height - 1: low}
+    if unigram is not None:
+        labels[line_of(unigram)] = unigram
+    return [f"{_label(labels.get(i))} {''.join(line).rstrip()}" for i, line in enumerate(grid)]
+
+
+_MARGIN = 6  # "10.82 "
+
+
+def _label(loss: float | None) -> str:
+    return " " * (_MARGIN - 1) if loss is None else f"{loss:{_MARGIN - 1}.2f}"

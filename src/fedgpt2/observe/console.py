@@ -1,0 +1,163 @@
+"""The live console: progress, losses, miners, bytes, redrawn in place."""
+
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live as RichLive
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fedgpt2.observe.board import Account, Board
+from fedgpt2.observe.chart import loss_chart
+from fedgpt2.observe.rows import read_closing, read_facts, read_row
+from fedgpt2.observe.words import count, duration, loss, short_key, volume
+
+__all__ = ["Live", "miners_table"]
+
+_CHART_HEIGHT = 10
+_CHART_WIDTH = 78
+_COLOURS = {"admitted": "green", "refused": "red", "failed": "yellow"}
+
+
+class Live:
+    """An `Observer` on a terminal; a context, so that the terminal is left as it was found."""
+
+    def __init__(self, console: Console) -> None:
+        self.board = Board()
+        self._console = console
+        self._message = "starting"
+        self._lock = threading.Lock()  # the picture is drawn in a thread of its own
+        self._live = RichLive(console=console, auto_refresh=True, refresh_per_second=4, get_renderable=self.render)
+
+    def __enter__(self) -> "Live":
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def started(self, facts: Mapping[str, object]) -> None:
+        """Show what run this is."""
+        with self._lock:
+            self.board.start(read_facts(facts))
+
+    def waiting(self, message: str) -> None:
+        """Show what is being waited for."""
+        self._message = message
+
+    def round_done(self, row: Mapping[str, object]) -> None:
+        """Take a round into the picture."""
+        self._message = ""
+        with self._lock:
+            self.board.add(read_row(row))
+
+    def notice(self, line: str) -> None:
+        """Show it below the miners for a while."""
+        with self._lock:
+            self.board.notices.append(line)
+
+    def finished(self, facts: Mapping[str, object]) -> None:
+        """Say where the run lies."""
+        known = read_closing(facts)
+        self._message = f"{known.rounds} rounds in {known.run_dir}"
+
+    def render(self) -> RenderableType:
+        """The whole picture."""
+        with self._lock:
+            return Group(*self._parts())
+
+    def _parts(self) -> list[RenderableType]:
+        parts: list[RenderableType] = [_heading(self.board), _progress(self.board), _losses(self.board)]
+        parts += [_chart(self.board, self._console.width)] if self.board.train else []
+        parts += [miners_table(self.board)] if self.board.accounts else []
+        parts += [Text(line, style="dim") for line in self.board.notices]
+        parts += [Text(self._message, style="cyan")] if self._message else []
+        return parts
+
+
+def _heading(board: Board) -> RenderableType:
+    facts = board.facts
+    text = Text("Federated GPT2", style="bold")
+    if facts.model:
+        size = f"  {facts.model}, {count(facts.parameters)} parameters  text: {facts.source}  {facts.aggregation}"
+        text.append(size, style="dim")
+    return text
+
+
+def _progress(board: Board) -> RenderableType:
+    number, rounds = (board.last.round if board.last else board.facts.resumed_after), board.facts.rounds
+    grid = Table.grid(padding=(0, 2))
+    cells: list[RenderableType] = [Text(f"round {number}{f' of {rounds}' if rounds else ''}", style="bold")]
+    if rounds:
+        cells.append(ProgressBar(total=rounds, completed=number, width=40))
+    cells.append(Text(duration(board.seconds)))
+    grid.add_row(*cells)
+    return grid
+
+
+def _losses(board: Board) -> RenderableType:
+    train = board.train[-1][1] if board.train else None
+    held_out = board.held_out[-1][1] if board.held_out else None
+    text = Text()
+    for name, value, style in (("train", train, "cyan"), ("held-out", held_out, "green")):
+        text.append(f"{name} ", style="dim").append(f"{loss(value)}  ", style=style)
+    if board.facts.unigram_loss is not None:
+        text.append("unigram ", style="dim").append(f"{loss(board.facts.unigram_loss)}  ", style="yellow")
+    traffic = f"{board.tokens:,} tokens  down {volume(board.bytes_down)}  up {volume(board.bytes_up)}"
+    text.append(traffic, style="dim")
+    if board.last is not None and not board.last.applied:
+        text.append(f"  weights kept: {board.last.reason}", style="red")
+    return text
+
+
+def _chart(board: Board, width: int) -> RenderableType:
+    lines = loss_chart(
+        board.train,
+        board.held_out,
+        board.facts.unigram_loss,
+        width=min(width, _CHART_WIDTH),
+        height=_CHART_HEIGHT,
+    )
+    text = Text("\n".join(lines), no_wrap=True)
+    text.highlight_regex("·", "cyan")
+    text.highlight_regex("●", "bold green")
+    text.highlight_regex("╌", "yellow")
+    return text
+
+
+def miners_table(board: Board) -> Table:
+    """Every miner's account: rounds admitted and not, tokens, bytes, and the reasons of its refusals."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("axon")
+    table.add_column("hotkey")
+    table.add_column("now")
+    for name in ("admitted", "refused", "failed", "tokens", "down", "up", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("refusals")
+    for account in board.accounts.values():
+        table.add_row(*_cells(account))
+    return table
+
+
+def _cells(account: Account) -> list[Text]:
+    status = account.last.status if account.last else ""
+    kept = account.statuses
+    reasons = ", ".join(f"{reason} {times}x" for reason, times in account.reasons.items())
+    return [
+        Text(account.axon),
+        Text(short_key(account.hotkey)),
+        Text(status, style=_COLOURS.get(status, "dim")),
+        Text(str(kept["admitted"])),
+        Text(str(kept["refused"])),
+        Text(str(kept["failed"])),
+        Text(f"{account.tokens:,}"),
+        Text(volume(account.bytes_down)),
+        Text(volume(account.bytes_up)),
+        Text(f"{account.seconds:.2f}"),
+        Text(reasons, style="red"),
+    ]

@@ -1,0 +1,69 @@
+"""A line for everything: for pipes, logs and --run.plain."""
+
+from collections.abc import Callable, Mapping
+
+from fedgpt2.observe.rows import MinerRow, RoundRow, read_closing, read_facts, read_row
+from fedgpt2.observe.words import count, loss, volume
+
+__all__ = ["Lines", "round_line"]
+
+
+class Lines:
+    """An `Observer` that writes lines."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._rounds = 0
+
+    def started(self, facts: Mapping[str, object]) -> None:
+        """One line of what is about to happen, one of the yardstick."""
+        known = read_facts(facts)
+        self._rounds = known.rounds
+        resumed = f", going on after round {known.resumed_after}" if known.resumed_after else ""
+        self._write(
+            f"run {known.run_dir}: {known.model} ({count(known.parameters)} parameters), text {known.source}, "
+            f"{known.aggregation} over {len(known.axons)} miners{resumed}"
+        )
+        if known.unigram_loss is not None:
+            self._write(f"a unigram model of the same text has a held-out loss of {loss(known.unigram_loss)}")
+
+    def waiting(self, message: str) -> None:
+        """As it is."""
+        self._write(message)
+
+    def round_done(self, row: Mapping[str, object]) -> None:
+        """`round_line`."""
+        self._write(round_line(read_row(row), self._rounds))
+
+    def notice(self, line: str) -> None:
+        """As it is."""
+        self._write(line)
+
+    def finished(self, facts: Mapping[str, object]) -> None:
+        """Where the run lies and what it took."""
+        known = read_closing(facts)
+        peak = f", peak memory {volume(known.peak_mb * 1e6)}" if known.peak_mb is not None else ""
+        self._write(f"{known.rounds} rounds in {known.run_dir}{peak}")
+
+
+def round_line(row: RoundRow, rounds: int = 0) -> str:
+    """A round in one line; `rounds` of the run, 0 when open-ended."""
+    of = f"/{rounds}" if rounds else ""
+    held_out = f" held-out {loss(row.val_loss)}" if row.val_loss is not None else ""
+    admitted = sum(miner.status == "admitted" for miner in row.miners)
+    parts = [
+        f"round {row.round}{of}",
+        f"train {loss(row.train_loss)}{held_out}",
+        f"lr {row.lr:.2e}" if row.applied else f"weights kept: {row.reason}",
+        f"{admitted}/{len(row.miners)} admitted",
+        f"{row.tokens:,} tokens",
+        f"{row.seconds.get('total', 0.0):.2f} s",
+        f"down {volume(row.bytes.down)} up {volume(row.bytes.up)}",
+    ]
+    parts += [_fault(miner) for miner in row.miners if miner.status != "admitted"]
+    return "  ".join(parts)
+
+
+def _fault(miner: MinerRow) -> str:
+    fault = f" ({miner.fault})" if miner.fault else ""
+    return f"{miner.axon} {miner.status}: {miner.reason or 'no reason'}{fault}"
