@@ -1,0 +1,102 @@
+"""What a miner remembers over a restart: the newest order taken of each run, and its receipts.
+
+DIR/journal.sqlite     one row a (validator, run_id); written before an order is answered
+DIR/receipts.jsonl     signed receipts as they came, a line each; past its cap the file becomes receipts.1.jsonl
+"""
+
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedgpt2.errors import DiskFullError, FedGPT2Error, RunDirectoryError
+from fedgpt2.miner.orders import Taken
+from fedgpt2.protocol.messages import Envelope, Order, encode
+from fedgpt2.types import WorkId
+
+__all__ = ["Journal"]
+
+RECEIPTS_BYTES = 16 << 20
+_RUNS_KEPT = 10_000
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS taken (
+    validator TEXT NOT NULL,
+    run_id    TEXT NOT NULL,
+    attempt   INTEGER NOT NULL,
+    round     INTEGER NOT NULL,
+    work_id   TEXT NOT NULL,
+    PRIMARY KEY (validator, run_id)
+)
+"""
+
+
+class Journal:
+    """The folder of one hotkey. Used from one thread."""
+
+    def __init__(self, directory: Path, *, receipts_bytes: int = RECEIPTS_BYTES) -> None:
+        """Open or create it. Raises RunDirectoryError or DiskFullError, one line each."""
+        self._directory = directory
+        self._receipts = directory / "receipts.jsonl"
+        self._receipts_bytes = receipts_bytes
+        with self._one_line():
+            directory.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(directory / "journal.sqlite", isolation_level=None)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            self._database.execute(_SCHEMA)
+
+    def newest(self, order: Order) -> Taken | None:
+        """The newest order taken of this order's run, or None."""
+        with self._one_line():
+            row = self._database.execute(
+                "SELECT attempt, round, work_id FROM taken WHERE validator = ? AND run_id = ?",
+                (order.sender, order.run_id),
+            ).fetchone()
+        return None if row is None else Taken((row[0], row[1]), WorkId(row[2]))
+
+    def record(self, order: Order, work_id: WorkId) -> None:
+        """Make this order the newest of its run; on disk when this returns."""
+        with self._one_line():
+            self._database.execute(
+                "INSERT OR REPLACE INTO taken (validator, run_id, attempt, round, work_id) VALUES (?, ?, ?, ?, ?)",
+                (order.sender, order.run_id, order.attempt, order.round, work_id),
+            )
+            self._database.execute(
+                "DELETE FROM taken WHERE rowid <= (SELECT MAX(rowid) FROM taken) - ?",
+                (_RUNS_KEPT,),
+            )
+
+    def keep_receipt(self, envelope: Envelope) -> None:
+        """Append a receipt; the oldest go when the file and its predecessor are full."""
+        line = encode(envelope) + b"\n"
+        with self._one_line():
+            if self._receipts.exists() and self._receipts.stat().st_size + len(line) > self._receipts_bytes:
+                self._receipts.replace(self._directory / "receipts.1.jsonl")
+            descriptor = os.open(self._receipts, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(descriptor, line)
+            finally:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError | sqlite3.Error) -> FedGPT2Error:
+        full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or (
+            isinstance(error, OSError) and error.errno in _NO_SPACE
+        )
+        if full:
+            return DiskFullError(f"{self._directory}: no space left; what was written before is intact")
+        return RunDirectoryError(f"{self._directory}: cannot be used as --run.dir ({error})")

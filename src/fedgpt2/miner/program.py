@@ -1,0 +1,89 @@
+"""`fedgpt2 miner` from settings to exit code: everything that can be wrong is found before the port opens."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fedgpt2.config import Axon as AxonSettings
+from fedgpt2.config import MinerConfig
+from fedgpt2.data.pages import PageSource
+from fedgpt2.data.sources import open_source
+from fedgpt2.gradient.strategy import Strategy, build
+from fedgpt2.identity.auth import Gate
+from fedgpt2.identity.keys import parse_hotkey
+from fedgpt2.identity.pins import is_loopback, require_validators
+from fedgpt2.identity.signing import Signer
+from fedgpt2.identity.wallet import open_hotkey
+from fedgpt2.miner.axon import Axon
+from fedgpt2.miner.job import Tools
+from fedgpt2.miner.journal import Journal
+from fedgpt2.miner.packer import HonestPacker, Packer
+from fedgpt2.miner.service import Miner
+from fedgpt2.miner.work import Library, Workshop
+from fedgpt2.model import hardware
+from fedgpt2.network.http import Server
+from fedgpt2.network.loop import Stop
+
+__all__ = ["run_miner", "serve"]
+
+
+async def run_miner(
+    config: MinerConfig, stop: Stop, say: Callable[[str], None], *, packer: Packer | None = None
+) -> int:
+    """Serve until `stop`; returns the exit code. `packer` replaces how answers are made.
+
+    Raises, one line each and before anybody can connect: DeviceError, UsageError (pins, strategy, wallet),
+    CorpusError, RunDirectoryError, PortInUseError; later DiskFullError.
+    """
+    device = hardware.prepare(config.device, config.run.threads)
+    _check_pins(config.axon)
+    strategy = build(config.gradient, device)
+    source = open_source(config.data)
+    keypair = open_hotkey(config.wallet, create=is_loopback(config.axon.host), notice=say)
+    signer = Signer(keypair)
+    tools = _tools(signer, source, device, strategy, packer or HonestPacker())
+    return await serve(config, tools, _journal(config, signer), stop, say)
+
+
+async def serve(config: MinerConfig, tools: Tools, journal: Journal, stop: Stop, say: Callable[[str], None]) -> int:
+    """Listen and work until `stop`; closes `journal`. Raises PortInUseError, DiskFullError, RunDirectoryError."""
+    miner = Miner(tools, journal, config.limits, say)
+    gate = Gate(miner.hotkey, allowed=frozenset(config.axon.validators) or None, proxies=config.axon.proxies)
+    axon = Axon(miner, tools.signer, gate, config.limits, say)
+    server = Server(axon.app(), config.axon.host, config.axon.port)
+    try:
+        await server.start()
+        say(f"listening on {config.axon.host}:{server.port} as {miner.hotkey}")
+        await _until(stop, miner.failed)
+    finally:
+        await asyncio.gather(miner.close(), server.stop())
+    say("stopped")
+    return 0
+
+
+async def _until(stop: Stop, failed: "asyncio.Future[None]") -> None:
+    """Return when `stop` is set; raise what `failed` gets."""
+    waiting = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({waiting, failed}, return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            failed.result()
+    finally:
+        waiting.cancel()
+
+
+def _check_pins(axon: AxonSettings) -> None:
+    require_validators(axon.host, axon.validators)
+    for validator in axon.validators:
+        parse_hotkey(validator)
+
+
+def _journal(config: MinerConfig, signer: Signer) -> Journal:
+    """A folder of its own for each hotkey, so that miners of one machine share nothing."""
+    return Journal(Path(config.run.dir).expanduser() / signer.hotkey)
+
+
+def _tools(signer: Signer, source: PageSource, device: torch.device, strategy: Strategy, packer: Packer) -> Tools:
+    return Tools(signer, Library(source), Workshop(device, strategy), packer)

@@ -1,0 +1,194 @@
+"""The miner: which order it works on, which answers it keeps, what it remembers. No HTTP.
+
+One order at a time. A newer order of the same validator replaces the older one; another validator waits its turn.
+An answer is kept until its receipt, or until the gradient buffer is needed for the next one.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from fedgpt2.config import Limits
+from fedgpt2.errors import Reason, Refused
+from fedgpt2.identity.signing import open_envelope
+from fedgpt2.miner.delivery import Delivery, Shelf
+from fedgpt2.miner.job import Answer, Job, Tools
+from fedgpt2.miner.journal import Journal
+from fedgpt2.miner.orders import Plan, check_age, check_order, physical_memory
+from fedgpt2.protocol.digests import work_id
+from fedgpt2.protocol.messages import Accepted, Envelope, Order, Receipt, WorkStatus
+from fedgpt2.types import Hotkey
+
+__all__ = ["Miner"]
+
+_STOP_SECONDS = 3.0  # a computation ends within a block's time; what does not (somebody's plugin) keeps us busy
+_HOLD_SECONDS = 60.0  # how long an answer nobody asks for is held against another validator's order
+
+
+class Miner:
+    """What a miner does for authenticated callers; every method runs on the event loop."""
+
+    def __init__(self, tools: Tools, journal: Journal, limits: Limits, say: Callable[[str], None]) -> None:
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # gets what ends the program
+        self._tools = tools
+        self._journal = journal
+        self._limits = limits
+        self._say = say
+        self._shelf = Shelf(limits)
+        self._memory = physical_memory()
+        self._current: Job | None = None
+        self._previous: Job | None = None  # answered, not receipted, its gradient still in the buffer
+        self._turn = asyncio.Lock()
+
+    @property
+    def hotkey(self) -> Hotkey:
+        """Who this miner is."""
+        return self._tools.signer.hotkey
+
+    def fail(self, error: BaseException) -> None:
+        """End the program with this error."""
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+    async def take(self, envelope: Envelope, caller: Hotkey) -> Accepted:
+        """Take an order on, or find it taken. Raises Refused with the reason, ProtocolError for what is no order.
+
+        Whatever the order says is checked before anything is remembered or allocated for it.
+        """
+        order = open_envelope(envelope, "order", Order, signer=caller)
+        name = work_id(envelope.payload)
+        plan = check_order(order, name, me=self.hotkey, limits=self._limits, memory=self._memory)
+        async with self._turn:
+            current = self._current
+            if current is None or current.plan.work_id != name or not current.standing:
+                check_age(order, name, self._journal.newest(order))
+                await self._make_room(caller)
+                current = self._begin(plan)
+            current.touched = time.monotonic()
+            return current.accepted()
+
+    async def wait(self, work: str, caller: Hotkey, seconds: float) -> WorkStatus:
+        """The answer to an order, or pending after `seconds`. Raises Refused(unknown_work)."""
+        job = self._job(work, caller)
+        job.touched = time.monotonic()
+        await asyncio.wait({job.answer}, timeout=seconds)
+        if job.answered is None:
+            return WorkStatus(state="pending")
+        return WorkStatus(state="done", answer=job.answered.envelope)
+
+    async def cancel(self, work: str, caller: Hotkey) -> None:
+        """Call an order off and forget it. Raises Refused(unknown_work)."""
+        job = self._job(work, caller)
+        await self._drop(job)
+
+    def delivery(self, digest: str, caller: Hotkey) -> Delivery:
+        """The blob of the current order that `digest` names.
+
+        Raises Refused: unknown_blob, or the reason the order has already failed for.
+        """
+        job = self._current
+        if job is None or job.plan.order.sender != caller or digest not in job.blobs:
+            raise Refused(Reason.UNKNOWN_BLOB, f"no order in hand names {digest}")
+        if job.answered is not None and job.answered.failure is not None:
+            failure = job.answered.failure
+            raise Refused(failure.reason, failure.detail)
+        job.touched = time.monotonic()
+        return job.blobs[digest]
+
+    def answered(self, digest: str, caller: Hotkey) -> Job:
+        """The job whose answer's blob `digest` names. Raises Refused(unknown_blob)."""
+        for job in (self._current, self._previous):
+            blob = job.answered.blob if job is not None and job.answered is not None else None
+            if job is not None and blob is not None and blob.ref.digest == digest and job.plan.order.sender == caller:
+                job.touched = time.monotonic()
+                return job
+        raise Refused(Reason.UNKNOWN_BLOB, f"no answer held here names {digest}")
+
+    async def receive_receipt(self, envelope: Envelope, caller: Hotkey) -> None:
+        """Store a validator's receipt; it ends the work it is about. Raises Refused or ProtocolError."""
+        receipt = open_envelope(envelope, "receipt", Receipt, signer=caller)
+        if receipt.receiver != self.hotkey:
+            raise Refused(Reason.WRONG_RECEIVER, f"the receipt is for {receipt.receiver[:60]}")
+        self._journal.keep_receipt(envelope)
+        why = f" ({receipt.reason}: {receipt.detail})" if receipt.reason else ""
+        self._say(f"round {receipt.round}: {receipt.status} by {caller[:12]}{why}, weight {receipt.weight:.3f}")
+        for job in (self._current, self._previous):
+            if job is not None and job.plan.work_id == receipt.work_id and job.plan.order.sender == caller:
+                await self._drop(job)
+
+    async def close(self) -> None:
+        """Stop working; waits for a computation to end, but not for ever."""
+        if self._current is not None:
+            self._current.give_up()
+            await asyncio.wait({self._current.task}, timeout=_STOP_SECONDS)
+        self._journal.close()
+
+    def _job(self, work: str, caller: Hotkey) -> Job:
+        for job in (self._current, self._previous):
+            if job is not None and job.plan.work_id == work and job.plan.order.sender == caller:
+                return job
+        raise Refused(Reason.UNKNOWN_WORK, f"no order in hand is {work[:64]}")
+
+    async def _make_room(self, caller: Hotkey) -> None:
+        """End or set aside the job in hand. Raises Refused(busy) where it is another validator's, or will not end."""
+        job = self._current
+        if job is None:
+            return
+        if job.plan.order.sender != caller and self._holds(job):
+            raise Refused(Reason.BUSY, f"at work for another validator, round {job.plan.order.round}")
+        if job.answered is not None and job.answered.blob is not None:
+            self._previous, self._current = job, None
+            return
+        if not await self._drop(job):
+            raise Refused(Reason.BUSY, "the computation before has not ended yet")
+
+    def _holds(self, job: Job) -> bool:
+        """Whether a job keeps other validators out."""
+        if job.answered is None:
+            return job.standing
+        return job.answered.blob is not None and time.monotonic() - job.touched < _HOLD_SECONDS
+
+    async def _drop(self, job: Job) -> bool:
+        """Give a job up and forget it, if it ends in time; a computation that goes on keeps its buffers."""
+        job.give_up()
+        await asyncio.wait({job.task}, timeout=_STOP_SECONDS)
+        if not job.task.done():
+            return False
+        if self._current is job:
+            self._current = None
+        if self._previous is job:
+            self._previous = None
+        return True
+
+    def _begin(self, plan: Plan) -> Job:
+        """Start on an order; what must survive a restart is on disk before its validator hears of it."""
+        manifest, state = self._shelf.manifest(plan), self._shelf.state(plan)
+        self._journal.record(plan.order, plan.work_id)
+        job = Job(plan, self._tools, manifest, state, before_compute=self._give_up_previous, done=self._tell)
+        job.task.add_done_callback(self._watch)
+        self._current = job
+        order = plan.order
+        self._say(f"round {order.round}: {order.n_windows} windows from {order.sender[:12]}, run {order.run_id[:8]}")
+        return job
+
+    def _give_up_previous(self) -> None:
+        if self._previous is not None:
+            self._previous.cut_readers()
+            self._previous = None
+
+    def _watch(self, task: asyncio.Task[None]) -> None:
+        """A job that ends in an error nobody foresaw ends the program."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error)
+
+    def _tell(self, job: Job, answer: Answer) -> None:
+        round_ = job.plan.order.round
+        if answer.outcome is not None and answer.blob is not None:
+            made = answer.outcome
+            size = answer.blob.ref.length / 1e6
+            self._say(
+                f"round {round_}: answered in {made.seconds:.1f} s, "
+                f"{made.tokens} tokens, loss {made.loss:.3f}, {size:.1f} MB"
+            )
+        elif answer.failure is not None:
+            self._say(f"round {round_}: {answer.failure}")
