@@ -18,6 +18,7 @@ async def off_loop(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
     Executors join their threads at exit; a matmul that takes a minute would then hold Ctrl-C for a minute.
     """
     future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # from here on a cancelled caller leaves it alone; the thread may finish
 
     def run() -> None:
         try:
