@@ -1,0 +1,53 @@
+# make demo | test | check | bench     PYTHON names the interpreter to start from (3.11 to 3.13); ARGS go to the program
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.installed-test
+
+# coverage of these is held at 100 %
+EXACT := src/fedgpt2/protocol/*,src/fedgpt2/codec/*,src/fedgpt2/identity/*,src/fedgpt2/validator/admission.py
+
+.PHONY: demo test check unit bench docs clean
+
+demo: $(RUN_STAMP)
+	$(BIN)/fedgpt2 demo $(ARGS)
+
+test: check unit
+
+check: $(TEST_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+unit: $(TEST_STAMP)
+	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	$(BIN)/coverage report --include='$(EXACT)' --fail-under=100 --show-missing
+
+bench: $(TEST_STAMP)
+	$(BIN)/fedgpt2 bench transport $(ARGS)
+	$(BIN)/fedgpt2 bench compute $(ARGS)
+	$(BIN)/fedgpt2 bench round $(ARGS)
+
+docs: $(RUN_STAMP)
+	$(BIN)/python scripts/write_settings.py
+
+clean:
+	rm -rf $(VENV) build dist runs .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: everything after it is small, and a pin that is already met is not looked at again
+$(RUN_STAMP): $(BIN)/python requirements.txt pyproject.toml
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+$(TEST_STAMP): $(RUN_STAMP) requirements-test.txt
+	$(BIN)/python -m pip install --quiet -r requirements-test.txt
+	touch $@
