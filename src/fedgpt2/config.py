@@ -28,6 +28,7 @@ __all__ = [
     "Run",
     "ValidatorConfig",
     "Wallet",
+    "setting",
 ]
 
 PRESETS: Mapping[str, ModelShape] = {
@@ -40,9 +41,12 @@ PRESETS: Mapping[str, ModelShape] = {
 }
 
 
-def setting(default: Any, text: str, **bounds: float) -> Any:  # noqa: ANN401  (the field's own annotation types it)
-    """A dataclass field with its help text; bounds (`least`, `most`) are checked where the command line is read."""
-    return field(default=default, metadata={"help": text, **bounds})
+def setting(default: Any, text: str, **more: float | str) -> Any:  # noqa: ANN401  (the field's annotation types it)
+    """A dataclass field with its help text.
+
+    Bounds (`least`, `most`) are checked where the command line is read; `flag` is its name there, if another.
+    """
+    return field(default=default, metadata={"help": text, **more})
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,9 @@ class Run:
     """One run and its folder."""
 
     dir: str = setting("runs/default", "run directory; one that holds a run is resumed")
-    seed: int = setting(1337, "seed of the weights, the manifest and everything drawn at random", least=0, most=2**53 - 1)
+    seed: int = setting(
+        1337, "seed of the weights, the manifest and everything drawn at random", least=0, most=2**53 - 1
+    )
     threads: int = setting(0, "threads of tensor arithmetic; 0: one a core", least=0)
     eval_every: int = setting(10, "rounds between measurements of the held-out loss", least=1)
     eval_windows: int = setting(16, "held-out windows measured", least=1)

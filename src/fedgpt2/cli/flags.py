@@ -99,7 +99,7 @@ def _build(settings: type[S], values: Mapping[str, Any], prefix: str) -> S:
 
 
 def _fields(settings: type, prefix: str) -> Iterator[tuple[str, str, type, dataclasses.Field[Any]]]:
-    """Each field's name, key, type and the field; `no_hostile` of a command without groups is `no-hostile`."""
+    """Each field's name, key, type and the field; its key may be given by the setting itself."""
     types = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
         name = field.metadata.get("flag", field.name)

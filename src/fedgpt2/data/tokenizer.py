@@ -71,15 +71,18 @@ def vocabulary() -> dict[str, int]:
     return {token: rank for rank, token in enumerate([*tokens, END_OF_TEXT])}
 
 
-def tokenizer_files() -> dict[str, str]:
-    """Name and text of the files from which transformers' AutoTokenizer builds this tokeniser."""
+def tokenizer_files(model_max_length: int = 1024) -> dict[str, str]:
+    """Name and text of the files from which transformers' AutoTokenizer builds this tokeniser.
+
+    `model_max_length` is the number of tokens that the model beside it reads.
+    """
     vocab = vocabulary()
     config = {
         "add_prefix_space": False,
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
         "unk_token": END_OF_TEXT,
-        "model_max_length": 1024,
+        "model_max_length": model_max_length,
         "tokenizer_class": "GPT2Tokenizer",
     }
     special = {name: END_OF_TEXT for name in ("bos_token", "eos_token", "unk_token")}

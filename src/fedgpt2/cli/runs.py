@@ -1,0 +1,78 @@
+"""A run directory, opened to read: its model, its rounds, its facts."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fedgpt2.errors import CheckpointError, RunDirectoryError
+from fedgpt2.ledger.ledger import Ledger
+from fedgpt2.observe.rows import RoundRow, read_row
+from fedgpt2.types import ModelShape
+
+if TYPE_CHECKING:
+    from fedgpt2.model.gpt2 import GPT2
+
+__all__ = ["StoredRun", "open_run"]
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run on disk. What the ledger does not name does not exist."""
+
+    path: Path
+    facts: Mapping[str, object]
+    shape: ModelShape
+    checkpoints: Mapping[int, str]  # round -> folder name, newest first
+    head: str  # of the ledger's hash chain
+
+    def rounds(self) -> Iterator[RoundRow]:
+        """The committed rounds. Raises RunDirectoryError for a damaged line."""
+        file = self.path / "rounds.jsonl"
+        for number, line in enumerate(file.read_bytes().splitlines(), 1):
+            try:
+                yield read_row(line)
+            except msgspec.DecodeError as error:
+                raise RunDirectoryError(f"{file}: line {number} is damaged: {error}") from error
+
+    def load_model(self, round_: int | None = None) -> tuple["GPT2", int]:
+        """The model after a round, on the CPU, and that round; None takes the newest checkpoint.
+
+        Raises CheckpointError when there is no such checkpoint, or it is damaged or of another model.
+        """
+        from fedgpt2.ledger.checkpoints import load
+        from fedgpt2.model.gpt2 import GPT2
+
+        if not self.checkpoints:
+            raise CheckpointError(f"{self.path} has no checkpoint yet")
+        number = next(iter(self.checkpoints)) if round_ is None else round_
+        if number not in self.checkpoints:
+            kept = ", ".join(map(str, sorted(self.checkpoints)))
+            raise CheckpointError(f"{self.path} has no checkpoint of round {number}; kept are those of {kept}")
+        model = GPT2(self.shape)
+        weights = load(self.path / "checkpoints", self.checkpoints[number], self.shape.schema(), None).model
+        for name, view in model.weights.views.items():
+            view.copy_(weights[name])
+        return model, number
+
+
+def open_run(run_dir: str) -> StoredRun:
+    """The run at `--run.dir`. Raises RunDirectoryError, one line, when there is none."""
+    path = Path(run_dir).expanduser()
+    file = path / "config.json"
+    if not file.is_file() or not (path / "ledger.sqlite").is_file():
+        raise RunDirectoryError(f"{path} holds no run; name one with --run.dir")
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        shape = ModelShape(**facts["model"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunDirectoryError(f"{file} is damaged: {error}") from error
+    ledger = Ledger(path / "ledger.sqlite")
+    try:
+        named = {number: name for number, name in ledger.checkpoints() if (path / "checkpoints" / name).is_dir()}
+        return StoredRun(path, facts, shape, named, ledger.head)
+    finally:
+        ledger.close()
