@@ -1,9 +1,10 @@
-"""Shapes and types in signatures are checked while testing: jaxtyping shapes by beartype."""
+"""Shapes and types in signatures are checked while testing: jaxtyping shapes by beartype; same examples every time."""
 
 import sys
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 CHECKED = ["fedgpt2.model", "fedgpt2.gradient", "fedgpt2.optim"]
@@ -11,6 +12,9 @@ CHECKED = ["fedgpt2.model", "fedgpt2.gradient", "fedgpt2.optim"]
 if any(name.startswith(tuple(CHECKED)) for name in sys.modules):
     raise RuntimeError("the rooms whose signatures are to be checked are imported already")
 install_import_hook(CHECKED, "beartype.beartype")
+
+settings.register_profile("suite", deadline=None, derandomize=True)  # a busy machine must not fail a property
+settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True, scope="session")

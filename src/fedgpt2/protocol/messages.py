@@ -220,7 +220,7 @@ def decode(data: bytes | str, kind: type[M]) -> M:
     """The message in `data`. Raises ProtocolError(bad_message | unsupported_version) and nothing else."""
     try:
         message = msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError) as error:
         raise ProtocolError(f"not a {kind.__name__.lower()}: {str(error)[:200]}") from error
     version = getattr(message, "v", PROTOCOL_VERSION)
     if version != PROTOCOL_VERSION:

@@ -70,9 +70,8 @@ def read_header(text: bytes, schema: Schema, dtype: str) -> Layout:
     if entries.keys() != schema.keys():
         raise ProtocolError(_difference(entries.keys(), schema.keys()), Reason.WRONG_NAMES)
     spans = {name: _span(name, entry, schema[name], dtype) for name, entry in entries.items()}
-    size = data_bytes(schema, dtype)
-    _check_tiling(spans, size)
-    return Layout(dtype, spans, size)
+    _check_tiling(spans)
+    return Layout(dtype, spans, data_bytes(schema, dtype))
 
 
 def _entries(text: bytes) -> dict[str, object]:
@@ -107,11 +106,9 @@ def _span(name: str, entry: object, shape: tuple[int, ...], dtype: str) -> tuple
     return offsets[0], offsets[1]
 
 
-def _check_tiling(spans: Mapping[str, tuple[int, int]], size: int) -> None:
+def _check_tiling(spans: Mapping[str, tuple[int, int]]) -> None:
     end = 0
     for start, stop in sorted(spans.values()):
         if start != end:
             raise ProtocolError("tensors overlap or leave gaps")
         end = stop
-    if end != size:
-        raise ProtocolError(f"data region of {end} bytes, not {size}")
