@@ -1,0 +1,214 @@
+"""Who may call a miner and what is refused before a body is read: real sockets, sometimes raw ones."""
+
+import asyncio
+import json
+
+import pytest
+from aiohttp import ClientSession
+
+from fedgpt2.config import Limits
+from fedgpt2.errors import PeerError, Reason, Refused
+from fedgpt2.network.blobs import Blob
+from fedgpt2.protocol.messages import encode
+
+
+async def refused(awaitable, reason):
+    with pytest.raises(PeerError) as refusal:
+        await awaitable
+    assert refusal.value.reason is reason, refusal.value
+
+
+async def test_info_names_what_the_miner_speaks(rig):
+    async with rig() as miner:
+        info = await miner.validator().client.introduce()
+        assert info.versions == (1,)
+        assert info.state_codecs == info.gradient_codecs == ("fp32", "bf16")
+        assert info.strategies == ("mean_gradient",)
+        assert info.message_bytes == Limits().message_bytes
+
+
+async def request(miner, method, target, body=b"", headers=None, signer=1):
+    """Status and refusal reason of a request of our own making, signed unless headers are given."""
+    if headers is None:
+        headers = miner.signers[signer].headers(method, target, body, receiver=miner.signers[0].hotkey)
+    async with (
+        ClientSession() as session,
+        session.request(method, miner.address.url + target, data=body or None, headers=headers) as response,
+    ):
+        text = await response.text()
+        return response.status, json.loads(text)["reason"] if text else None
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status", "reason"),
+    [
+        ("GET", "/v1/info", 400, "bad_message"),
+        ("GET", "/v1/info?challenge=zz", 400, "bad_message"),
+        ("GET", "/v1/work/x", 404, "unknown_work"),
+        ("GET", "/v1/work/x?wait=-1", 400, "bad_message"),
+        ("GET", "/v1/work/x?wait=forever", 400, "bad_message"),
+        ("DELETE", "/v1/work/x", 404, "unknown_work"),
+        ("GET", "/v1/blobs/" + "0" * 64, 404, "unknown_blob"),
+        ("PUT", "/v1/blobs/" + "0" * 64, 404, "unknown_blob"),
+        ("GET", "/v2/info", 404, "bad_message"),
+        ("PATCH", "/v1/work", 405, "bad_message"),
+    ],
+)
+async def test_refusals_are_typed(rig, method, target, status, reason):
+    async with rig() as miner:
+        assert await request(miner, method, target) == (status, reason)
+
+
+async def test_every_route_but_info_wants_a_signature(rig):
+    async with rig() as miner:
+        for method, target in (
+            ("POST", "/v1/work"),
+            ("GET", "/v1/work/x"),
+            ("DELETE", "/v1/work/x"),
+            ("PUT", "/v1/blobs/x"),
+            ("GET", "/v1/blobs/x"),
+            ("POST", "/v1/receipts"),
+        ):
+            assert await request(miner, method, target, headers={}) == (400, "bad_message")
+            forged = miner.signers[1].headers(method, "/v1/elsewhere", b"x", receiver=miner.signers[0].hotkey)
+            assert await request(miner, method, target, b"x", headers=forged) == (401, "bad_signature")
+
+
+async def test_other_receivers_replays_and_proxies_are_refused(rig):
+    async with rig() as miner:
+        hotkey = miner.signers[0].hotkey
+        elsewhere = miner.signers[1].headers("GET", "/v1/work/x", receiver=miner.signers[2].hotkey)
+        assert await request(miner, "GET", "/v1/work/x", headers=elsewhere) == (401, "wrong_receiver")
+        once = miner.signers[1].headers("GET", "/v1/work/x", receiver=hotkey)
+        assert await request(miner, "GET", "/v1/work/x", headers=once) == (404, "unknown_work")
+        assert await request(miner, "GET", "/v1/work/x", headers=once) == (401, "replay")
+        via = {**miner.signers[1].headers("GET", "/v1/work/x", receiver=hotkey), "Via": "1.1 proxy"}
+        assert await request(miner, "GET", "/v1/work/x", headers=via) == (403, "forwarded")
+        info = "/v1/info?challenge=" + "0" * 64
+        assert await request(miner, "GET", info, headers={"X-Forwarded-For": "1.2.3.4"}) == (403, "forwarded")
+        assert any("refused GET /v1/work/x of 127.0.0.1: replay" in line for line in miner.said)
+
+
+async def test_only_named_validators_may_call(rig, signers):
+    async with rig(validators=(signers[1].hotkey,)) as miner:
+        await miner.validator(1).post(miner.validator(1).order())
+        await refused(miner.validator(2).post(miner.validator(2).order()), Reason.UNKNOWN_CALLER)
+
+
+async def test_an_order_of_another_signer_or_kind_is_refused(rig):
+    async with rig() as miner:
+        first, second = miner.validator(1), miner.validator(2)
+        envelope = first.signer.seal("order", first.order())
+        await refused(second.client.post_order(envelope), Reason.BAD_SIGNATURE)
+        receipt = first.receipt("0" * 64, first.order())
+        await refused(first.client.post_order(receipt), Reason.BAD_MESSAGE)
+        await refused(first.client.deliver_receipt(envelope), Reason.BAD_MESSAGE)
+        await refused(second.client.deliver_receipt(receipt), Reason.BAD_SIGNATURE)
+        assert await request(miner, "POST", "/v1/work", b"{}") == (400, "bad_message")
+
+
+async def test_a_receipt_for_somebody_else_is_refused_and_not_stored(rig, tmp_path):
+    async with rig() as miner:
+        validator = miner.validator()
+        receipt = validator.receipt("0" * 64, validator.order(), receiver=miner.signers[2].hotkey)
+        await refused(validator.client.deliver_receipt(receipt), Reason.WRONG_RECEIVER)
+    assert not (tmp_path / "miner" / "receipts.jsonl").exists()
+
+
+async def test_a_receipt_with_a_refusal_says_why(rig):
+    async with rig() as miner:
+        validator = miner.validator()
+        order = validator.order()
+        receipt = validator.receipt("0" * 64, order, status="refused", reason="non_finite", detail="NaN", weight=0.0)
+        await validator.client.deliver_receipt(receipt)
+        assert any("refused by" in line and "non_finite: NaN" in line for line in miner.said)
+
+
+async def test_blobs_no_order_names_are_refused(rig):
+    async with rig() as miner:
+        validator = miner.validator()
+        stray = Blob.of("json", b"", memoryview(b"hello"))
+        await refused(validator.client.put_blob(stray, 0), Reason.UNKNOWN_BLOB)
+        await validator.post(validator.order())
+        await refused(validator.client.put_blob(stray, 0), Reason.UNKNOWN_BLOB)
+
+
+async def test_a_message_over_the_limit_is_refused_before_it_is_read(rig):
+    async with rig(limits=Limits(message_bytes=1000)) as miner:
+        body = b"x" * 1001
+        assert await request(miner, "POST", "/v1/work", body) == (413, "too_large")
+
+
+async def test_a_broken_upload_goes_on_from_where_it_was(rig):
+    async with rig() as miner:
+        validator = miner.validator()
+        order = validator.order()
+        work, accepted = await validator.post(order)
+        state = validator.blobs[order.state[0].digest]
+        whole = bytes(state.header) + bytes(state.data)
+        target = f"/v1/blobs/{state.ref.digest}"
+        headers = miner.signers[1].headers("PUT", target, receiver=miner.signers[0].hotkey)
+        _, writer = await asyncio.open_connection(miner.address.host, miner.address.port)
+        lines = [f"PUT {target} HTTP/1.1", "Host: x", f"Content-Length: {len(whole)}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + whole[:500_000])
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.close()
+        await writer.wait_closed()
+        _, accepted = await validator.post(order)
+        have = {lack.digest: lack.have for lack in accepted.lacks}[state.ref.digest]
+        assert 0 < have <= 500_000
+        before = validator.client.bytes_sent
+        await validator.send(accepted)
+        assert (await validator.answer(work)).work_id == work
+        manifest = validator.blobs[order.assignment.manifest]
+        assert validator.client.bytes_sent - before == len(whole) - have + manifest.ref.length
+
+
+async def test_an_answer_can_be_fetched_from_the_middle_on(rig):
+    async with rig() as miner:
+        validator = miner.validator()
+        contribution = await validator.answer(await validator.ask(validator.order()))
+        whole = await validator.fetch(contribution)
+        target = f"/v1/blobs/{contribution.blob.digest}"
+        headers = miner.signers[1].headers("GET", target, receiver=miner.signers[0].hotkey)
+        async with (
+            ClientSession() as session,
+            session.get(
+                miner.address.url + target, headers={**headers, "Range": f"bytes={contribution.blob.length - 8}-"}
+            ) as response,
+        ):
+            assert response.status == 206
+            assert await response.read() == whole.numpy().tobytes()[-8:]
+
+
+async def test_a_reader_is_cut_when_the_gradient_is_about_to_change(rig, signers):
+    """A validator that reads so slowly that its own next order overtakes it gets no torn bytes."""
+    from fedgpt2.types import ModelShape
+
+    large = ModelShape(n_layer=1, n_head=1, n_embd=128, block_size=16)
+    async with rig() as miner:
+        validator = miner.validator(shape=large)
+        contribution = await validator.answer(await validator.ask(validator.order(0, n=1)))
+        target = f"/v1/blobs/{contribution.blob.digest}"
+        headers = signers[1].headers("GET", target, receiver=signers[0].hotkey)
+        reader, writer = await asyncio.open_connection(miner.address.host, miner.address.port, limit=1 << 16)
+        lines = [f"GET {target} HTTP/1.1", "Host: x", *(f"{name}: {value}" for name, value in headers.items())]
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
+        assert b"200 OK" in await reader.readline()
+        await validator.answer(await validator.ask(validator.order(1, n=1)))
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await reader.readexactly(contribution.blob.length)
+        writer.close()
+        with pytest.raises(Refused):
+            await validator.fetch(contribution)
+
+
+async def test_an_order_is_named_by_the_bytes_it_came_in(rig):
+    async with rig() as miner:
+        validator = miner.validator()
+        order = validator.order()
+        work, accepted = await validator.post(order)
+        assert accepted.work_id == work
+        assert encode(order).decode() == validator.signer.seal("order", order).payload

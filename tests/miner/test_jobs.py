@@ -1,0 +1,470 @@
+"""One order at a time: what is stale, busy, cancelled, late or wrong, over real sockets."""
+
+import asyncio
+import dataclasses
+import threading
+import time
+
+import msgspec
+import pytest
+import torch
+
+from fedgpt2.config import Limits
+from fedgpt2.data.corpus import Corpus
+from fedgpt2.data.manifest import build as build_manifest
+from fedgpt2.errors import CorpusError, DiskFullError, PeerError, Reason, Refused
+from fedgpt2.gradient.strategy import Result
+from fedgpt2.miner import service
+from fedgpt2.miner.journal import Journal
+from fedgpt2.miner.work import Library
+from fedgpt2.model.gpt2 import initialise
+from fedgpt2.network.blobs import Blob
+from fedgpt2.protocol.messages import Caps
+from fedgpt2.types import ModelShape
+
+from .conftest import DATA, EXACT, SHAPE
+
+
+class Slow:
+    """Computes until it is told to stop, or let go."""
+
+    def __init__(self, obedient=True):
+        self.started = threading.Event()
+        self.let_go = threading.Event()
+        self.stopped = 0
+        self.obedient = obedient
+
+    def __call__(self, model, windows, *, out, stop):
+        self.started.set()
+        while not self.let_go.is_set():
+            if self.obedient and stop.wait(0.01):
+                self.stopped += 1
+                raise Refused(Reason.CANCELLED, "the gradient was called off")
+            time.sleep(0.01)
+        return EXACT(model, windows, out=out, stop=threading.Event())
+
+
+@pytest.fixture
+def slow():
+    strategy = Slow()
+    yield strategy
+    strategy.let_go.set()
+
+
+async def started(slow):
+    await asyncio.wait_for(asyncio.to_thread(slow.started.wait, 10), 11)
+
+
+async def refused(awaitable, reason):
+    with pytest.raises(PeerError) as refusal:
+        await awaitable
+    assert refusal.value.reason is reason, refusal.value
+    return refusal.value
+
+
+async def failure_of(validator, order):
+    """The failure that answers an order; the state may be refused already on its way, for the same reason."""
+    work, accepted = await validator.post(order)
+    early = None
+    try:
+        await validator.send(accepted)
+    except Refused as refusal:
+        early = refusal.reason.value
+    failure = await validator.answer(work)
+    assert early in (None, failure.reason)
+    return failure
+
+
+async def test_older_orders_are_stale(rig):
+    async with rig() as miner:
+        validator = miner.validator()
+        await validator.answer(await validator.ask(validator.order(5)))
+        await refused(validator.post(validator.order(4)), Reason.STALE_ORDER)
+        await refused(validator.post(validator.order(5, slot=1)), Reason.STALE_ORDER)
+        await validator.post(validator.order(0, attempt=1))
+        await refused(validator.post(validator.order(9)), Reason.STALE_ORDER)
+        other_run = miner.validator(run_id="cd" * 32)
+        await other_run.post(other_run.order(0))
+
+
+async def test_a_restarted_miner_refuses_older_orders_and_takes_the_same_one_again(rig):
+    async with rig() as miner:
+        validator = miner.validator()
+        order = validator.order(5)
+        first = await validator.fetch(await validator.answer(await validator.ask(order)))
+    async with rig() as miner:
+        validator = miner.validator()
+        await refused(validator.post(validator.order(4)), Reason.STALE_ORDER)
+        await refused(validator.post(validator.order(5, slot=1)), Reason.STALE_ORDER)
+        order = validator.order(5)
+        again = await validator.fetch(await validator.answer(await validator.ask(order)))
+        assert torch.equal(first, again)
+
+
+async def test_a_newer_order_of_the_same_validator_replaces_the_older_one(rig, slow):
+    async with rig(slow) as miner:
+        validator = miner.validator()
+        older = await validator.ask(validator.order(0))
+        await started(slow)
+        poll = asyncio.create_task(validator.answer(older))
+        await asyncio.sleep(0.05)
+        newer, accepted = await validator.post(validator.order(1, seed=4))
+        assert slow.stopped == 1
+        assert (await poll).reason == "cancelled"
+        await refused(validator.client.wait(older, 0), Reason.UNKNOWN_WORK)
+        slow.let_go.set()
+        await validator.send(accepted)
+        assert (await validator.answer(newer)).work_id == newer
+
+
+async def test_another_validator_waits_its_turn(rig, slow):
+    async with rig(slow) as miner:
+        first, second = miner.validator(1), miner.validator(2)
+        order = first.order(0)
+        work = await first.ask(order)
+        await refused(second.post(second.order(0)), Reason.BUSY)
+        await started(slow)
+        await refused(second.post(second.order(0)), Reason.BUSY)
+        slow.let_go.set()
+        await first.answer(work)
+        await refused(second.post(second.order(0)), Reason.BUSY)  # the answer is not fetched yet
+        await first.client.deliver_receipt(first.receipt(work, order))
+        await second.answer(await second.ask(second.order(0)))
+
+
+async def test_an_answer_nobody_asks_for_does_not_keep_others_out(rig, monkeypatch):
+    monkeypatch.setattr(service, "_HOLD_SECONDS", 0.1)
+    async with rig() as miner:
+        first, second = miner.validator(1), miner.validator(2)
+        await first.answer(await first.ask(first.order(0)))
+        await asyncio.sleep(0.15)
+        await second.answer(await second.ask(second.order(0)))
+
+
+async def test_one_validator_sees_nothing_of_anothers_work(rig):
+    async with rig() as miner:
+        first, second = miner.validator(1), miner.validator(2)
+        order = first.order()
+        work, accepted = await first.post(order)
+        blob = first.blobs[accepted.lacks[0].digest]
+        await refused(second.client.put_blob(blob, 0), Reason.UNKNOWN_BLOB)
+        await refused(second.client.wait(work, 0), Reason.UNKNOWN_WORK)
+        await refused(second.client.cancel(work), Reason.UNKNOWN_WORK)
+        await first.send(accepted)
+        contribution = await first.answer(work)
+        await refused(second.fetch(contribution), Reason.UNKNOWN_BLOB)
+        await second.client.deliver_receipt(second.receipt(work, order))
+        await first.fetch(contribution)
+
+
+async def test_cancel_ends_a_computation_at_once(rig, slow):
+    async with rig(slow) as miner:
+        validator = miner.validator()
+        order = validator.order()
+        work = await validator.ask(order)
+        await started(slow)
+        begin = time.monotonic()
+        await validator.client.cancel(work)
+        assert time.monotonic() - begin < 1
+        assert slow.stopped == 1
+        await refused(validator.client.wait(work, 0), Reason.UNKNOWN_WORK)
+        slow.let_go.set()
+        again, accepted = await validator.post(order)  # called off, then wanted after all: worked on anew
+        assert (again, accepted.lacks) == (work, ())
+        assert (await validator.answer(work)).work_id == work
+
+
+async def test_a_real_computation_is_cancelled_within_a_block(rig, source, signers):
+    shape = ModelShape(n_layer=4, n_head=4, n_embd=64, block_size=64)
+    corpus = Corpus(source, build_manifest(source, DATA, 64, 7))
+    async with rig() as miner:
+        validator = miner.validator(shape=shape)
+        validator.corpus = corpus
+        order = validator.order(n=32)
+        work = await validator.ask(order)
+        await asyncio.sleep(0.3)
+        begin = time.monotonic()
+        await validator.client.cancel(work)
+        assert time.monotonic() - begin < 2
+
+
+async def test_a_computation_that_does_not_stop_keeps_the_miner_busy(rig, monkeypatch):
+    monkeypatch.setattr(service, "_STOP_SECONDS", 0.1)
+    stubborn = Slow(obedient=False)
+    async with rig(stubborn) as miner:
+        validator = miner.validator()
+        work = await validator.ask(validator.order(0))
+        await started(stubborn)
+        await validator.client.cancel(work)
+        await refused(validator.post(validator.order(1)), Reason.BUSY)
+        stubborn.let_go.set()
+        async with asyncio.timeout(5):
+            while True:
+                try:
+                    work = await validator.ask(validator.order(1))
+                    break
+                except Refused:
+                    await asyncio.sleep(0.02)
+        await validator.answer(work)
+
+
+async def test_the_budget_is_the_miners_own_limit(rig, slow):
+    async with rig(slow) as miner:
+        validator = miner.validator()
+        silent, _ = await validator.post(validator.order(0, budget_seconds=0.1))
+        assert (await validator.answer(silent)).reason == "timed_out"
+        order = validator.order(1, budget_seconds=0.3)
+        work = await validator.ask(order)
+        assert (await validator.answer(work)).reason == "late"
+        assert slow.stopped == 1
+        slow.let_go.set()
+        await validator.post(order)  # asked again, it gets its time again
+        assert (await validator.answer(work)).work_id == work
+
+
+async def test_a_long_poll_returns_when_the_answer_is_there_or_its_time_is_up(rig, slow):
+    async with rig(slow) as miner:
+        validator = miner.validator()
+        work = await validator.ask(validator.order())
+        begin = time.monotonic()
+        assert (await validator.client.wait(work, 1)).state == "pending"
+        assert 0.9 < time.monotonic() - begin < 2
+        poll = asyncio.create_task(validator.client.wait(work, 30))
+        await asyncio.sleep(0.1)
+        slow.let_go.set()
+        begin = time.monotonic()
+        assert (await poll).state == "done"
+        assert time.monotonic() - begin < 2
+
+
+async def test_the_event_loop_answers_while_computing(rig, slow):
+    async with rig(slow) as miner:
+        validator = miner.validator()
+        await validator.ask(validator.order())
+        await started(slow)
+        begin = time.monotonic()
+        for _ in range(20):
+            await validator.client.introduce()
+        assert time.monotonic() - begin < 2
+
+
+async def test_closing_ends_a_computation(rig, slow):
+    async with rig(slow) as miner:
+        validator = miner.validator()
+        await validator.ask(validator.order())
+        await started(slow)
+    assert slow.stopped == 1
+
+
+async def test_a_state_that_is_not_the_parent_is_refused(rig):
+    async with rig() as miner:
+        validator = miner.validator()
+        order = validator.order(parent="9" * 64)
+        assert (await validator.answer(await validator.ask(order))).reason == "wrong_state"
+
+
+async def test_a_corrupted_state_can_be_sent_again(rig):
+    async with rig() as miner:
+        validator = miner.validator()
+        order = validator.order()
+        work, accepted = await validator.post(order)
+        good = validator.blobs[order.state[0].digest]
+        bad = bytearray(good.data)
+        bad[100] ^= 1
+        await validator.client.put_blob(validator.blobs[order.assignment.manifest], 0)
+        await refused(
+            validator.client.put_blob(Blob(good.ref, good.header, memoryview(bad)), 0), Reason.DIGEST_MISMATCH
+        )
+        _, accepted = await validator.post(order)
+        assert [(lack.digest, lack.have) for lack in accepted.lacks] == [(good.ref.digest, 0)]
+        await validator.send(accepted)
+        assert (await validator.answer(work)).work_id == work
+
+
+async def test_a_state_of_another_shape_is_refused_at_its_header(rig):
+    async with rig() as miner:
+        validator = miner.validator()
+        order = validator.order()
+        await validator.post(order)
+        good = validator.blobs[order.state[0].digest]
+        header = bytes(good.header).replace(b"wte.weight", b"wte.heavy!")
+        await refused(validator.client.put_blob(Blob(good.ref, header, good.data), 0), Reason.WRONG_NAMES)
+
+
+async def test_a_manifest_of_other_text_is_refused(rig):
+    async with rig() as miner:
+        validator = miner.validator()
+        true = validator.corpus.manifest
+        other = dataclasses.replace(true, source="another")
+        share = validator.order().assignment
+        await self_made(validator, other, share, 0, "wrong_manifest")
+        await self_made(validator, None, share, 1, "wrong_manifest")
+        order = validator.order(2)
+        assert (await validator.answer(await validator.ask(order))).round == 2
+
+
+async def self_made(validator, manifest, share, round, reason):
+    """Order with a manifest of our own making and see the failure it gets."""
+    raw = b"[]" if manifest is None else manifest.to_bytes()
+    blob = Blob.of("json", b"", memoryview(raw))
+    validator.blobs[blob.ref.digest] = blob
+    assignment = msgspec.structs.replace(share, manifest=blob.ref.digest, manifest_length=blob.ref.length)
+    work, accepted = await validator.post(validator.order(round, assignment=assignment))
+    await validator.client.put_blob(blob, 0)
+    assert (await validator.answer(work)).reason == reason
+    for lack in accepted.lacks:
+        if lack.digest != blob.ref.digest:  # the state need not be sent any more, and is refused for that reason
+            refusal = await refused(validator.client.put_blob(validator.blobs[lack.digest], 0), Reason(reason))
+            assert refusal.detail
+
+
+@pytest.mark.parametrize("change", [{"slot": 1}, {"slot": 99}, {"windows": ((10_000,),)}])
+async def test_an_assignment_the_scheme_does_not_give_is_refused(rig, change):
+    async with rig() as miner:
+        validator = miner.validator()
+        share = validator.order(n=1).assignment
+        order = validator.order(n=1, assignment=msgspec.structs.replace(share, **change))
+        assert (await failure_of(validator, order)).reason == "wrong_assignment"
+
+
+async def test_windows_longer_than_the_context_are_refused(rig):
+    short = ModelShape(n_layer=1, n_head=1, n_embd=8, block_size=8)
+    async with rig() as miner:
+        validator = miner.validator(shape=short)
+        assert (await failure_of(validator, validator.order())).reason == "wrong_assignment"
+
+
+async def test_text_that_cannot_be_read_is_a_typed_failure(rig, monkeypatch):
+    def unreadable(_self, _pool, _page):
+        raise CorpusError("sotu.txt: cannot be read")
+
+    monkeypatch.setattr("fedgpt2.data.sample.SampleSource.documents", unreadable)
+    async with rig() as miner:
+        validator = miner.validator()
+        failure = await failure_of(validator, validator.order())
+        assert (failure.reason, failure.detail) == ("data_unavailable", "sotu.txt: cannot be read")
+
+
+async def test_another_model_takes_new_buffers(rig):
+    async with rig() as miner:
+        validator = miner.validator()
+        await validator.answer(await validator.ask(validator.order(0)))
+        validator.shape = ModelShape(n_layer=2, n_head=2, n_embd=16, block_size=16)
+        work = await validator.ask(validator.order(1))
+        contribution = await validator.answer(work)
+        assert (await validator.fetch(contribution)).numel() > 800_000
+
+
+async def test_no_memory_is_a_typed_refusal(rig, monkeypatch):
+    def no_memory(*_arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    async with rig() as miner:
+        validator = miner.validator()
+        monkeypatch.setattr("fedgpt2.miner.memory.FlatState", no_memory)
+        await refused(validator.post(validator.order()), Reason.UNSUPPORTED_MODEL)
+        monkeypatch.undo()
+        await validator.answer(await validator.ask(validator.order()))
+
+
+async def test_a_body_in_another_tensor_order_is_understood(rig):
+    import json
+    import struct
+
+    async with rig() as miner:
+        validator = miner.validator()
+        weights = initialise(SHAPE, 3)
+        entries, data = {}, b""
+        for name, view in sorted(weights.views.items(), reverse=True):
+            raw = view.contiguous().numpy().tobytes()
+            entries[name] = {
+                "dtype": "F32",
+                "shape": list(view.shape),
+                "data_offsets": [len(data), len(data) + len(raw)],
+            }
+            data += raw
+        text = json.dumps(entries).encode()
+        blob = Blob.of("fp32", struct.pack("<Q", len(text)) + text, memoryview(data))
+        validator.blobs[blob.ref.digest] = blob
+        for round in range(2):
+            order = validator.order(round, weights=weights, state=(blob.ref,))
+            work = await validator.ask(order)
+            shuffled = await validator.fetch(await validator.answer(work))
+        straight = validator.order(1, weights=weights, attempt=1)
+        assert torch.equal(shuffled, await validator.fetch(await validator.answer(await validator.ask(straight))))
+
+
+async def wait_for_ever(validator, work):
+    while True:
+        await validator.client.wait(work, 5)
+
+
+async def test_an_unforeseen_error_ends_the_program(rig):
+    def buggy(model, windows, *, out, stop):
+        raise KeyError("a bug")
+
+    context = rig(buggy)
+    miner = await context.__aenter__()
+    validator = miner.validator()
+    work = await validator.ask(validator.order())
+    with pytest.raises(PeerError):
+        await wait_for_ever(validator, work)
+    with pytest.raises(KeyError):
+        await context.__aexit__(None, None, None)
+
+
+async def test_a_full_disk_ends_the_program_with_its_line(rig, monkeypatch):
+    context = rig()
+    miner = await context.__aenter__()
+    validator = miner.validator()
+
+    def full(*_arguments):
+        raise DiskFullError("no space left")
+
+    monkeypatch.setattr(Journal, "record", full)
+    with pytest.raises(PeerError):
+        await validator.post(validator.order())
+    with pytest.raises(DiskFullError):
+        await context.__aexit__(None, None, None)
+
+
+async def test_orders_that_cannot_be_met_are_refused_when_posted(rig):
+    async with rig(limits=Limits(model_parameters=100)) as miner:
+        validator = miner.validator()
+        await refused(validator.post(validator.order()), Reason.UNSUPPORTED_MODEL)
+    async with rig() as miner:
+        validator = miner.validator()
+        for changes, reason in (
+            ({"strategy": "other"}, Reason.UNSUPPORTED_STRATEGY),
+            ({"answer_codecs": ("other",)}, Reason.UNSUPPORTED_CODEC),
+            ({"caps": Caps(answer_bytes=5)}, Reason.TOO_LARGE),
+            ({"receiver": validator.signer.hotkey}, Reason.WRONG_RECEIVER),
+            ({"v": 2}, Reason.UNSUPPORTED_VERSION),
+        ):
+            await refused(validator.post(validator.order(**changes)), reason)
+        assert not any("windows from" in line for line in miner.said)
+
+
+def test_the_manifest_is_read_once(corpus, source):
+    library = Library(source)
+    raw = corpus.manifest.to_bytes()
+    assert library._opened(corpus.manifest.digest(), raw) is library._opened(corpus.manifest.digest(), b"")
+
+
+async def test_a_result_is_not_needed_when_nobody_wants_it(rig):
+    """A strategy that finishes although it was told to stop gives no answer."""
+    begun, release = threading.Event(), threading.Event()
+
+    def finishing(model, windows, *, out, stop):
+        begun.set()
+        stop.wait(10)
+        release.set()
+        return Result(1.0, 64)
+
+    async with rig(finishing) as miner:
+        validator = miner.validator()
+        work = await validator.ask(validator.order())
+        await asyncio.to_thread(begun.wait, 10)
+        await validator.client.cancel(work)
+        assert release.is_set()
+        await refused(validator.client.wait(work, 0), Reason.UNKNOWN_WORK)

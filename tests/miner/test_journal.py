@@ -1,0 +1,105 @@
+"""What survives a restart, and what a full disk or a broken folder says."""
+
+import json
+import sqlite3
+
+import msgspec
+import pytest
+
+from fedgpt2.errors import DiskFullError, RunDirectoryError
+from fedgpt2.miner import journal as module
+from fedgpt2.miner.journal import Journal
+from fedgpt2.miner.orders import Taken
+from fedgpt2.protocol.messages import Envelope
+
+from .test_orders import ORDER
+
+RECEIPT = Envelope(kind="receipt", payload="{}", signer="V", signature="0" * 128)
+
+
+def order(attempt, round, sender="V", run="c"):
+    return msgspec.structs.replace(ORDER, attempt=attempt, round=round, sender=sender, run_id=run * 64)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "deep" / "miner"
+
+
+def test_the_newest_order_of_each_run_survives(folder):
+    journal = Journal(folder)
+    assert journal.newest(ORDER) is None
+    journal.record(order(0, 4), "1" * 64)
+    journal.record(order(1, 2), "2" * 64)
+    journal.record(order(0, 9, run="d"), "3" * 64)
+    journal.record(order(0, 7, sender="W"), "4" * 64)
+    journal.close()
+    journal = Journal(folder)
+    assert journal.newest(ORDER) == Taken((1, 2), "2" * 64)
+    assert journal.newest(order(0, 0, run="d")) == Taken((0, 9), "3" * 64)
+    assert journal.newest(order(0, 0, sender="W")) == Taken((0, 7), "4" * 64)
+    journal.close()
+
+
+def test_the_runs_remembered_are_bounded(folder, monkeypatch):
+    monkeypatch.setattr(module, "_RUNS_KEPT", 3)
+    journal = Journal(folder)
+    for run in "abcdef":
+        journal.record(order(0, 1, run=run), "1" * 64)
+    assert [journal.newest(order(0, 0, run=run)) is not None for run in "abcdef"] == [False] * 3 + [True] * 3
+    journal.close()
+
+
+def test_receipts_are_lines_and_their_file_is_capped(folder):
+    journal = Journal(folder, receipts_bytes=1000)
+    for _ in range(20):
+        journal.keep_receipt(RECEIPT)
+    journal.close()
+    kept = [(folder / name).read_text().splitlines() for name in ("receipts.jsonl", "receipts.1.jsonl")]
+    assert all(json.loads(line)["kind"] == "receipt" for lines in kept for line in lines)
+    assert all((folder / name).stat().st_size <= 1000 for name in ("receipts.jsonl", "receipts.1.jsonl"))
+    assert sum(map(len, kept)) >= 3
+
+
+def test_a_folder_that_cannot_be_used_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match=r"--run\.dir") as error:
+        Journal(tmp_path / "file" / "miner")
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_journal_is_one_line(folder):
+    folder.mkdir(parents=True)
+    (folder / "journal.sqlite").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(RunDirectoryError, match=r"--run\.dir"):
+        Journal(folder)
+
+
+def record_many(journal):
+    for run in range(1000):
+        journal.record(msgspec.structs.replace(ORDER, run_id=f"{run:064x}"), "1" * 64)
+
+
+def test_a_full_disk_has_its_own_error(folder, monkeypatch):
+    journal = Journal(folder)
+    pages = journal._database.execute("PRAGMA page_count").fetchone()[0]
+    journal._database.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(DiskFullError, match="no space left"):
+        record_many(journal)
+    assert journal.newest(msgspec.structs.replace(ORDER, run_id=f"{0:064x}")) is not None
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.write", full)
+    with pytest.raises(DiskFullError, match="no space left"):
+        journal.keep_receipt(RECEIPT)
+    journal.close()
+
+
+def test_an_error_of_a_closed_database_is_typed(folder):
+    journal = Journal(folder)
+    journal.close()
+    with pytest.raises(RunDirectoryError) as error:
+        journal.newest(ORDER)
+    assert isinstance(error.value.__cause__, sqlite3.ProgrammingError)
