@@ -87,7 +87,7 @@ def _measure(workers: Mapping[str, Worker], shape: ModelShape, batch: Batch, rep
     _write_initial(shape, folder / "initial.bin")
     for name in _CANDIDATES:
         workers[name]("load", path=str(folder / "initial.bin"))
-    turns: dict[str, Callable[[], None]] = {
+    turns: dict[str, Callable[[], float | None]] = {
         name: partial(_discard, workers[name], "gradient", path=str(folder / "random.npy")) for name in _CANDIDATES
     }
     for name in _LIMITS:

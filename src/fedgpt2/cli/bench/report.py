@@ -38,10 +38,11 @@ class Row:
         return {"name": self.name, "seconds": seconds, "peak_mb": round(self.peak_mb, 1), **self.extra}
 
 
-def interleave(candidates: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+def interleave(candidates: Mapping[str, Callable[[], float | None]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each candidate, turn by turn: once each unmeasured, then `repeats` turns.
 
-    Every turn begins with another candidate, so that none always follows the same one.
+    A candidate that returns a number has measured itself. Every turn begins with another candidate, so that none
+    always follows the same one.
     """
     names = list(candidates)
     for name in names:
@@ -51,8 +52,8 @@ def interleave(candidates: Mapping[str, Callable[[], None]], repeats: int) -> di
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             start = time.perf_counter()
-            candidates[name]()
-            seconds[name].append(time.perf_counter() - start)
+            own = candidates[name]()
+            seconds[name].append(time.perf_counter() - start if own is None else own)
     return seconds
 
 
@@ -110,35 +111,21 @@ def report(bench: str, rows: Sequence[Row], *, as_json: bool, notes: Sequence[st
     console = Console()
     console.print(f"{bench}: commit {commit()}, {hardware()}", highlight=False, soft_wrap=True)
     console.print(_times(rows))
-    if any(row.extra for row in rows):
-        console.print(_extras(rows))
-    for note in notes:
+    shown = [f"{row.name}: " + ", ".join(f"{k} {v}" for k, v in row.extra.items()) for row in rows if row.extra]
+    for note in [*shown, *notes]:
         console.print(note, highlight=False, soft_wrap=True)
 
 
 def _times(rows: Sequence[Row]) -> Table:
     to_first = ratios(rows)
-    table = _table("median s", "min", "max", "peak MB", f"/ {rows[0].name}")
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for column in ("median s", "min", "max", "peak MB", f"/ {rows[0].name}"):
+        table.add_column(column, justify="right")
     for row in rows:
         times = (_cell(value) for value in (median(row.seconds), min(row.seconds), max(row.seconds)))
         ratio = to_first.get(f"{row.name}/{rows[0].name}", "")
         table.add_row(row.name, *times, f"{row.peak_mb:.0f}", _cell(ratio))
-    return table
-
-
-def _extras(rows: Sequence[Row]) -> Table:
-    names = list(dict.fromkeys(name for row in rows for name in row.extra))
-    table = _table(*names)
-    for row in rows:
-        table.add_row(row.name, *(str(row.extra.get(name, "")) for name in names))
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="right", overflow="fold")
     return table
 
 

@@ -50,7 +50,7 @@ class Worker:
         path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
         with tempfile.TemporaryFile("w+") as log:
             process = subprocess.Popen(  # noqa: S603  (our own module)
-                [sys.executable, "-m", module, *arguments],
+                [sys.executable, "-u", "-m", module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
