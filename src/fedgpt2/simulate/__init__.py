@@ -1,0 +1,1 @@
+"""Miners that lie, to see what becomes of it."""
