@@ -1,0 +1,147 @@
+"""The validator of `bench transport`: the program's own parts, put together without a run directory.
+
+    python -m fedgpt2.cli.bench.transport_validator PRESET FOLDER PORT...
+
+A trip is steps 1 to 4 of `validator.round`: digest the state, write and sign the orders, exchange. After it,
+unmeasured, the gradients are admitted and a step is taken, so that each trip has another state to send.
+"""
+
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fedgpt2 import codec
+from fedgpt2.aggregation import token_weights
+from fedgpt2.cli.bench.async_worker import MEMORY, memory, serve_async
+from fedgpt2.config import Axons, Data, Model, ValidatorConfig, Wallet
+from fedgpt2.data.corpus import Corpus
+from fedgpt2.errors import FedGPT2Error
+from fedgpt2.identity.pins import KeyBook
+from fedgpt2.identity.signing import Signer
+from fedgpt2.identity.wallet import open_hotkey
+from fedgpt2.model.hardware import prepare
+from fedgpt2.network.address import parse
+from fedgpt2.network.client import open_session
+from fedgpt2.network.loop import run
+from fedgpt2.network.threads import off_loop
+from fedgpt2.protocol.digests import blob_digest
+from fedgpt2.protocol.messages import BlobRef
+from fedgpt2.types import Digest
+from fedgpt2.validator.admission import admit
+from fedgpt2.validator.http_peers import HttpPeers
+from fedgpt2.validator.orders import OrderBook
+from fedgpt2.validator.peers import Outcome, Parcel
+from fedgpt2.validator.training import Training
+
+__all__ = ["main"]
+
+_RUN_ID = "0" * 64
+_ROUND = 1  # always this one, under new attempts: its few windows are tokenised once
+_DATA = Data(source="sample", windows=1, seq_len=64)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until standard input ends."""
+    preset, folder, *ports = argv
+    return run(lambda _: _serve(preset, Path(folder), ports))
+
+
+async def _serve(preset: str, folder: Path, ports: list[str]) -> int:
+    config = ValidatorConfig(
+        wallet=Wallet("validator", "default", str(folder / "wallets")),
+        axons=Axons(addresses=tuple(ports)),
+        model=Model(preset),
+        data=_DATA,
+    )
+    signer = Signer(open_hotkey(config.wallet, create=True, notice=lambda _: None))
+    training = Training(config, prepare("cpu"))
+    corpus = Corpus.open(config.data, config.model.shape.block_size, config.run.seed)
+    async with _peers(config, signer) as peers:
+        traveller = _Traveller(config, training, _orders(config, signer, corpus), peers)
+        await peers.present(len(ports))
+        built = memory()
+        await serve_async({"trip": traveller.trip, "built": lambda: built, **MEMORY})
+    return 0
+
+
+@asynccontextmanager
+async def _peers(config: ValidatorConfig, signer: Signer) -> AsyncIterator[HttpPeers]:
+    addresses = [parse(text) for text in config.axons.addresses]
+    async with open_session(config.limits) as session:
+        peers = HttpPeers(
+            session,
+            signer,
+            config.axons,
+            addresses,
+            config.limits,
+            KeyBook({}),
+            record=lambda _axon, _hotkey: None,
+            notice=lambda line: print(line, file=sys.stderr),
+        )
+        peers.start()
+        try:
+            yield peers
+        finally:
+            await peers.close()
+
+
+def _orders(config: ValidatorConfig, signer: Signer, corpus: Corpus) -> OrderBook:
+    manifest = corpus.manifest.to_bytes()
+    ref = BlobRef(digest=blob_digest(manifest), length=len(manifest), codec="json")
+    return OrderBook(
+        signer=signer,
+        run_id=_RUN_ID,
+        model=config.model.shape,
+        corpus=corpus,
+        manifest=Parcel(ref, b"", memoryview(manifest)),
+        answer_codec=codec.get(config.codec.gradient),
+        windows=config.data.windows,
+        budget_seconds=config.round.deadline,
+        header_bytes=config.limits.header_bytes,
+    )
+
+
+class _Traveller:
+    """Sends the state out and brings the gradients back, as often as it is asked."""
+
+    def __init__(self, config: ValidatorConfig, training: Training, orders: OrderBook, peers: HttpPeers) -> None:
+        self._config = config
+        self._training = training
+        self._orders = orders
+        self._peers = peers
+        self._attempt = 0
+
+    async def trip(self, miners: int) -> Mapping[str, float]:
+        """One trip to the first `miners` miners. Raises FedGPT2Error if a gradient does not come back whole."""
+        seats = await self._peers.present(len(self._config.axons.addresses))
+        seated = [(seat, slot) for slot, seat in enumerate(seats[:miners])]
+        self._attempt += 1
+        start = time.perf_counter()
+        snapshot = await off_loop(self._training.snapshot)
+        tickets = await off_loop(self._orders.write, _ROUND, self._attempt, snapshot.model, snapshot.parcel.ref, seated)
+        parcels = {Digest(parcel.ref.digest): parcel for parcel in (snapshot.parcel, self._orders.manifest)}
+        outcomes = await self._peers.gather(tickets, parcels, deadline=self._config.round.deadline, quorum=1.0)
+        seconds = time.perf_counter() - start
+        await off_loop(self._step, outcomes)
+        return {
+            "seconds": seconds,
+            "send": max(outcome.traffic.sent for outcome in outcomes),
+            "wait": max(outcome.traffic.described for outcome in outcomes),
+            "receive": max(outcome.traffic.received for outcome in outcomes),
+        }
+
+    def _step(self, outcomes: Sequence[Outcome]) -> None:
+        """A step against the gradients, which changes the weights."""
+        verdicts = admit(outcomes, self._config.limits)
+        for verdict in verdicts:
+            if verdict.failure is not None:
+                raise FedGPT2Error(f"{verdict.outcome.ticket.seat.axon}: {verdict.failure}")
+        values = [verdict.values for verdict in verdicts if verdict.values is not None]
+        weights = token_weights([verdict.outcome.ticket.tokens for verdict in verdicts])
+        self._training.step(self._training.aggregate(values, weights), self._attempt, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
