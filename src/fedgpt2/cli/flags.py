@@ -43,7 +43,12 @@ class Flag:
     @property
     def env(self) -> str:
         """The environment variable of the same setting."""
-        return f"{ENV_PREFIX}_{self.key.replace('.', '__').replace('-', '_').upper()}"
+        return f"{ENV_PREFIX}_{self.dest.replace('.', '__').upper()}"
+
+    @property
+    def dest(self) -> str:
+        """The key as the parser stores it."""
+        return self.key.replace("-", "_")
 
     @property
     def group(self) -> str:

@@ -38,7 +38,7 @@ def parse(settings: type[S], argv: Sequence[str], *, prog: str, about: str) -> S
         refuse_unknown_environment(flags)
         _run(parser, flags, [], source="environment: ")
     values = _run(parser, flags, [_dotted(word) for word in words], source="")
-    return build(settings, {flag.key: flag.checked(values[flag.key]) for flag in flags})
+    return build(settings, {flag.key: flag.checked(values[flag.dest]) for flag in flags})
 
 
 class _Help(argparse.HelpFormatter):
@@ -133,7 +133,7 @@ def _one_line(message: str, flags: Sequence[Flag]) -> str:
     """The parser's complaint in one line of ours."""
     if found := re.match(r"unrecognized arguments: (.*)", message, re.DOTALL):
         return _unknown(found[1].split(), flags)
-    names = {flag.key: flag.name for flag in flags}
+    names = {flag.dest: flag.name for flag in flags}
     if found := re.search(r'Parser key "([^"]+)".*<class \'(\w+)\'>\. Got value: (.*)', message, re.DOTALL):
         return f"{names.get(found[1], found[1])} {found[3]}: not {WANTED.get(found[2], found[2])}"
     return " ".join(_undotted(message).removeprefix("argument ").split())

@@ -1,0 +1,136 @@
+"""`fedgpt2 demo`: a validator, four honest miners and a hostile one, as real processes on loopback.
+
+It needs no chain, no wallet, no GPU and no network, and leaves nothing running. Everything lies in one run
+directory: the run itself, wallets/, miners/ (their journals) and logs/.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedgpt2.cli.cast import Cast, draw
+from fedgpt2.cli.crew import Crew
+from fedgpt2.cli.parsing import parse
+from fedgpt2.config import setting
+from fedgpt2.errors import SetupError, UsageError
+from fedgpt2.ledger.files import disk_errors
+from fedgpt2.observe.choice import observer_for
+from fedgpt2.observe.feed import follow, retell
+from fedgpt2.observe.observer import Observer
+
+__all__ = ["Demo", "main"]
+
+_HONEST = 4
+_TICK = 0.2  # seconds between looks at what the validator has said
+_CLOSING = 15.0  # seconds the validator has for its last checkpoint
+
+# What learns well in a minute on two cores: small rounds, many of them, a high rate that soon falls.
+_VALIDATOR = (
+    *("--wallet.name", "validator", "--model.preset", "nano", "--data.windows", "4", "--round.deadline", "30"),
+    *("--optimizer.lr", "3e-3", "--optimizer.min_lr", "3e-4", "--optimizer.warmup", "5"),
+    *("--run.eval_every", "5", "--run.eval_windows", "32", "--checkpoint.every", "20"),
+)
+_HORIZON = 80  # rounds of the cosine when time, not --rounds, ends the run
+_BOTH = ("--device", "cpu", "--data.source", "sample", "--run.threads", "1")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Settings of `fedgpt2 demo`."""
+
+    seconds: float = setting(90.0, "seconds from start to the validator's last round", least=1)
+    rounds: int = setting(0, "rounds to train; 0: as many as the time allows", least=0)
+    seed: int = setting(1337, "seed of the run, and of which miner is the hostile one", least=0, most=2**53 - 1)
+    run_dir: str = setting("", "run directory, a new one; none: runs/demo-DATE-TIME", flag="run.dir")
+    plain: bool = setting(False, "plain lines instead of the live console", flag="run.plain")
+    no_hostile: bool = setting(False, "honest miners only", flag="no-hostile")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run it and report; 0 when it learned and the hostile miner was refused in every way, 130 when interrupted."""
+    began = time.monotonic()
+    about = "Trains a small GPT-2 with four honest miners and a hostile one, on this machine, in two minutes."
+    settings = parse(Demo, argv, prog="fedgpt2 demo", about=about)
+    folder = _folder(settings)
+    try:
+        with _interrupts(), Crew(folder / "logs") as crew:
+            cast = _start(crew, folder, settings)
+            _watch(crew, settings, began + settings.seconds)
+            crew.stop()
+            from fedgpt2.cli.verdict import report
+
+            return report(folder, crew, cast, sys.stdout)
+    except KeyboardInterrupt:
+        print(f"interrupted; what was committed lies in {folder}", file=sys.stderr)
+        return 130
+
+
+def _folder(settings: Demo) -> Path:
+    """The run directory, made. Raises UsageError when something is there already."""
+    default = time.strftime("runs/demo-%Y%m%d-%H%M%S")
+    folder = Path(settings.run_dir or default).expanduser()
+    with disk_errors(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"--run.dir {folder}: not empty; a demo starts in a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _start(crew: Crew, folder: Path, settings: Demo) -> Cast:
+    cast = draw(_HONEST, settings.seed, hostile=not settings.no_hostile)
+    wallets = ("--wallet.path", str(folder / "wallets"))
+    for number, port in enumerate(cast.ports, 1):
+        module = ("fedgpt2.cli.hostile",) if port == cast.hostile else ("fedgpt2", "miner")
+        name = ("--wallet.name", "miners", "--wallet.hotkey", f"M{number}", "--axon.port", str(port))
+        flags = (*module[1:], *_BOTH, *wallets, *name, "--run.dir", str(folder / "miners"))
+        crew.start(f"miner-{number}", module[0], flags)
+    axons = ("--axons", *map(str, cast.ports), "--round.min_miners", str(len(cast.ports)))
+    run = ("--run.dir", str(folder), "--run.seed", str(settings.seed), "--rounds", str(settings.rounds))
+    length = ("--optimizer.horizon", str(settings.rounds or _HORIZON))
+    crew.start("validator", "fedgpt2.cli.feed", (*_BOTH, *wallets, *_VALIDATOR, *axons, *run, *length))
+    return cast
+
+
+def _watch(crew: Crew, settings: Demo, until: float) -> None:
+    """Show the validator's events until it ends; ask it to when the time is up."""
+    feed = follow(crew.log("validator"))
+    asked = False
+    with observer_for(sys.stdout, plain=settings.plain) as observer:
+        observer.waiting("starting")
+        while crew.ended("validator") is None:
+            _show(next(feed), observer)
+            if not asked and time.monotonic() > until:
+                observer.waiting("time is up: the validator writes its last checkpoint")
+                crew.interrupt("validator")
+                asked = True
+            if time.monotonic() > until + _CLOSING:
+                raise SetupError(f"the validator did not end in time; see {crew.errors('validator')}")
+            crew.wait("validator", _TICK)
+        _show(next(feed), observer)
+    if code := crew.ended("validator"):
+        said = crew.last_words("validator") or f"exit code {code}"
+        raise SetupError(f"the validator ended early: {said}; see {crew.errors('validator').parent}")
+
+
+def _show(lines: list[bytes], observer: Observer) -> None:
+    for line in lines:
+        retell(line, observer)
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """SIGTERM and SIGHUP end us as Ctrl-C does, children first."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else (signal.SIGTERM,)

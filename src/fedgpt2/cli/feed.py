@@ -1,0 +1,30 @@
+"""`python -m fedgpt2.cli.feed`, with a validator's flags: the validator, telling a program instead of a person."""
+
+import functools
+import sys
+from collections.abc import Sequence
+
+from fedgpt2.cli.parsing import parse
+from fedgpt2.config import ValidatorConfig
+from fedgpt2.errors import FedGPT2Error
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train until stopped; events go to stdout, an error to stderr as one line; the exit code."""
+    config = parse(ValidatorConfig, argv, prog="fedgpt2 validator", about="A validator that writes its events as JSON.")
+    from fedgpt2.network.loop import run
+    from fedgpt2.observe.feed import Feed
+    from fedgpt2.validator.program import run_validator
+
+    feed = Feed(functools.partial(print, flush=True))
+    try:
+        return run(lambda stop: run_validator(config, stop, feed))
+    except FedGPT2Error as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,118 @@
+"""What a demo came to: the loss, a sample, every miner's account, and what was missed."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+
+from fedgpt2.cli.cast import Cast
+from fedgpt2.cli.crew import Crew
+from fedgpt2.cli.runs import open_run
+from fedgpt2.errors import Reason
+from fedgpt2.observe.board import Board
+from fedgpt2.observe.console import miners_table
+from fedgpt2.observe.feed import follow
+from fedgpt2.observe.rows import read_facts
+
+__all__ = ["EXPECTED", "LEARNED", "Verdict", "judge", "report"]
+
+LEARNED = 6.9  # nats a token: near what word frequencies alone give
+EXPECTED = (Reason.WRONG_SHAPE, Reason.NON_FINITE, Reason.WRONG_PARENT)
+
+_SAMPLE = ("sample", "--prompt", "The people of the United States", "--tokens", "60", "--temperature", "0.7")
+_SAMPLE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The losses, and what was missed; nothing missed is success."""
+
+    first: float | None
+    last: float | None
+    missed: tuple[str, ...]
+
+
+def report(folder: Path, crew: Crew, cast: Cast, out: TextIO) -> int:
+    """Print it; the demo's exit code."""
+    board = _board(folder, crew)
+    verdict = judge(board, cast)
+    console = Console(file=out, width=None if out.isatty() else 120, soft_wrap=True, highlight=False)
+    lines = [_losses(board, verdict), "", *_sample(folder, crew), ""]
+    console.print("\n".join(lines), markup=False)
+    console.print(miners_table(board))
+    console.print("\n".join(["", *_hostile(board, cast), *_whereabouts(folder)]), markup=False)
+    for line in verdict.missed:
+        console.print(f"missed: {line}", markup=False)
+    return 1 if verdict.missed else 0
+
+
+def judge(board: Board, cast: Cast) -> Verdict:
+    """Whether the model learned and the hostile miner was refused in each of its ways."""
+    # before its first step the validator measures its own loss on held-out windows as well
+    first = board.train[0][1] if board.train else None
+    last = board.held_out[-1][1] if board.held_out else None
+    missed = []
+    if last is None:
+        missed.append("no held-out loss was measured; give it more --seconds")
+    elif last >= LEARNED:
+        missed.append(f"the held-out loss {last:.3f} is not below {LEARNED}")
+    return Verdict(first, last, (*missed, *_escapes(board, cast)))
+
+
+def _escapes(board: Board, cast: Cast) -> Iterable[str]:
+    if cast.hostile_axon is None:
+        return
+    account = board.accounts.get(cast.hostile_axon)
+    if account is None:
+        yield "the hostile miner never took part"
+        return
+    if account.statuses["admitted"]:
+        yield f"the hostile miner was admitted {account.statuses['admitted']} times"
+    for reason in EXPECTED:
+        if reason.value not in account.reasons:
+            yield f"the hostile miner was never refused for {reason.value}"
+
+
+def _board(folder: Path, crew: Crew) -> Board:
+    import json
+
+    board = Board()
+    for line in next(follow(crew.log("validator"))):
+        match json.loads(line):
+            case ["started", dict(facts)]:
+                board.start(read_facts(facts))
+    for row in open_run(str(folder)).rounds():
+        board.add(row)
+    return board
+
+
+def _losses(board: Board, verdict: Verdict) -> str:
+    first = "-" if verdict.first is None else f"{verdict.first:.2f}"
+    last = "-" if verdict.last is None else f"{verdict.last:.2f}"
+    unigram = board.facts.unigram_loss
+    beside = "" if unigram is None else f"; a unigram model of the same text: {unigram:.2f}"
+    rounds = board.last.round if board.last else 0
+    return f"held-out loss {first} -> {last} after {rounds} rounds and {board.tokens:,} tokens{beside}"
+
+
+def _sample(folder: Path, crew: Crew) -> list[str]:
+    crew.start("sample", "fedgpt2", (*_SAMPLE, "--run.dir", str(folder)))
+    if crew.wait("sample", _SAMPLE_SECONDS) != 0:
+        return [f"no sample: {crew.last_words('sample') or 'it took too long'}"]
+    text = crew.log("sample").read_text(encoding="utf-8").strip()
+    return ["it says:", *(f"    {line}" for line in text.splitlines())]
+
+
+def _hostile(board: Board, cast: Cast) -> list[str]:
+    account = board.accounts.get(cast.hostile_axon or "")
+    if account is None:
+        return []
+    reasons = ", ".join(f"{reason} {times}x" for reason, times in account.reasons.items())
+    rounds = sum(account.statuses.values())
+    return [f"hostile miner {account.axon}: refused in {account.statuses['refused']} of {rounds} rounds: {reasons}"]
+
+
+def _whereabouts(folder: Path) -> list[str]:
+    return [f"the run lies in {folder}: rounds.jsonl, ledger.sqlite, checkpoints/, logs/"]
