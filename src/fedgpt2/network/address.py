@@ -11,6 +11,7 @@ from fedgpt2.types import Hotkey
 __all__ = ["Address", "parse"]
 
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
+_PORT = re.compile(r"[0-9]{1,5}")
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?")
 
 
@@ -50,6 +51,6 @@ def parse(text: str) -> Address:
         host = host[1:-1]
     elif not _HOST.fullmatch(host):
         raise UsageError(f"--axons {text[:100]!r}: not PORT, HOST:PORT or HOTKEY@HOST:PORT")
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+    if not (_PORT.fullmatch(port) and 0 < int(port) < 1 << 16):
         raise UsageError(f"--axons {text[:100]!r}: no port between 1 and 65535")
     return Address(host, int(port), parse_hotkey(key) if at else None)

@@ -128,7 +128,12 @@ async def send_blob(request: web.Request, blob: Blob, *, progress_seconds: float
     if asked:
         response.headers["Content-Range"] = content_range(start, whole)
     await response.prepare(request)
-    await _write(response, blob, start, progress_seconds)
+    try:
+        await _write(response, blob, start, progress_seconds)
+    except NetworkError:
+        if request.transport is not None:
+            request.transport.abort()  # nothing may follow half a body, least of all another answer
+        raise
     return response
 
 
@@ -146,7 +151,6 @@ async def _write(response: web.StreamResponse, blob: Blob, start: int, progress_
                 limit.reschedule(clock.time() + progress_seconds)
             await response.write_eof()
     except TimeoutError as error:
-        response.force_close()
         raise NetworkError(Reason.TIMED_OUT, f"nobody read for {progress_seconds:g} s") from error
     except ConnectionError as error:
         raise NetworkError(Reason.CUT_OFF, "the receiver hung up") from error
