@@ -1,0 +1,126 @@
+"""The demo, whole, and how it ends."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedgpt2.cli import main as entry
+from fedgpt2.cli.cast import Cast, draw
+from fedgpt2.cli.verdict import EXPECTED, judge
+from fedgpt2.observe.board import Board
+from fedgpt2.observe.rows import RoundRow, read_row
+from tests.cli.conftest import Shown, demo, running
+
+
+def test_the_demo_shows_what_it_promises(shown: Shown) -> None:
+    assert shown.err == ""
+    # five rounds are too few to learn; nothing else is missed
+    missed = [line for line in shown.out.splitlines() if line.startswith("missed: ")]
+    assert len(missed) == 1
+    assert "is not below 6.9" in missed[0]
+    assert shown.code == 1
+    assert "a unigram model of the same text: 6." in shown.out
+    assert "it says:\n    The people of the United States" in shown.out
+    assert "refused in 5 of 5 rounds: wrong_shape 2x, non_finite 2x, wrong_parent 1x" in shown.out
+    assert f"the run lies in {shown.folder}" in " ".join(shown.out.split())
+
+
+def test_its_rounds_are_those_of_four_honest_miners(shown: Shown) -> None:
+    rows = [json.loads(line) for line in (shown.folder / "rounds.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2, 3, 4, 5]
+    for row in rows:
+        assert sorted(miner["status"] for miner in row["miners"]) == ["admitted"] * 4 + ["refused"]
+        assert row["applied"]
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+def test_it_leaves_nothing_running_and_everything_in_its_folder(shown: Shown) -> None:
+    assert running(shown.folder) == []
+    assert {path.name for path in shown.folder.iterdir()} >= {"wallets", "logs", "rounds.jsonl", "ledger.sqlite"}
+    for log in (shown.folder / "logs").glob("*.err"):
+        assert "Traceback" not in log.read_text()
+    for log in (shown.folder / "logs").glob("*.log"):
+        assert "mnemonic" not in log.read_text().lower()
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").write_text("mine")
+    assert entry.main(["demo", "--run.dir", str(tmp_path)]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_the_demo_ends_its_children(number: signal.Signals, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with demo(folder) as child:
+        assert within(10, lambda: len(running(folder)) == 7)
+        asked = time.monotonic()
+        child.send_signal(number)
+        _, err = child.communicate(timeout=10)
+        assert within(5, lambda: running(folder) == [])
+        assert time.monotonic() - asked < 6
+    if number != signal.SIGKILL:
+        assert child.returncode == 130
+        assert err == f"interrupted; what was committed lies in {folder}\n"
+
+
+def within(seconds: float, true: Callable[[], bool]) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if true():
+            return True
+        time.sleep(0.05)
+    return true()
+
+
+def test_the_hostile_miners_place_is_drawn_by_seed() -> None:
+    places = {cast.ports.index(cast.hostile or 0) for cast in (draw(4, seed, hostile=True) for seed in range(40))}
+    assert places == {0, 1, 2, 3, 4}
+    alone = draw(4, 0, hostile=False)
+    assert (len(alone.ports), alone.hostile, alone.hostile_axon) == (4, None, None)
+
+
+def rows(reasons: list[str | None], losses: list[float]) -> list[RoundRow]:
+    return [
+        read_row(
+            {
+                "round": number,
+                "applied": True,
+                "train_loss": 10.8,
+                "val_loss": loss,
+                "miners": [
+                    {"hotkey": "h", "axon": "127.0.0.1:2", "status": "refused" if reason else "admitted"}
+                    | ({"reason": reason} if reason else {})
+                ],
+            }
+        )
+        for number, (reason, loss) in enumerate(zip(reasons, losses, strict=True), 1)
+    ]
+
+
+ALL = [reason.value for reason in EXPECTED]
+CAST = Cast((1, 2), 2)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "losses", "cast", "missed"),
+    [
+        (ALL, [9.0, 7.0, 6.5], CAST, []),
+        (ALL, [9.0, 7.0, 6.9], CAST, ["the held-out loss 6.900 is not below 6.9"]),
+        (ALL[:2], [9.0, 6.5], CAST, ["the hostile miner was never refused for wrong_parent"]),
+        ([*ALL, None], [9.0, 8.0, 7.0, 6.5], CAST, ["the hostile miner was admitted 1 times"]),
+        ([], [], CAST, ["no held-out loss was measured; give it more --seconds", "the hostile miner never took part"]),
+        ([None], [6.5], Cast((1,), None), []),
+    ],
+)
+def test_the_verdict_says_what_was_missed(
+    reasons: list[str | None], losses: list[float], cast: Cast, missed: list[str]
+) -> None:
+    board = Board()
+    for row in rows(reasons, losses):
+        board.add(row)
+    assert list(judge(board, cast).missed) == missed
