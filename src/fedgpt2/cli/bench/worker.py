@@ -36,6 +36,8 @@ class Worker:
             print(json.dumps([command, arguments]), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline() if self._process.stdout else ""
         if not answer:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(10)  # its last word comes after its answers end
             self._log.seek(0)
             last = (self._log.read().strip().splitlines() or ["no word"])[-1]
             raise FedGPT2Error(f"bench candidate {self.name} ended: {last}")
