@@ -32,17 +32,21 @@ class Worker:
 
     def __call__(self, command: str, **arguments: object) -> dict[str, Any]:
         """Run one command to its end. Raises FedGPT2Error with the worker's last word if it died."""
-        with contextlib.suppress(BrokenPipeError):
-            print(json.dumps([command, arguments]), file=self._process.stdin, flush=True)
+        if self._process.poll() is not None:
+            raise self._death()
+        print(json.dumps([command, arguments]), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline() if self._process.stdout else ""
         if not answer:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(10)  # its last word comes after its answers end
-            self._log.seek(0)
-            last = (self._log.read().strip().splitlines() or ["no word"])[-1]
-            raise FedGPT2Error(f"bench candidate {self.name} ended: {last}")
+            raise self._death()
         result: dict[str, Any] = json.loads(answer)
         return result
+
+    def _death(self) -> FedGPT2Error:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)  # its last word comes after its answers end
+        self._log.seek(0)
+        last = (self._log.read().strip().splitlines() or ["no word"])[-1]
+        return FedGPT2Error(f"bench candidate {self.name} ended: {last}")
 
     @classmethod
     @contextlib.contextmanager
