@@ -113,9 +113,9 @@ class Validator:
     async def answer(self, work):
         """The opened contribution or failure."""
         status = await self.client.wait(work, 20)
-        kind, type_ = {"contribution": ("contribution", Contribution), "failure": ("failure", Failure)}[
-            status.answer.kind
-        ]
+        while status.answer is None:
+            status = await self.client.wait(work, 20)
+        kind, type_ = ("contribution", Contribution) if status.answer.kind == "contribution" else ("failure", Failure)
         return open_envelope(status.answer, kind, type_, signer=self.miner.hotkey)
 
     async def fetch(self, contribution):

@@ -70,4 +70,6 @@ class Landing:
 
 
 def _too_large(error: BaseException) -> Refused:
-    return Refused(Reason.UNSUPPORTED_MODEL, f"no memory for this model: {str(error).splitlines()[0][:200]}")
+    return Refused(
+        Reason.UNSUPPORTED_MODEL, f"no memory for this model: {(str(error).splitlines() or ['out of memory'])[0][:200]}"
+    )

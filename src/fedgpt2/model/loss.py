@@ -40,7 +40,7 @@ def window_loss(
     with arithmetic(model.device, precision):
         hidden = model(tokens[:, :-1], beat)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return head_loss(hidden, model.wte.weight, tokens[:, 1:], divisor=divisor, dtype=dtype)
+    return head_loss(hidden, model.wte.weight, tokens[:, 1:], divisor=divisor, dtype=dtype, beat=beat)
 
 
 def head_loss(
@@ -51,9 +51,13 @@ def head_loss(
     divisor: int,
     dtype: torch.dtype = torch.float32,
     chunk: int = CHUNK,
+    beat: Beat | None = None,
 ) -> Float[Tensor, ""]:
-    """Sum of -log softmax(hidden @ weight.T)[target] over `divisor`; matmuls in `dtype`, sums in fp32."""
-    loss: Tensor = _Head.apply(hidden.flatten(0, 1), weight, targets.flatten(), divisor, dtype, chunk)  # type: ignore[no-untyped-call]
+    """Sum of -log softmax(hidden @ weight.T)[target] over `divisor`; matmuls in `dtype`, sums in fp32.
+
+    `beat` is called before each chunk: the head is a third of a small model's work.
+    """
+    loss: Tensor = _Head.apply(hidden.flatten(0, 1), weight, targets.flatten(), divisor, dtype, chunk, beat)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -85,6 +89,7 @@ class _Head(torch.autograd.Function):
         divisor: int,
         dtype: torch.dtype,
         chunk: int,
+        beat: Beat | None,
     ) -> Float[Tensor, ""]:
         wanted = any(ctx.needs_input_grad)
         head = weight.to(dtype)
@@ -92,6 +97,8 @@ class _Head(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if wanted else None
         d_weight = torch.zeros_like(weight) if wanted else None
         for first in range(0, len(hidden), chunk):
+            if beat is not None:
+                beat()
             rows = slice(first, first + chunk)
             part = hidden[rows].to(dtype)
             log_p = torch.log_softmax(part @ head.T, -1, dtype=torch.float32)
@@ -108,7 +115,7 @@ class _Head(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Float[Tensor, ""]) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         d_hidden, d_weight = ctx.saved_tensors
         scale = d_loss / ctx.divisor
-        return d_hidden * scale, d_weight.mul_(scale), None, None, None, None
+        return d_hidden * scale, d_weight.mul_(scale), None, None, None, None, None
 
 
 def _d_logits(log_p: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
