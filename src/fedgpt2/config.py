@@ -96,10 +96,17 @@ class Data:
     """The text, and how it is dealt out."""
 
     source: str = setting("refinedweb", "refinedweb, sample (embedded), parquet:GLOB or text:GLOB")
+    revision: str = setting("", "commit of a hub source; empty: RefinedWeb's pinned one, elsewhere what main is now")
+    column: str = setting("content", "column of parquet:GLOB that holds the text")
     cache: str = setting("~/.cache/fedgpt2", "folder for tokenised pages")
+    cache_gb: float = setting(20.0, "size of that folder (GB); the least recently used pages go first", least=0.1)
     seq_len: int = setting(0, "tokens a training window; 0: the model's block size", least=0)
     windows: int = setting(8, "windows each miner is assigned a round", least=1)
-    span: int = setting(4, "rounds over which a page is used up, one slice of its windows a round", least=1)
+    span: int = setting(
+        0,
+        "rounds over which a page is used up, one slice of its windows a round; 0: what the size of pages asks for",
+        least=0,
+    )
     max_slots: int = setting(16, "miners that can be given disjoint pages at once", least=1)
     max_pages: int = setting(8, "most pages a miner is assigned a round", least=1, most=4096)
 

@@ -6,6 +6,7 @@
     │   ├── DeviceError               no such device
     │   ├── PortInUseError            the port is taken
     │   ├── CorpusError               the text cannot be reached or read
+    │   │   └── EmptyShareError       a slot's pages of a round hold no windows
     │   ├── RunDirectoryError         the run directory belongs to another run or is damaged
     │   │   └── CheckpointError       a checkpoint is missing, corrupt or of another model
     │   ├── DiskFullError             a write failed for want of space
@@ -27,6 +28,7 @@ __all__ = [
     "Culprit",
     "DeviceError",
     "DiskFullError",
+    "EmptyShareError",
     "FedGPT2Error",
     "NetworkError",
     "NoMinersError",
@@ -149,6 +151,10 @@ class PortInUseError(SetupError):
 
 class CorpusError(SetupError):
     """Text or tokeniser data cannot be reached, read or trusted."""
+
+
+class EmptyShareError(CorpusError):
+    """The pages that a slot is given in a round hold no windows."""
 
 
 class RunDirectoryError(SetupError):

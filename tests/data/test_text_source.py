@@ -141,14 +141,6 @@ def test_no_such_page(folder: Path, page: int):
         open_text(folder / "*" / "*.txt").documents(Pool.SCORE, page)
 
 
-@pytest.mark.parametrize("source", ["refinedweb", "parquet:data/*.parquet"])
-def test_what_cannot_be_read_names_the_way_out(source: str):
-    with pytest.raises(CorpusError) as caught:
-        open_source(Data(source=source))
-    assert "--data.source sample" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("source", ["", "text", "text:", "parquet", "parquet:", "sample:x", "web", "Sample"])
 def test_an_unknown_source_is_a_usage_error(source: str):
     with pytest.raises(UsageError, match="no such source; one of refinedweb, sample"):

@@ -5,15 +5,17 @@ counters of one span, and U = floor(assign pages / M), the spans of one epoch. F
 
     s = floor(r / span)        epoch = floor(s / U)
     counter(j) = ((s mod U) * max_slots + slot) * max_pages + j      for j in 0 .. max_pages - 1
-    page(j)    = pi_epoch(counter(j))
+    page(j)    = pi_epoch(floor(counter(j) / R)) R + counter(j) mod R
 
-with pi_epoch a permutation of the assign pool keyed by the manifest and the epoch: within an epoch no page
-is given to two slots or in two spans, and who joins or leaves moves nobody else's pages. For all rounds of
-a span a slot keeps its pages. The W windows of a page are put in the order of a second permutation; of that
-order, round r uses part q = (r + j) mod span, the places floor(q W / span) to floor((q + 1) W / span) - 1,
-so a span uses each window once. (The + j spreads the empty parts of pages with fewer windows than `span`
-over the rounds.) Pages are taken in order of j until there are enough windows; of the last page the first
-places of its part are used. Fewer windows than asked for means that max_pages did not hold them.
+with pi_epoch a permutation of the runs of R pages in the assign pool, keyed by the manifest and the epoch; R
+is max_pages where pages are row groups (a slot gets neighbours, behind one footer) and 1 elsewhere. Within an
+epoch no page is given to two slots or in two spans, and who joins or leaves moves nobody else's pages. For
+all rounds of a span a slot keeps its pages. The W windows of a page are put in the order of a second
+permutation; of that order, round r uses part q = (r + j) mod span, the places floor(q W / span) to
+floor((q + 1) W / span) - 1, so a span uses each window once. (The + j spreads the empty parts of pages with
+fewer windows than `span` over the rounds.) Pages are taken in order of j until there are enough windows; of
+the last page the first places of its part are used. Fewer windows than asked for means that max_pages did
+not hold them.
 """
 
 from collections.abc import Callable
@@ -25,10 +27,10 @@ from fedgpt2.data.manifest import Manifest
 from fedgpt2.data.pages import Pool
 from fedgpt2.data.permutation import Permutation, permutation
 from fedgpt2.data.tokens import Tokens, page_windows, window_count
-from fedgpt2.errors import CorpusError, Reason, Refused, UsageError
+from fedgpt2.errors import EmptyShareError, Reason, Refused, UsageError
 from fedgpt2.types import Digest
 
-__all__ = ["Assignment", "assign", "assigned_page", "gather_windows", "slice_windows", "verify"]
+__all__ = ["Assignment", "assign", "assigned_page", "gather_windows", "page_of", "slice_windows", "verify"]
 
 PageTokens = Callable[[int], Tokens]
 
@@ -51,9 +53,14 @@ class Assignment:
 def assigned_page(manifest: Manifest, round: int, slot: int, j: int) -> int:
     """Page of the assign pool that a slot's j-th counter names in a round."""
     epoch, span = divmod(round // manifest.span, manifest.epoch_spans)
-    counter = (span * manifest.max_slots + slot) * manifest.max_pages + j
-    label = _label(manifest, "pages", epoch)
-    return permutation(label, manifest.pools[Pool.ASSIGN])(counter)
+    return page_of(manifest, epoch, (span * manifest.max_slots + slot) * manifest.max_pages + j)
+
+
+def page_of(manifest: Manifest, epoch: int, counter: int) -> int:
+    """Page of the assign pool behind a counter of an epoch."""
+    run, place = divmod(counter, manifest.run)
+    runs = permutation(_label(manifest, "pages", epoch), manifest.pools[Pool.ASSIGN] // manifest.run)
+    return runs(run) * manifest.run + place
 
 
 def slice_windows(manifest: Manifest, round: int, j: int, page: int, count: int) -> tuple[int, ...]:
@@ -71,7 +78,7 @@ def assign(manifest: Manifest, pages_tokens: PageTokens, round: int, slot: int, 
     """The first `n_windows` windows of a slot's share in a round, or all of it if it has fewer.
 
     `pages_tokens` gives the tokens of an assign page. Raises UsageError for a slot the manifest does not
-    have, CorpusError if the share is empty.
+    have, EmptyShareError if the share is empty.
     """
     if not 0 <= slot < manifest.max_slots:
         raise UsageError(f"slot {slot}: --data.max_slots is {manifest.max_slots}; raise it for more miners")
@@ -90,7 +97,7 @@ def assign(manifest: Manifest, pages_tokens: PageTokens, round: int, slot: int, 
         pages.pop()
         windows.pop()
     if not pages:
-        raise CorpusError(
+        raise EmptyShareError(
             f"round {round}: no windows of {manifest.seq_len} tokens for slot {slot}; "
             "lower --data.span or --data.seq_len, or raise --data.max_pages"
         )

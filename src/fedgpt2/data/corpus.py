@@ -1,29 +1,37 @@
 """A source and its manifest together: every token that a miner or a validator asks for."""
 
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, partial
 
 from fedgpt2.config import Data
 from fedgpt2.data.assignment import Assignment, assign, gather_windows, verify
+from fedgpt2.data.control import control_windows
 from fedgpt2.data.manifest import Manifest, build, check
 from fedgpt2.data.pages import PageSource, Pool
 from fedgpt2.data.pools import Pick, gather_picks, report_windows, score_windows
-from fedgpt2.data.sources import open_source
+from fedgpt2.data.prefetch import Prefetcher
+from fedgpt2.data.sources import open_source, open_store
+from fedgpt2.data.store import Store
 from fedgpt2.data.tokens import TokenCache, Tokens
 from fedgpt2.data.unigram import Unigram, fit_unigram
 from fedgpt2.types import Digest
 
 __all__ = ["Corpus"]
 
+_AHEAD = 8  # a span's pages are fetched this part of a span before it begins
+_HELD_OUT_AHEAD = 512  # pages of the score pool fetched before they are drawn, at most
+
 
 class Corpus:
-    """The text of a run. Safe to use from several threads; pages are tokenised once and kept."""
+    """The text of a run. Safe to use from several threads; pages are tokenised once and kept, with a store on disk."""
 
-    def __init__(self, source: PageSource, manifest: Manifest) -> None:
+    def __init__(self, source: PageSource, manifest: Manifest, store: Store | None = None) -> None:
         """Raises Refused(WRONG_MANIFEST) unless the manifest describes the source."""
         check(manifest, source)
         self.manifest = manifest
-        self._cache = TokenCache(source)
+        self.source = source
+        self.cache = TokenCache(source, store=store)
+        self._prefetcher = Prefetcher()
 
     @classmethod
     def open(cls, config: Data, seq_len: int, seed: int) -> "Corpus":
@@ -32,15 +40,35 @@ class Corpus:
         Raises UsageError for an unknown source, CorpusError for one that cannot be read or is too small.
         """
         source = open_source(config)
-        return cls(source, build(source, config, config.seq_len or seq_len, seed))
+        return cls(source, build(source, config, config.seq_len or seq_len, seed), open_store(config, source))
 
     def tokens(self, pool: Pool, page: int) -> Tokens:
         """Token stream of a page, read-only uint16 [t]. Raises CorpusError if it cannot be read."""
-        return self._cache.get(pool, page)
+        return self.cache.get(pool, page)
 
     def assign(self, round: int, slot: int, n: int) -> Assignment:
         """Up to `n` windows of a slot in a round; see `fedgpt2.data.assignment.assign`."""
         return assign(self.manifest, self._assign_page, round, slot, n)
+
+    def load(self, round: int, slots: Iterable[int], n: int) -> None:
+        """Begin to fetch what `assign` will read for these slots, side by side; returns at once."""
+        for slot in slots if self.cache.store is not None else ():
+            self._prefetcher.submit(("assign", round, slot), partial(self.assign, round, slot, n))
+
+    def load_ahead(self, round: int, slots: Iterable[int], n: int) -> None:
+        """Begin to fetch what the slots need after `round`: in the next round, and soon when the next span begins."""
+        for later in (round + 1, round + max(1, self.manifest.span // _AHEAD)):
+            self.load(later, slots, n)
+
+    def load_held_out(self) -> None:
+        """Begin to fetch the score pool, after all that is needed sooner: which page is drawn next, nobody knows."""
+        pages = min(self.manifest.pools[Pool.SCORE], _HELD_OUT_AHEAD) if self.cache.store is not None else 0
+        for page in range(pages):
+            self._prefetcher.submit(("score", page), partial(self._score_page, page), urgent=False)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until everything begun is fetched, or has failed; False if that takes over `timeout` seconds."""
+        return self._prefetcher.wait(timeout)
 
     def verify(self, assignment: Assignment, round: int) -> None:
         """Raise Refused unless the scheme gives the slot exactly these windows in the round."""
@@ -64,6 +92,15 @@ class Corpus:
         picks = report_windows(self.manifest, key, self._report_page, n)
         return gather_picks(self._report_page, picks, self.manifest.seq_len)
 
+    def control_picks(self, key: bytes, round: int, digests: Iterable[Digest], n: int) -> tuple[Pick, ...]:
+        """Places of up to `n` windows of the round's control page, which no slot was given, in the assign pool."""
+        return control_windows(self.manifest, key, round, digests, self._assign_page, n)
+
+    def control(self, key: bytes, round: int, digests: Iterable[Digest], n: int) -> Tokens:
+        """Up to `n` windows of the round's control page, uint16 [n, seq_len + 1]."""
+        picks = self.control_picks(key, round, digests, n)
+        return gather_picks(self._assign_page, picks, self.manifest.seq_len)
+
     def unigram(self, windows: Tokens) -> float:
         """Loss, in nats a token, of a unigram model of the assign pool on windows [n, seq_len + 1]."""
         return self._unigram.loss(windows)
@@ -73,10 +110,10 @@ class Corpus:
         return fit_unigram(self.manifest, self._assign_page)
 
     def _assign_page(self, page: int) -> Tokens:
-        return self._cache.get(Pool.ASSIGN, page)
+        return self.cache.get(Pool.ASSIGN, page)
 
     def _score_page(self, page: int) -> Tokens:
-        return self._cache.get(Pool.SCORE, page)
+        return self.cache.get(Pool.SCORE, page)
 
     def _report_page(self, page: int) -> Tokens:
-        return self._cache.get(Pool.REPORT, page)
+        return self.cache.get(Pool.REPORT, page)

@@ -15,12 +15,13 @@ from fedgpt2.data.tokenizer import VOCAB_SHA256
 from fedgpt2.errors import CorpusError, Reason, Refused
 from fedgpt2.types import Digest
 
-__all__ = ["SCHEME", "VERSION", "Manifest", "build", "check"]
+__all__ = ["SCHEME", "VERSION", "Manifest", "build", "check", "default_span"]
 
 VERSION = 1  # of the manifest's fields
 SCHEME = 1  # of assignment and scoring windows (docs/data.md)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SMALL_SPAN = 4
 _MAX_PAGES_IN_POOL = 1 << 32  # bounds the tables a stranger's manifest can make us build
 _BOUNDS = {
     "version": (VERSION, VERSION),
@@ -68,6 +69,14 @@ class Manifest:
         return self.max_slots * self.max_pages
 
     @property
+    def run(self) -> int:
+        """Pages in a row that are dealt together.
+
+        Row groups of one file lie behind one footer, so a slot gets neighbours; pages of another kind are dealt singly.
+        """
+        return self.max_pages if self.page_documents == 0 else 1
+
+    @property
     def epoch_spans(self) -> int:
         """Spans until the assign pool is dealt out and dealt anew; at least 1."""
         return self.pools[Pool.ASSIGN] // self.span_pages
@@ -111,10 +120,22 @@ def build(source: PageSource, config: Data, seq_len: int, seed: int) -> Manifest
         seed=seed,
         max_slots=config.max_slots,
         max_pages=config.max_pages,
-        span=config.span,
+        span=config.span or default_span(source, config, seq_len),
         page_documents=source.page_documents,
         pools=dict(source.pools),
     )
+
+
+def default_span(source: PageSource, config: Data, seq_len: int) -> int:
+    """Rounds in which a slot uses up its pages, so that little of what it fetched is left over.
+
+    Small pages: 4. Row groups: as long as three quarters of `max_pages` pages of the usual size last, the others being
+    for pages that turn out smaller.
+    """
+    if source.page_tokens == 0:
+        return _SMALL_SPAN
+    windows = source.page_tokens * max(1, config.max_pages * 3 // 4) // seq_len
+    return min(max(1, windows // config.windows), _BOUNDS["span"][1])
 
 
 def check(manifest: Manifest, source: PageSource) -> None:

@@ -28,6 +28,8 @@ class SampleSource:
     texts: Mapping[Pool, tuple[str, ...]]
     name: str = "sample"
     page_documents: int = _PAGE_DOCUMENTS
+    page_tokens: int = 0
+    credit: str = ""
 
     @classmethod
     def load(cls) -> "SampleSource":

@@ -1,16 +1,19 @@
-"""From `--data.source` to a source of pages."""
+"""From `--data.source` to a source of pages, and to the cache that goes with it."""
 
 from fedgpt2.config import Data
 from fedgpt2.data.pages import PageSource
+from fedgpt2.data.parquet import ParquetSource, open_parquet, open_refinedweb
+from fedgpt2.data.patience import Patience
 from fedgpt2.data.sample import SampleSource
+from fedgpt2.data.store import Store
 from fedgpt2.data.text import TextSource
-from fedgpt2.errors import CorpusError, UsageError
+from fedgpt2.errors import UsageError
 
-__all__ = ["open_source"]
+__all__ = ["open_source", "open_store"]
 
 
-def open_source(config: Data) -> PageSource:
-    """The source that `--data.source` names.
+def open_source(config: Data, patience: Patience | None = None) -> PageSource:
+    """The source that `--data.source` names; `patience` bounds how long a network is tried.
 
     Raises UsageError for a name that is none, CorpusError where the text cannot be reached or read.
     """
@@ -20,15 +23,19 @@ def open_source(config: Data) -> PageSource:
     if kind == "text" and pattern:
         return TextSource.open(pattern)
     if config.source == "refinedweb":
-        raise CorpusError(
-            "--data.source refinedweb: Falcon RefinedWeb cannot be reached or read here; "
-            "--data.source sample trains on the embedded corpus"
-        )
+        return open_refinedweb(config, Store.open(config.cache, config.cache_gb), patience or Patience())
     if kind == "parquet" and pattern:
-        raise CorpusError(
-            f"--data.source {config.source}: parquet files cannot be read here; "
-            "--data.source sample trains on the embedded corpus"
-        )
+        return open_parquet(pattern, config, Store.open(config.cache, config.cache_gb), patience or Patience())
     raise UsageError(
         f"--data.source {config.source}: no such source; one of refinedweb, sample, parquet:GLOB, text:GLOB"
     )
+
+
+def open_store(config: Data, source: PageSource) -> Store | None:
+    """The cache for a source's tokenised pages; None for the embedded corpus, which is faster to tokenise again.
+
+    Raises CorpusError where the folder cannot be used.
+    """
+    if isinstance(source, ParquetSource):
+        return source.store
+    return None if config.source == "sample" else Store.open(config.cache, config.cache_gb)

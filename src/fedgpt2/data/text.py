@@ -5,21 +5,20 @@ the score pool and the 20th for the report pool.
 """
 
 import codecs
-import glob
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fedgpt2.data.pages import Pool, SourceFile, check_page
+from fedgpt2.data.globs import matches, portable
+from fedgpt2.data.pages import Pool, SourceFile, check_page, held_out_place, held_out_pools
 from fedgpt2.data.split import document_spans
 from fedgpt2.errors import CorpusError
 
 __all__ = ["TextSource"]
 
 _PAGE_DOCUMENTS = 8
-_HELD_OUT = {9: Pool.SCORE, 19: Pool.REPORT}  # page number modulo 20
 _MIN_PAGES = 20
 
 
@@ -40,6 +39,8 @@ class TextSource:
     spans: tuple[_Span, ...]
     name: str = "text"
     page_documents: int = _PAGE_DOCUMENTS
+    page_tokens: int = 0
+    credit: str = ""
 
     @classmethod
     def open(cls, pattern: str) -> "TextSource":
@@ -48,7 +49,7 @@ class TextSource:
         Raises CorpusError, naming the file, for one that cannot be read or is not UTF-8; also if the glob
         names no file, or the files hold fewer than 20 pages.
         """
-        root, paths = _matches(pattern)
+        root, paths = matches(f"text:{pattern}", pattern)
         entries, spans = [], []
         for number, path in enumerate(paths):
             raw = _read(path)
@@ -65,9 +66,7 @@ class TextSource:
     @property
     def pools(self) -> Mapping[Pool, int]:
         """Pages in each pool."""
-        groups, rest = divmod(len(self.spans) // _PAGE_DOCUMENTS, 20)
-        score = groups + (rest > 9)
-        return {Pool.ASSIGN: 18 * groups + rest - (rest > 9), Pool.SCORE: score, Pool.REPORT: groups}
+        return held_out_pools(len(self.spans) // _PAGE_DOCUMENTS)
 
     def files(self) -> list[SourceFile]:
         """The text files, in path order; paths are relative to the fixed part of the glob."""
@@ -76,7 +75,7 @@ class TextSource:
     def documents(self, pool: Pool, page: int) -> list[str]:
         """The 8 documents of a page. Raises CorpusError if there is none, or its file has changed."""
         check_page(self, pool, page)
-        first = _page_number(pool, page) * _PAGE_DOCUMENTS
+        first = held_out_place(pool, page) * _PAGE_DOCUMENTS
         return [self._document(span) for span in self.spans[first : first + _PAGE_DOCUMENTS]]
 
     def _document(self, span: _Span) -> str:
@@ -94,39 +93,6 @@ class TextSource:
         return text
 
 
-def _page_number(pool: Pool, page: int) -> int:
-    """Number among all pages of a pool's page."""
-    for place, held_out in _HELD_OUT.items():
-        if held_out is pool:
-            return 20 * page + place
-    group, place = divmod(page, 18)
-    return 20 * group + place + (place >= 9)
-
-
-def _matches(pattern: str) -> tuple[Path, list[Path]]:
-    """The folder that is the fixed part of the glob, and the files it names, in path order."""
-    full = Path(pattern).expanduser()
-    if not full.name:
-        raise CorpusError(f"text:{pattern}: names no file")
-    fixed = [part for part in _until_magic(full.parts) if part]
-    root = Path(*fixed) if fixed else Path()
-    found = [Path(name) for name in glob.glob(str(full), recursive=True)]
-    paths = sorted((p for p in found if p.is_file()), key=lambda p: p.relative_to(root).as_posix())
-    if not paths:
-        raise CorpusError(f"text:{pattern}: names no file")
-    return root, paths
-
-
-def _until_magic(parts: tuple[str, ...]) -> list[str]:
-    """The leading path components without a wildcard, the last component never among them."""
-    fixed: list[str] = []
-    for part in parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    return fixed
-
-
 def _read(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
@@ -139,10 +105,5 @@ def _read(path: Path) -> bytes:
 
 
 def _entry(root: Path, path: Path, raw: bytes) -> SourceFile:
-    """The file as the manifest names it. Raises CorpusError for a name that is not UTF-8."""
-    relative = path.relative_to(root).as_posix()
-    try:
-        relative.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise CorpusError(f"{path!a}: its name is not UTF-8") from error
-    return SourceFile(relative, len(raw), hashlib.sha256(raw).hexdigest())
+    """The file as the manifest names it."""
+    return SourceFile(portable(root, path), len(raw), hashlib.sha256(raw).hexdigest())

@@ -1,17 +1,21 @@
 """Pages as packed tokens, and tokens as training windows."""
 
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Lock
 
+import blake3
 import numpy as np
 from numpy.typing import NDArray
 
 from fedgpt2.data.pages import PageSource, Pool
-from fedgpt2.data.tokenizer import EOT, load
+from fedgpt2.data.store import Store
+from fedgpt2.data.tokenizer import EOT, VOCAB_SHA256, load
 
-__all__ = ["TokenCache", "Tokens", "pack", "page_windows", "window_count"]
+__all__ = ["TokenCache", "Tokens", "identity", "pack", "page_windows", "window_count"]
 
 Tokens = NDArray[np.uint16]
 
@@ -40,13 +44,17 @@ def page_windows(tokens: Tokens, seq_len: int) -> Tokens:
 
 @dataclass
 class TokenCache:
-    """Tokenised pages of a source, the most recently used ones kept, up to `capacity` bytes.
+    """Tokenised pages of a source, the most recently used ones kept in memory, up to `capacity` bytes.
 
-    May be used from several threads; two that miss the same page both tokenise it.
+    With a `store` they are also kept on disk, under the name of the text (`identity`), for every process that reads
+    the same text; a page is then fetched by one thread of one process while the others wait for it. Without, two
+    threads that miss the same page both tokenise it.
     """
 
     source: PageSource
     capacity: int = 64 << 20
+    store: Store | None = None
+    fetched: int = 0  # tokens made from the source, not found in memory or on disk
     _pages: OrderedDict[tuple[Pool, int], Tokens] = field(default_factory=OrderedDict, repr=False)
     _bytes: int = 0
     _lock: Lock = field(default_factory=Lock, repr=False)
@@ -58,10 +66,37 @@ class TokenCache:
             if kept is not None:
                 self._pages.move_to_end((pool, page))
                 return kept
-        tokens = pack(self.source.documents(pool, page))
+        tokens = self._make(pool, page) if self.store is None else self._stored(self.store, pool, page)
         tokens.flags.writeable = False
         self._keep((pool, page), tokens)
         return tokens
+
+    def here(self, pool: Pool, page: int) -> bool:
+        """Whether a page is in memory or on disk."""
+        return (pool, page) in self._pages or (
+            self.store is not None and self.store.has(self._kind, _page_name(pool, page))
+        )
+
+    @cached_property
+    def _kind(self) -> str:
+        return f"pages/{identity(self.source)[:32]}"
+
+    def _make(self, pool: Pool, page: int) -> Tokens:
+        tokens = pack(self.source.documents(pool, page))
+        with self._lock:
+            self.fetched += len(tokens)
+        return tokens
+
+    def _stored(self, store: Store, pool: Pool, page: int) -> Tokens:
+        name = _page_name(pool, page)
+        raw = store.get(self._kind, name)
+        if raw is None:
+            with store.turn("pages", f"{self._kind}/{name}"):
+                raw = store.get(self._kind, name)  # another one may have fetched it meanwhile
+                if raw is None:
+                    raw = self._make(pool, page).astype("<u2").tobytes()
+                    store.put(self._kind, name, raw)
+        return np.frombuffer(raw, dtype="<u2").astype(np.uint16)
 
     def _keep(self, key: tuple[Pool, int], tokens: Tokens) -> None:
         with self._lock:
@@ -70,3 +105,14 @@ class TokenCache:
             self._pages[key] = tokens
             while self._bytes > self.capacity and len(self._pages) > 1:
                 self._bytes -= self._pages.popitem(last=False)[1].nbytes
+
+
+def identity(source: PageSource) -> str:
+    """What decides the tokens of a source's pages, as a BLAKE3: its kind, files, pages and the tokeniser."""
+    pools = {pool.value: pages for pool, pages in source.pools.items()}
+    facts = [source.name, source.files(), source.page_documents, pools, VOCAB_SHA256]
+    return blake3.blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _page_name(pool: Pool, page: int) -> str:
+    return f"{pool.value}-{page:08d}.u16"

@@ -1,0 +1,159 @@
+"""The inside of a parquet file: what its footer says, and the text of one row group from exactly its bytes.
+
+Nothing here reads a file or a network: bytes come in. pyarrow is imported when the first footer is read.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedgpt2.errors import CorpusError
+
+__all__ = ["TAIL_BYTES", "Footer", "RowGroup", "footer_range", "parse_footer", "texts"]
+
+TAIL_BYTES = 8192  # read first: it holds a small footer whole, and the length of a large one
+_MAGIC = b"PAR1"
+_ENCRYPTED = b"PARE"
+_MOST_FOOTER = 256 << 20
+_MOST_PAGE = 512 << 20  # bytes of text in one row group, decompressed
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Where the text of a row group lies in its file, and how much it is."""
+
+    start: int
+    stop: int
+    rows: int
+    text_bytes: int  # decompressed
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a file says of itself."""
+
+    name: str
+    size: int  # of the file, bytes
+    column: str
+    columns: Sequence[tuple[str, str]]  # name and type, as in the file's schema
+    groups: Sequence[RowGroup]
+    writer: str
+    metadata: Any  # pyarrow.parquet.FileMetaData
+
+    @property
+    def rows(self) -> int:
+        """Documents in the file."""
+        return sum(group.rows for group in self.groups)
+
+
+def footer_range(name: str, size: int, tail: bytes) -> tuple[int, int]:
+    """The footer's place in a file of `size` bytes with this end (at least 8 bytes), [start, stop).
+
+    Raises CorpusError for an end that is no parquet file's.
+    """
+    if tail[-4:] == _ENCRYPTED:
+        raise CorpusError(f"{name}: an encrypted parquet file")
+    length = int.from_bytes(tail[-8:-4], "little")
+    if tail[-4:] != _MAGIC or not 0 < length <= min(size - 12, _MOST_FOOTER):
+        raise CorpusError(f"{name}: not a parquet file, or damaged at its end")
+    return size - 8 - length, size - 8
+
+
+def parse_footer(name: str, size: int, column: str, raw: bytes) -> Footer:
+    """The footer from its bytes.
+
+    Raises CorpusError if they are none, the file has no text column of this name, or its row groups are not pages
+    that fit into memory.
+    """
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_metadata(io.BytesIO(_MAGIC + raw + len(raw).to_bytes(4, "little") + _MAGIC))
+        columns = [(field.name, str(field.type)) for field in metadata.schema.to_arrow_schema()]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise CorpusError(f"{name}: its footer cannot be read ({_first_line(error)})") from error
+    index = _column_index(name, column, columns, metadata)
+    groups = [_row_group(name, size, metadata.row_group(number), index) for number in range(metadata.num_row_groups)]
+    return Footer(name, size, column, columns, groups, str(metadata.created_by), metadata)
+
+
+def texts(footer: Footer, number: int, raw: bytes) -> list[str]:
+    """The documents of row group `number`, in row order, from the bytes of its text; a null is an empty document.
+
+    Raises CorpusError if they cannot be decoded.
+    """
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    part = _Part(footer.groups[number].start, raw, footer.size)
+    try:
+        file = pq.ParquetFile(part, metadata=footer.metadata, pre_buffer=False, page_checksum_verification=True)
+        values = file.read_row_group(number, columns=[footer.column], use_threads=False).column(0).to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise CorpusError(f"{footer.name}: row group {number} cannot be decoded ({_first_line(error)})") from error
+    return ["" if value is None else value for value in values]
+
+
+def _column_index(name: str, column: str, columns: Sequence[tuple[str, str]], metadata: Any) -> int:  # noqa: ANN401
+    kinds = dict(columns)
+    if kinds.get(column) not in ("string", "large_string", "string_view"):
+        there = ", ".join(f"{other} ({kind})" for other, kind in columns)
+        raise CorpusError(f"{name}: no text column {column}, it has {there[:300]}; --data.column names another")
+    schema = metadata.schema
+    return next(i for i in range(len(schema)) if schema.column(i).path == column)
+
+
+def _row_group(name: str, size: int, group: Any, index: int) -> RowGroup:  # noqa: ANN401
+    chunk = group.column(index)
+    start = chunk.data_page_offset
+    if chunk.has_dictionary_page and chunk.dictionary_page_offset is not None:
+        start = min(start, chunk.dictionary_page_offset)
+    stop = start + chunk.total_compressed_size
+    if not 4 <= start < stop <= size - 12 and group.num_rows:
+        raise CorpusError(f"{name}: its footer names bytes {start} to {stop}, outside the file")
+    if max(chunk.total_uncompressed_size, stop - start) > _MOST_PAGE:
+        megabytes = chunk.total_uncompressed_size >> 20
+        raise CorpusError(
+            f"{name}: a row group holds {megabytes} MiB of text, at most {_MOST_PAGE >> 20} are read at once; "
+            "write it again with smaller row groups (1,000 rows)"
+        )
+    return RowGroup(start, stop, group.num_rows, chunk.total_uncompressed_size)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+class _Part(io.RawIOBase):
+    """A file of which only one part is here; the rest cannot be read."""
+
+    def __init__(self, start: int, raw: bytes, size: int) -> None:
+        super().__init__()
+        self._start = start
+        self._raw = raw
+        self._size = size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Up to `size` bytes of the part; bytes after its end are not there."""
+        low = self._at - self._start
+        if low < 0:
+            raise OSError(f"byte {self._at} is not here")
+        data = self._raw[low:] if size is None or size < 0 else self._raw[low : low + size]
+        self._at += len(data)
+        return data
