@@ -1,7 +1,7 @@
 """An axon made of the shared HTTP pieces alone, a client of it, and a line between them that can be cut."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from fedgpt2.network.http import Server, hold_body, read_message, receive_blob, 
 from fedgpt2.protocol.messages import Accepted, Envelope, Info, Lack, WorkStatus, decode, encode
 from fedgpt2.protocol.tensors import write_header
 
-LIMITS = Limits(message_bytes=4096, header_bytes=4096, request_seconds=2.0, progress_seconds=0.5)
+LIMITS = Limits(message_bytes=4096, header_bytes=4096, request_seconds=1.0, progress_seconds=0.5)
 WORK_ID = "ab" * 32
 
 
@@ -157,12 +157,14 @@ class Line:
         there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
         ways = [self.carry(reader, there_writer, "up"), self.carry(there_reader, writer, "down")]
         tasks = [asyncio.ensure_future(way) for way in ways]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            for end in (writer, there_writer):
+                end.transport.abort()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for end in (writer, there_writer):
-            end.transport.abort()
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
         while data := await reader.read(1 << 16):
@@ -189,12 +191,37 @@ async def axon() -> AsyncIterator[Axon]:
 
 
 @pytest.fixture
-async def line(axon) -> AsyncIterator[Line]:
+async def serving() -> AsyncIterator[object]:
+    """Starts servers of one coroutine a connection, which end with the test: `port = await serving(handler)`."""
+    servers, tasks = [], []
+
+    async def start(handler: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> int:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            tasks.append(asyncio.current_task())
+            try:
+                await handler(reader, writer)
+            except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+                pass  # the task of a stream complains about a cancellation
+            finally:
+                writer.close()
+
+        servers.append(await asyncio.start_server(serve, "127.0.0.1", 0))
+        return servers[-1].sockets[0].getsockname()[1]
+
+    yield start
+    for server in servers:
+        server.close()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(0.01)  # sockets close in the loop's next turn
+
+
+@pytest.fixture
+async def line(axon, serving) -> Line:
     line = Line(axon.port)
-    server = await asyncio.start_server(line.connect, "127.0.0.1", 0)
-    line.port = server.sockets[0].getsockname()[1]
-    yield line
-    server.close()
+    line.port = await serving(line.connect)
+    return line
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ fault), NetworkError (unreachable, timed out, cut off; nobody's).
 """
 
 import asyncio
+import os
 import re
 import secrets
+import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
@@ -100,12 +102,11 @@ class AxonClient:
             return
         outgoing = _Outgoing(blob, have, self._limits.progress_seconds)
         try:
-            await self._put(outgoing, expect=self._expects)
+            await self._put(outgoing)
         except NetworkError as error:
-            if error.reason is not Reason.TIMED_OUT or outgoing.consumed or not self._expects:
+            if not self._worth_repeating(outgoing, error):
                 raise
-            self._expects = False  # nobody invited us: send without asking
-            await self._put(outgoing, expect=False)
+            await self._put(outgoing)
         finally:
             self.bytes_sent += outgoing.sent
 
@@ -133,12 +134,22 @@ class AxonClient:
                 _check_range(response, incoming)
                 await pump(response.content, incoming, seconds)
 
-    async def _put(self, outgoing: "_Outgoing", *, expect: bool) -> None:
-        whole = outgoing.blob.ref.length
+    def _worth_repeating(self, outgoing: "_Outgoing", error: NetworkError) -> bool:
+        """Whether an upload failed before its first byte for a cause that another attempt may not meet."""
+        if outgoing.sent:
+            return False
+        if error.reason is Reason.CUT_OFF:  # a pooled connection that had died
+            return True
+        uninvited = error.reason is Reason.TIMED_OUT and self._expects and not outgoing.consumed
+        self._expects = self._expects and not uninvited  # send without asking from now on
+        return uninvited
+
+    async def _put(self, outgoing: "_Outgoing") -> None:
+        whole, seconds = outgoing.blob.ref.length, self._limits.progress_seconds
         headers = {"Content-Range": content_range(outgoing.have, whole)} if outgoing.have else {}
-        if expect:
+        if self._expects:
             headers["Expect"] = "100-continue"
-        seconds = min(self._limits.progress_seconds, _CONTINUE_SECONDS) if expect else self._limits.progress_seconds
+            seconds = min(seconds, _CONTINUE_SECONDS)
         async with self._exchange("PUT", f"/v1/blobs/{outgoing.blob.ref.digest}", seconds, outgoing, headers=headers):
             return
 
@@ -209,13 +220,13 @@ class AxonClient:
         try:
             yield
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise NetworkError(Reason.UNREACHABLE, f"{self.address}: {error}") from error
+            raise NetworkError(Reason.UNREACHABLE, _why_unreachable(error)) from error
         except TimeoutError as error:
-            raise NetworkError(Reason.TIMED_OUT, f"{self.address} stood still for {seconds:g} s") from error
+            raise NetworkError(Reason.TIMED_OUT, f"nothing moved for {seconds:g} s") from error
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError) as error:
-            raise NetworkError(Reason.CUT_OFF, f"{self.address}: {str(error) or type(error).__name__}") from error
+            raise NetworkError(Reason.CUT_OFF, str(error) or type(error).__name__) from error
         except aiohttp.ClientError as error:
-            raise ProtocolError(f"{self.address}: {str(error)[:200]}", culprit=Culprit.MINER) from error
+            raise ProtocolError(str(error)[:200], culprit=Culprit.MINER) from error
 
 
 class _Outgoing(Payload):
@@ -246,6 +257,16 @@ class _Outgoing(Payload):
     def _move_limit(self) -> None:
         if self.limit is not None and not self.limit.expired():
             self.limit.reschedule(asyncio.get_running_loop().time() + self._progress_seconds)
+
+
+def _why_unreachable(error: Exception) -> str:
+    """The system's own word, without the addresses that whoever reports it names anyway."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else None
+    if cause is None:
+        return "no answer to connecting"
+    if isinstance(cause, socket.gaierror):
+        return "the host has no address"
+    return os.strerror(cause.errno).lower() if cause.errno else "no connection"
 
 
 def _check_range(response: aiohttp.ClientResponse, incoming: Incoming) -> None:

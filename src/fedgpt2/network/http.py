@@ -6,11 +6,13 @@ sender has not sent it either; one that sent it all the same finds the connectio
 
 import asyncio
 import errno
+import logging
 import re
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_exceptions import HttpProcessingError
 
 from fedgpt2.errors import NetworkError, PeerError, PortInUseError, ProtocolError, Reason, SetupError
 from fedgpt2.network.blobs import Blob, Incoming, pump
@@ -169,6 +171,21 @@ async def _invite(request: web.Request) -> None:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
+class _OurMistakes(logging.Filter):
+    """Keeps the log to errors of this program: a stranger's garbage is answered, not logged."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, HttpProcessingError | ConnectionError)
+
+
+def _logger() -> logging.Logger:
+    logger = logging.Logger("fedgpt2.network")
+    logger.parent = logging.getLogger()
+    logger.addFilter(_OurMistakes())
+    return logger
+
+
 class Server:
     """An application listening on one host and port (0 takes a free one)."""
 
@@ -177,8 +194,9 @@ class Server:
         self._runner = web.AppRunner(
             app,
             access_log=None,
-            shutdown_timeout=1.0,
+            shutdown_timeout=0.5,
             keepalive_timeout=_KEEP_ALIVE,
+            logger=_logger(),
             lingering_time=0.0,  # a refused body is not read, not even to be polite
             read_bufsize=READ_BUFFER,
             auto_decompress=False,

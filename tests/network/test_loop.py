@@ -1,0 +1,77 @@
+"""The event loop of a program: its exit code, and what one and two interrupts do."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fedgpt2.network.loop import Stop, run
+
+PROGRAM = """
+import asyncio, sys, time
+from fedgpt2.network.loop import run
+
+async def main(stop):
+    print("ready", flush=True)
+    await stop.wait()
+    print("stopping", flush=True)
+    {then}
+    return 7
+
+sys.exit(run(main))
+"""
+
+
+def start(then: str) -> subprocess.Popen[str]:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", PROGRAM.format(then=then)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_program_finish(number):
+    with start("await asyncio.sleep(0.1)") as process:
+        process.send_signal(number)
+        assert process.wait(5) == 7
+
+
+@pytest.mark.parametrize("then", ["await asyncio.sleep(60)", "await asyncio.to_thread(time.sleep, 60)"])
+def test_a_second_interrupt_leaves_at_once(then):
+    with start(then) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "stopping\n"
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 130
+        assert time.monotonic() - began < 2
+
+
+def test_the_exit_code_is_main_s_and_errors_pass_through():
+    async def main(stop: Stop) -> int:
+        assert not stop.is_set()
+        stop.set()
+        await stop.wait()
+        return 3
+
+    async def fail(_: Stop) -> int:
+        raise KeyError("x")
+
+    assert run(main) == 3
+    with pytest.raises(KeyError):
+        run(fail)
+
+
+def test_without_uvloop_asyncio_s_own_loop_serves(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+
+    async def main(_: Stop) -> int:
+        return 4
+
+    assert run(main) == 4
