@@ -63,6 +63,10 @@ class Crew:
         lines = self.errors(name).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
 
+    def pid(self, name: str) -> int:
+        """A child's process."""
+        return self._children[name].pid
+
     def ended(self, name: str) -> int | None:
         """Exit code of a child that has ended, else None."""
         return self._children[name].poll()

@@ -39,7 +39,7 @@ __all__ = ["main"]
 
 _RUN_ID = "0" * 64
 _ROUND = 1  # always this one, under new attempts: its few windows are tokenised once
-_DATA = Data(source="sample", windows=1, seq_len=64)
+_DATA = Data(source="sample", windows=1, seq_len=64, span=4)
 
 
 def main(argv: Sequence[str]) -> int:
