@@ -91,22 +91,24 @@ class _Head(torch.autograd.Function):
         chunk: int,
         beat: Beat | None,
     ) -> Float[Tensor, ""]:
-        wanted = any(ctx.needs_input_grad)
         head = weight.to(dtype)
         loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        d_hidden = torch.empty_like(hidden) if wanted else None
-        d_weight = torch.zeros_like(weight) if wanted else None
+        d_hidden = torch.empty_like(hidden) if any(ctx.needs_input_grad) else None
+        d_weight = torch.zeros_like(weight) if any(ctx.needs_input_grad) else None
+        # Two buffers for all chunks: these blocks are the largest there are, and fresh ones cost page faults.
+        scores = head.new_empty(min(chunk, len(hidden)), len(weight))
+        log_p = torch.empty_like(scores, dtype=torch.float32)
         for first in range(0, len(hidden), chunk):
-            if beat is not None:
-                beat()
             rows = slice(first, first + chunk)
             part = hidden[rows].to(dtype)
-            log_p = torch.log_softmax(part @ head.T, -1, dtype=torch.float32)
-            loss -= log_p.gather(1, targets[rows, None]).sum(dtype=torch.float64)
+            z, p = scores[: len(part)], log_p[: len(part)]
+            torch.mm(part, head.T, out=z)
+            torch.log_softmax(z, -1, dtype=torch.float32, out=p)
+            loss -= p.gather(1, targets[rows, None]).sum(dtype=torch.float64)
             if d_hidden is not None and d_weight is not None:
-                d_logits = _d_logits(log_p, targets[rows]).to(dtype)
-                d_hidden[rows] = d_logits @ head
-                d_weight += d_logits.T @ part
+                d_scores = z.copy_(_d_scores(p, targets[rows]))
+                d_hidden[rows] = d_scores @ head
+                d_weight += d_scores.T @ part
         ctx.divisor = divisor
         ctx.save_for_backward(d_hidden, d_weight)
         return (loss / divisor).float()
@@ -118,7 +120,7 @@ class _Head(torch.autograd.Function):
         return d_hidden * scale, d_weight.mul_(scale), None, None, None, None, None
 
 
-def _d_logits(log_p: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
+def _d_scores(log_p: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
     """softmax - onehot, over `log_p`'s own memory."""
     p = log_p.exp_()
     return p.scatter_add_(1, targets[:, None], torch.full_like(p[:, :1], -1.0))
