@@ -57,12 +57,12 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, capsys: pyt
 def test_whatever_ends_the_demo_ends_its_children(number: signal.Signals, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with demo(folder) as child:
-        assert within(10, lambda: len(running(folder)) == 7)
+        assert within(20, lambda: len(running(folder)) == 7)
         asked = time.monotonic()
         child.send_signal(number)
-        _, err = child.communicate(timeout=10)
+        _, err = child.communicate(timeout=20)
         assert within(5, lambda: running(folder) == [])
-        assert time.monotonic() - asked < 6
+        assert time.monotonic() - asked < 10  # 5 on a machine that has nothing else to do
     if number != signal.SIGKILL:
         assert child.returncode == 130
         assert err == f"interrupted; what was committed lies in {folder}\n"

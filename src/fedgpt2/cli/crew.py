@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -26,7 +26,7 @@ class Crew:
         """Each child's output goes to `logs`/NAME.log and, its errors apart, NAME.err."""
         self._logs = logs
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._bind = _death_signal()
+        self._bind = _binding()
         logs.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Crew":
@@ -39,7 +39,7 @@ class Crew:
 
     def start(self, name: str, module: str, flags: Sequence[str]) -> None:
         """Start `python -m module flags`."""
-        with self.log(name).open("wb") as output, self.errors(name).open("wb") as errors:
+        with self.log(name).open("wb") as output, self.errors(name).open("wb") as errors, _uninterrupted():
             self._children[name] = subprocess.Popen(  # noqa: S603  (our own interpreter, our own module)
                 [sys.executable, "-m", module, *flags],
                 stdin=subprocess.DEVNULL,
@@ -105,14 +105,28 @@ def _environment() -> Mapping[str, str]:
     return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def _death_signal() -> Callable[[], None] | None:
-    """What a new child runs so that the kernel kills it when we die, even by SIGKILL; None where it cannot."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc, parent = ctypes.CDLL(None), os.getpid()
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put signals off while a child is made: one that came in between would leave a child nobody knows."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _binding() -> Callable[[], None]:
+    """What a new child runs first: it hears signals, and dies when we do, even by SIGKILL, where the kernel can."""
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    parent = os.getpid()
 
     def bind() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        if libc is not None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before we asked
             os._exit(1)
 

@@ -16,9 +16,11 @@ from pathlib import Path
 from fedgpt2.cli.cast import Cast, draw
 from fedgpt2.cli.crew import Crew
 from fedgpt2.cli.parsing import parse
+from fedgpt2.cli.verdict import judge, report
 from fedgpt2.config import setting
 from fedgpt2.errors import SetupError, UsageError
 from fedgpt2.ledger.files import disk_errors
+from fedgpt2.observe.board import Board, Recorder
 from fedgpt2.observe.choice import observer_for
 from fedgpt2.observe.feed import follow, retell
 from fedgpt2.observe.observer import Observer
@@ -32,10 +34,10 @@ _CLOSING = 15.0  # seconds the validator has for its last checkpoint
 # What learns well in a minute on two cores: small rounds, many of them, a high rate that soon falls.
 _VALIDATOR = (
     *("--wallet.name", "validator", "--model.preset", "nano", "--data.windows", "4", "--round.deadline", "30"),
-    *("--optimizer.lr", "3e-3", "--optimizer.min_lr", "3e-4", "--optimizer.warmup", "5"),
-    *("--run.eval_every", "5", "--run.eval_windows", "32", "--checkpoint.every", "20"),
+    *("--optimizer.lr", "2e-3", "--optimizer.min_lr", "2e-4", "--optimizer.warmup", "5"),
+    *("--run.eval_every", "5", "--run.eval_windows", "16", "--checkpoint.every", "20"),
 )
-_HORIZON = 80  # rounds of the cosine when time, not --rounds, ends the run
+_HORIZON = 100  # rounds of the cosine when time, not --rounds, ends the run
 _BOTH = ("--device", "cpu", "--data.source", "sample", "--run.threads", "1")
 
 
@@ -43,7 +45,7 @@ _BOTH = ("--device", "cpu", "--data.source", "sample", "--run.threads", "1")
 class Demo:
     """Settings of `fedgpt2 demo`."""
 
-    seconds: float = setting(90.0, "seconds from start to the validator's last round", least=1)
+    seconds: float = setting(90.0, "seconds to train; a slow machine that has not learned by then gets twice", least=1)
     rounds: int = setting(0, "rounds to train; 0: as many as the time allows", least=0)
     seed: int = setting(1337, "seed of the run, and of which miner is the hostile one", least=0, most=2**53 - 1)
     run_dir: str = setting("", "run directory, a new one; none: runs/demo-DATE-TIME", flag="run.dir")
@@ -60,11 +62,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         with _interrupts(), Crew(folder / "logs") as crew:
             cast = _start(crew, folder, settings)
-            _watch(crew, settings, began + settings.seconds)
+            board = _watch(crew, cast, settings, began)
             crew.stop()
-            from fedgpt2.cli.verdict import report
-
-            return report(folder, crew, cast, sys.stdout)
+            return report(folder, crew, board, cast, sys.stdout)
     except KeyboardInterrupt:
         print(f"interrupted; what was committed lies in {folder}", file=sys.stderr)
         return 130
@@ -96,30 +96,32 @@ def _start(crew: Crew, folder: Path, settings: Demo) -> Cast:
     return cast
 
 
-def _watch(crew: Crew, settings: Demo, until: float) -> None:
-    """Show the validator's events until it ends; ask it to when the time is up."""
-    feed = follow(crew.log("validator"))
-    asked = False
+def _watch(crew: Crew, cast: Cast, settings: Demo, began: float) -> Board:
+    """Show the validator's events until it ends; ask it to when the time is up. Returns what was seen."""
+    feed, board, asked = follow(crew.log("validator")), Board(), 0.0
     with observer_for(sys.stdout, plain=settings.plain) as observer:
         observer.waiting("starting")
         while crew.ended("validator") is None:
-            _show(next(feed), observer)
-            if not asked and time.monotonic() > until:
+            _show(next(feed), observer, board)
+            now = time.monotonic()
+            if not asked and now > began + settings.seconds * (2 if judge(board, cast).missed else 1):
                 observer.waiting("time is up: the validator writes its last checkpoint")
                 crew.interrupt("validator")
-                asked = True
-            if time.monotonic() > until + _CLOSING:
+                asked = now
+            if asked and now > asked + _CLOSING:
                 raise SetupError(f"the validator did not end in time; see {crew.errors('validator')}")
             crew.wait("validator", _TICK)
-        _show(next(feed), observer)
+        _show(next(feed), observer, board)
     if code := crew.ended("validator"):
         said = crew.last_words("validator") or f"exit code {code}"
         raise SetupError(f"the validator ended early: {said}; see {crew.errors('validator').parent}")
+    return board
 
 
-def _show(lines: list[bytes], observer: Observer) -> None:
+def _show(lines: list[bytes], observer: Observer, board: Board) -> None:
     for line in lines:
         retell(line, observer)
+        retell(line, Recorder(board))
 
 
 @contextmanager

@@ -5,16 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from rich.console import Console
-
 from fedgpt2.cli.cast import Cast
 from fedgpt2.cli.crew import Crew
-from fedgpt2.cli.runs import open_run
 from fedgpt2.errors import Reason
 from fedgpt2.observe.board import Board
-from fedgpt2.observe.console import miners_table
-from fedgpt2.observe.feed import follow
-from fedgpt2.observe.rows import read_facts
 
 __all__ = ["EXPECTED", "LEARNED", "Verdict", "judge", "report"]
 
@@ -34,9 +28,12 @@ class Verdict:
     missed: tuple[str, ...]
 
 
-def report(folder: Path, crew: Crew, cast: Cast, out: TextIO) -> int:
+def report(folder: Path, crew: Crew, board: Board, cast: Cast, out: TextIO) -> int:
     """Print it; the demo's exit code."""
-    board = _board(folder, crew)
+    from rich.console import Console
+
+    from fedgpt2.observe.console import miners_table
+
     verdict = judge(board, cast)
     console = Console(file=out, width=None if out.isatty() else 120, soft_wrap=True, highlight=False)
     lines = [_losses(board, verdict), "", *_sample(folder, crew), ""]
@@ -73,19 +70,6 @@ def _escapes(board: Board, cast: Cast) -> Iterable[str]:
     for reason in EXPECTED:
         if reason.value not in account.reasons:
             yield f"the hostile miner was never refused for {reason.value}"
-
-
-def _board(folder: Path, crew: Crew) -> Board:
-    import json
-
-    board = Board()
-    for line in next(follow(crew.log("validator"))):
-        match json.loads(line):
-            case ["started", dict(facts)]:
-                board.start(read_facts(facts))
-    for row in open_run(str(folder)).rounds():
-        board.add(row)
-    return board
 
 
 def _losses(board: Board, verdict: Verdict) -> str:

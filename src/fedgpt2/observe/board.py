@@ -1,11 +1,12 @@
 """What a watcher of a run remembers: the losses so far, and every miner's account. Pure, no clock, no terminal."""
 
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedgpt2.observe.rows import Facts, MinerRow, RoundRow
+from fedgpt2.observe.rows import Facts, MinerRow, RoundRow, read_facts, read_row
 
-__all__ = ["Account", "Board"]
+__all__ = ["Account", "Board", "Recorder"]
 
 _NOTICES = 4
 
@@ -71,3 +72,28 @@ class Board:
         self.kept += not row.applied
         for miner in row.miners:
             self.accounts.setdefault(miner.axon, Account(miner.axon)).add(miner)
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """An `Observer` that only remembers."""
+
+    board: Board
+
+    def started(self, facts: Mapping[str, object]) -> None:
+        """Take in what run this is."""
+        self.board.start(read_facts(facts))
+
+    def waiting(self, message: str) -> None:
+        """Nothing worth remembering."""
+
+    def round_done(self, row: Mapping[str, object]) -> None:
+        """Take in a round."""
+        self.board.add(read_row(row))
+
+    def notice(self, line: str) -> None:
+        """Keep it for a while."""
+        self.board.notices.append(line)
+
+    def finished(self, facts: Mapping[str, object]) -> None:
+        """Nothing worth remembering."""
