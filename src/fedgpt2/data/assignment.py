@@ -18,7 +18,7 @@ the last page the first places of its part are used. Fewer windows than asked fo
 not hold them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ from fedgpt2.types import Digest
 __all__ = ["Assignment", "assign", "assigned_page", "gather_windows", "page_of", "slice_windows", "verify"]
 
 PageTokens = Callable[[int], Tokens]
+PageLengths = Callable[[int], Sized]  # tokens, or anything else as long
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,11 @@ def slice_windows(manifest: Manifest, round: int, j: int, page: int, count: int)
     return tuple(order(place) for place in range(low, high))
 
 
-def assign(manifest: Manifest, pages_tokens: PageTokens, round: int, slot: int, n_windows: int) -> Assignment:
+def assign(manifest: Manifest, pages_tokens: PageLengths, round: int, slot: int, n_windows: int) -> Assignment:
     """The first `n_windows` windows of a slot's share in a round, or all of it if it has fewer.
 
-    `pages_tokens` gives the tokens of an assign page. Raises UsageError for a slot the manifest does not
-    have, EmptyShareError if the share is empty.
+    `pages_tokens` gives the tokens of an assign page; only their number counts. Raises UsageError for a slot
+    the manifest does not have, EmptyShareError if the share is empty.
     """
     if not 0 <= slot < manifest.max_slots:
         raise UsageError(f"slot {slot}: --data.max_slots is {manifest.max_slots}; raise it for more miners")
@@ -104,7 +105,7 @@ def assign(manifest: Manifest, pages_tokens: PageTokens, round: int, slot: int, 
     return Assignment(manifest.digest(), slot, tuple(pages), tuple(windows))
 
 
-def verify(manifest: Manifest, assignment: Assignment, round: int, pages_tokens: PageTokens | None = None) -> None:
+def verify(manifest: Manifest, assignment: Assignment, round: int, pages_tokens: PageLengths | None = None) -> None:
     """Raise Refused unless this is what the scheme gives the slot in the round.
 
     Without `pages_tokens` only what needs no text is checked: manifest, slot, pages, and that no window is

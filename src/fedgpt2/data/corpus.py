@@ -1,6 +1,6 @@
 """A source and its manifest together: every token that a miner or a validator asks for."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from functools import cached_property, partial
 
 from fedgpt2.config import Data
@@ -48,7 +48,7 @@ class Corpus:
 
     def assign(self, round: int, slot: int, n: int) -> Assignment:
         """Up to `n` windows of a slot in a round; see `fedgpt2.data.assignment.assign`."""
-        return assign(self.manifest, self._assign_page, round, slot, n)
+        return assign(self.manifest, self._assign_length, round, slot, n)
 
     def load(self, round: int, slots: Iterable[int], n: int) -> None:
         """Begin to fetch what `assign` will read for these slots, side by side; returns at once."""
@@ -70,9 +70,13 @@ class Corpus:
         """Wait until everything begun is fetched, or has failed; False if that takes over `timeout` seconds."""
         return self._prefetcher.wait(timeout)
 
+    def close(self) -> None:
+        """Fetch nothing more ahead; a program calls it before it ends."""
+        self._prefetcher.close()
+
     def verify(self, assignment: Assignment, round: int) -> None:
         """Raise Refused unless the scheme gives the slot exactly these windows in the round."""
-        verify(self.manifest, assignment, round, self._assign_page)
+        verify(self.manifest, assignment, round, self._assign_length)
 
     def windows(self, assignment: Assignment) -> Tokens:
         """The assigned windows, uint16 [n, seq_len + 1]. Raises Refused for one that does not exist."""
@@ -108,6 +112,9 @@ class Corpus:
     @cached_property
     def _unigram(self) -> Unigram:
         return fit_unigram(self.manifest, self._assign_page)
+
+    def _assign_length(self, page: int) -> Sized:
+        return range(self.cache.length(Pool.ASSIGN, page))
 
     def _assign_page(self, page: int) -> Tokens:
         return self.cache.get(Pool.ASSIGN, page)

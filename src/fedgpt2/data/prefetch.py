@@ -28,11 +28,12 @@ class Prefetcher:
         self._waiting: deque[tuple[Hashable, Callable[[], object]]] = deque()
         self._keys: set[Hashable] = set()
         self._changed = threading.Condition()
+        self._closed = False
 
     def submit(self, key: Hashable, job: Callable[[], object], *, urgent: bool = True) -> None:
         """Run `job` soon, unless one of the same key is waiting or running, or far too many wait."""
         with self._changed:
-            if key in self._keys or len(self._keys) >= _MOST_WAITING:
+            if self._closed or key in self._keys or len(self._keys) >= _MOST_WAITING:
                 return
             self._keys.add(key)
             (self._urgent if urgent else self._waiting).append((key, job))
@@ -44,6 +45,16 @@ class Prefetcher:
         """Wait until nothing is left to do; False if that takes longer than `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._keys, timeout)
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Take no more, forget what waits, and give what runs a moment to end."""
+        with self._changed:
+            self._closed = True
+            for key, _ in (*self._urgent, *self._waiting):
+                self._keys.discard(key)
+            self._urgent.clear()
+            self._waiting.clear()
+            self._changed.wait_for(lambda: not self._keys, timeout)
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:

@@ -2,7 +2,7 @@
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
@@ -30,7 +30,7 @@ def pack(documents: Sequence[str]) -> Tokens:
     return np.array(stream, dtype=np.uint16)
 
 
-def window_count(tokens: Tokens, seq_len: int) -> int:
+def window_count(tokens: Sized, seq_len: int) -> int:
     """Windows a page has: a window's last token is the next one's first, the tail is dropped."""
     return max(len(tokens) - 1, 0) // seq_len
 
@@ -55,6 +55,7 @@ class TokenCache:
     capacity: int = 64 << 20
     store: Store | None = None
     fetched: int = 0  # tokens made from the source, not found in memory or on disk
+    _lengths: dict[tuple[Pool, int], int] = field(default_factory=dict, repr=False)
     _pages: OrderedDict[tuple[Pool, int], Tokens] = field(default_factory=OrderedDict, repr=False)
     _bytes: int = 0
     _lock: Lock = field(default_factory=Lock, repr=False)
@@ -70,6 +71,11 @@ class TokenCache:
         tokens.flags.writeable = False
         self._keep((pool, page), tokens)
         return tokens
+
+    def length(self, pool: Pool, page: int) -> int:
+        """Tokens of a page; once a page was read its length is remembered. Raises CorpusError if it cannot be read."""
+        known = self._lengths.get((pool, page))
+        return len(self.get(pool, page)) if known is None else known
 
     def here(self, pool: Pool, page: int) -> bool:
         """Whether a page is in memory or on disk."""
@@ -103,6 +109,7 @@ class TokenCache:
             previous = self._pages.pop(key, None)
             self._bytes += tokens.nbytes - (0 if previous is None else previous.nbytes)
             self._pages[key] = tokens
+            self._lengths[key] = len(tokens)
             while self._bytes > self.capacity and len(self._pages) > 1:
                 self._bytes -= self._pages.popitem(last=False)[1].nbytes
 

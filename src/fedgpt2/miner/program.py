@@ -1,16 +1,16 @@
 """`fedgpt2 miner` from settings to exit code: everything that can be wrong is found before the port opens."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-
-import torch
+from typing import TypeVar
 
 from fedgpt2.config import Axon as AxonSettings
-from fedgpt2.config import MinerConfig
+from fedgpt2.config import Data, MinerConfig
 from fedgpt2.data.pages import PageSource
-from fedgpt2.data.sources import open_source
-from fedgpt2.gradient.strategy import Strategy, build
+from fedgpt2.data.sources import open_source, open_store
+from fedgpt2.data.store import Store
+from fedgpt2.gradient.strategy import build
 from fedgpt2.identity.auth import Gate
 from fedgpt2.identity.keys import parse_hotkey
 from fedgpt2.identity.pins import is_loopback, require_validators
@@ -25,8 +25,11 @@ from fedgpt2.miner.work import Library, Workshop
 from fedgpt2.model import hardware
 from fedgpt2.network.http import Server
 from fedgpt2.network.loop import Stop
+from fedgpt2.network.threads import off_loop
 
 __all__ = ["run_miner", "serve"]
+
+T = TypeVar("T")
 
 
 async def run_miner(
@@ -40,10 +43,15 @@ async def run_miner(
     device = hardware.prepare(config.device, config.run.threads)
     _check_pins(config.axon)
     strategy = build(config.gradient, device)
-    source = open_source(config.data)
+    opened = await _unless_stopped(stop, off_loop(_open_text, config.data))
+    if opened is None:
+        return 0
+    source, store = opened
+    if source.credit:
+        say(source.credit)
     keypair = open_hotkey(config.wallet, create=is_loopback(config.axon.host), notice=say)
     signer = Signer(keypair)
-    tools = _tools(signer, source, device, strategy, packer or HonestPacker())
+    tools = Tools(signer, Library(source, store), Workshop(device, strategy), packer or HonestPacker())
     return await serve(config, tools, _journal(config, signer), stop, say)
 
 
@@ -59,6 +67,7 @@ async def serve(config: MinerConfig, tools: Tools, journal: Journal, stop: Stop,
         await _until(stop, miner.failed)
     finally:
         await asyncio.gather(miner.close(), server.stop())
+        await off_loop(tools.library.close)
     say("stopped")
     return 0
 
@@ -85,5 +94,17 @@ def _journal(config: MinerConfig, signer: Signer) -> Journal:
     return Journal(Path(config.run.dir).expanduser() / signer.hotkey)
 
 
-def _tools(signer: Signer, source: PageSource, device: torch.device, strategy: Strategy, packer: Packer) -> Tools:
-    return Tools(signer, Library(source), Workshop(device, strategy), packer)
+def _open_text(config: Data) -> tuple[PageSource, Store | None]:
+    source = open_source(config)
+    return source, open_store(config, source)
+
+
+async def _unless_stopped(stop: Stop, work: Awaitable[T]) -> T | None:
+    """Result of `work`, or None as soon as `stop` is set; `work` is then left to itself."""
+    task, waiting = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        waiting.cancel()
+        task.cancel()

@@ -13,6 +13,7 @@ from fedgpt2.data.assignment import Assignment
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.manifest import Manifest
 from fedgpt2.data.pages import PageSource
+from fedgpt2.data.store import Store
 from fedgpt2.errors import CorpusError, Reason, Refused
 from fedgpt2.gradient.strategy import Strategy
 from fedgpt2.miner.orders import Plan, check_windows
@@ -30,8 +31,9 @@ Windows = NDArray[np.uint16]
 class Library:
     """The miner's own text, as the manifest of the latest order deals it out."""
 
-    def __init__(self, source: PageSource) -> None:
+    def __init__(self, source: PageSource, store: Store | None = None) -> None:
         self._source = source
+        self._store = store
         self._corpus: Corpus | None = None
         self._lock = threading.Lock()
 
@@ -46,15 +48,25 @@ class Library:
         check_windows(plan.order, corpus.manifest.seq_len)
         try:
             corpus.verify(assignment, plan.order.round)
-            return corpus.windows(assignment)
+            windows = corpus.windows(assignment)
         except CorpusError as error:
             raise Refused(Reason.DATA_UNAVAILABLE, str(error)) from error
+        corpus.load_ahead(plan.order.round, [assignment.slot], assignment.n_windows)
+        return windows
+
+    def close(self) -> None:
+        """Read nothing more ahead; called before the program ends."""
+        with self._lock:
+            if self._corpus is not None:
+                self._corpus.close()
 
     def _opened(self, digest: Digest, manifest: bytes) -> Corpus:
         with self._lock:
             if self._corpus is None or self._corpus.manifest.digest() != digest:
+                if self._corpus is not None:
+                    self._corpus.close()
                 try:
-                    self._corpus = Corpus(self._source, Manifest.from_bytes(manifest))
+                    self._corpus = Corpus(self._source, Manifest.from_bytes(manifest), self._store)
                 except CorpusError as error:
                     raise Refused(Reason.WRONG_MANIFEST, str(error)) from error
             return self._corpus

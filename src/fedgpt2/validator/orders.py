@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fedgpt2.codec import Codec
 from fedgpt2.data.assignment import Assignment as Share
 from fedgpt2.data.corpus import Corpus
+from fedgpt2.errors import EmptyShareError
 from fedgpt2.identity.signing import Signer
 from fedgpt2.protocol.digests import work_id
 from fedgpt2.protocol.messages import Assignment, BlobRef, Caps, Order
@@ -35,11 +36,26 @@ class OrderBook:
     def write(
         self, number: int, attempt: int, parent: Digest, state: BlobRef, seats: Sequence[tuple[Seat, int]]
     ) -> list[Ticket]:
-        """One signed order for each (seat, slot)."""
-        return [self._ticket(number, attempt, parent, state, seat, slot) for seat, slot in seats]
+        """One signed order for each (seat, slot) whose pages hold text.
 
-    def _ticket(self, number: int, attempt: int, parent: Digest, state: BlobRef, seat: Seat, slot: int) -> Ticket:
-        share = self.corpus.assign(number, slot, self.windows)
+        Raises CorpusError if the text cannot be read, or no slot's pages hold any.
+        """
+        slots = [slot for _, slot in seats]
+        self.corpus.load(number, slots, self.windows)
+        shares = [self._share(number, slot) for slot in slots]
+        self.corpus.load_ahead(number, slots, self.windows)
+        dealt = [(seat, share) for (seat, _), share in zip(seats, shares, strict=True) if share is not None]
+        if seats and not dealt:
+            raise EmptyShareError(f"round {number}: none of the slots' pages holds text; lower --data.span")
+        return [self._ticket(number, attempt, parent, state, seat, share) for seat, share in dealt]
+
+    def _share(self, number: int, slot: int) -> Share | None:
+        try:
+            return self.corpus.assign(number, slot, self.windows)
+        except EmptyShareError:
+            return None
+
+    def _ticket(self, number: int, attempt: int, parent: Digest, state: BlobRef, seat: Seat, share: Share) -> Ticket:
         order = Order(
             run_id=self.run_id,
             round=number,

@@ -4,12 +4,15 @@ import resource
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+import torch
+
 from fedgpt2 import codec
 from fedgpt2.config import ValidatorConfig
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.manifest import Manifest
 from fedgpt2.data.pages import Pool
-from fedgpt2.errors import UsageError
+from fedgpt2.data.tokens import Tokens
+from fedgpt2.errors import CorpusError, NoMinersError, UsageError
 from fedgpt2.identity.pins import KeyBook, require_pins
 from fedgpt2.identity.signing import Signer
 from fedgpt2.identity.wallet import open_hotkey
@@ -23,7 +26,7 @@ from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import BlobRef
 from fedgpt2.validator.http_peers import HttpPeers
 from fedgpt2.validator.orders import OrderBook
-from fedgpt2.validator.patience import Stopped
+from fedgpt2.validator.patience import Stopped, unless
 from fedgpt2.validator.peers import Parcel
 from fedgpt2.validator.round import run_round
 from fedgpt2.validator.run import Run
@@ -43,17 +46,50 @@ async def run_validator(config: ValidatorConfig, stop: Stop, observer: Observer)
     device = prepare(config.device, config.run.threads)
     addresses = _addresses(config)
     codec.get(config.codec.state), codec.get(config.codec.gradient)
-    corpus = await off_loop(Corpus.open, config.data, config.model.shape.block_size, config.run.seed)
+    try:
+        return await _train(config, device, addresses, stop, observer)
+    except Stopped:
+        observer.notice("stopped before the first round")
+        return 0
+
+
+async def _train(
+    config: ValidatorConfig, device: torch.device, addresses: list[Address], stop: Stop, observer: Observer
+) -> int:
+    opening = off_loop(Corpus.open, config.data, config.model.shape.block_size, config.run.seed)
+    corpus = await unless(stop, opening)
+    try:
+        return await _train_on(corpus, config, device, addresses, stop, observer)
+    finally:
+        await off_loop(corpus.close)
+
+
+async def _train_on(
+    corpus: Corpus,
+    config: ValidatorConfig,
+    device: torch.device,
+    addresses: list[Address],
+    stop: Stop,
+    observer: Observer,
+) -> int:
     _check_sequence(config, corpus.manifest)
+    if corpus.source.credit:
+        observer.notice(corpus.source.credit)
     loopback = all(address.loopback for address in addresses)
     signer = Signer(open_hotkey(config.wallet, create=loopback, notice=observer.notice))
     with open_run_directory(config, corpus.manifest) as directory:
         training = await off_loop(Training, config, device)
         done = await off_loop(directory.resume, config, training, observer.notice)
+        report = await unless(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))
+        corpus.load_held_out()
         async with _peers(config, addresses, signer, directory, observer) as peers:
-            run = _run(config, directory, training, corpus, signer, peers)
+            run = _run(config, directory, training, corpus, signer, peers, report)
             observer.started(await off_loop(_facts, run, addresses, done))
-            await _rounds(run, done, stop, observer)
+            try:
+                await _rounds(run, done, stop, observer)
+            except (CorpusError, NoMinersError):  # both come before a round's step: what is trained is whole
+                await off_loop(directory.save_last, training, config.checkpoint.keep)
+                raise
         await off_loop(directory.save_last, training, config.checkpoint.keep)
         observer.finished(_closing(run))
     return 0
@@ -101,6 +137,7 @@ def _run(
     corpus: Corpus,
     signer: Signer,
     peers: HttpPeers,
+    report: Tokens,
 ) -> Run:
     orders = OrderBook(
         signer=signer,
@@ -113,7 +150,6 @@ def _run(
         budget_seconds=config.round.deadline,
         header_bytes=config.limits.header_bytes,
     )
-    report = corpus.report(directory.key, config.run.eval_windows)
     return Run(config, directory, training, corpus, orders, peers, report)
 
 
@@ -130,9 +166,9 @@ async def _rounds(run: Run, done: int, stop: Stop, observer: Observer) -> None:
     try:
         while not last or number <= last:
             observer.round_done(await run_round(run, number, attempt, stop))
-            if stop.is_set():
-                return
             number += 1
+            if stop.is_set() and number <= (last or number):
+                raise Stopped
     except Stopped:
         observer.notice(f"stopped before the end of round {number}; start again to go on from there")
         return
@@ -155,8 +191,8 @@ def _facts(run: Run, addresses: list[Address], done: int) -> Mapping[str, object
 
 
 def _small(manifest: Manifest) -> bool:
-    """Whether a unigram model can be fitted to all of the text while people wait."""
-    return manifest.pools[Pool.ASSIGN] <= _UNIGRAM_PAGES
+    """Whether a unigram model can be fitted while people wait: to all of the text, and nothing fetched for it."""
+    return manifest.pools[Pool.ASSIGN] <= _UNIGRAM_PAGES and manifest.page_documents > 0
 
 
 def _closing(run: Run) -> Mapping[str, object]:

@@ -28,7 +28,8 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     seats = seat_slots(run, await unless(stop, run.peers.present(config.round.min_miners)))
     clock = Clock()
     snapshot = await off_loop(training.snapshot)
-    tickets = await off_loop(run.orders.write, number, attempt, snapshot.model, snapshot.parcel.ref, seats)
+    writing = off_loop(run.orders.write, number, attempt, snapshot.model, snapshot.parcel.ref, seats)
+    tickets = await unless(stop, writing)
     parcels = {Digest(p.ref.digest): p for p in (snapshot.parcel, run.orders.manifest)}
     clock.mark("snapshot")
 
@@ -45,7 +46,8 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     clock.mark("admit")
 
     # 7  the validator's own loss, on windows that nobody could know before the admitted set was fixed
-    windows = run.corpus.score(run.key, number, [a.digest for a in admissions], config.run.score_windows)
+    digests = [admission.digest for admission in admissions]
+    windows = await unless(stop, off_loop(run.corpus.score, run.key, number, digests, config.run.score_windows))
     losses: dict[str, float | None] = {"train_loss": await unless(stop, off_loop(training.loss, windows))}
     if number == 1:
         losses["initial_val_loss"] = await unless(stop, off_loop(training.loss, run.report))
