@@ -37,6 +37,11 @@ def test_a_missing_hotkey_names_the_command_that_makes_it(wallet):
     assert not Path(wallet.path, "miners").exists()
 
 
+def test_where_the_coldkey_is_there_only_a_hotkey_is_to_be_made(wallet):
+    BittensorWallet("miners", "M1", wallet.path).create_new_coldkey(use_password=False, suppress=True)
+    assert "btcli wallet new-hotkey --wallet miners" in refused(wallet)
+
+
 def test_a_hotkey_is_made_with_one_notice_and_no_mnemonic(wallet, capfd):
     notices: list[str] = []
     keypair = open_hotkey(wallet, create=True, notice=notices.append)
@@ -82,6 +87,7 @@ def test_a_public_key_alone_is_refused(wallet):
     assert "cannot be used" in refused(wallet)
     keyfile(wallet).unlink()
     assert "secret file" in refused(wallet, create=True)
+    assert "btcli wallet regen-hotkey" in refused(wallet, create=True)
 
 
 def test_another_signature_scheme_is_refused(wallet):

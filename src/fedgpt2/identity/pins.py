@@ -53,8 +53,9 @@ class KeyBook:
         old = self._recorded.get(address)
         expected = pinned or (None if accept_new else old)
         if expected is not None and shown != expected:
+            way_out = "" if pinned else "; --axons.accept_new takes the new key on"
             raise Refused(
-                Reason.KEY_CHANGED, f"{address} shows {shown}, {'pinned' if pinned else 'recorded'}: {expected}"
+                Reason.KEY_CHANGED, f"shows {shown}, {'pinned' if pinned else 'recorded'}: {expected}{way_out}"
             )
         holder = self._reserved.get(shown) or self._present.get(shown, address)
         if holder != address:

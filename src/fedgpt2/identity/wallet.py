@@ -1,5 +1,6 @@
 """Opening, and on loopback making, the hotkey of a Bittensor wallet."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,13 +41,22 @@ def _wallet(wallet: config.Wallet) -> "Wallet":
 
 
 def _missing(wallet: config.Wallet, opened: "Wallet") -> str:
-    command = f"btcli wallet create --wallet {wallet.name} --wallet-hotkey {wallet.hotkey} --wallet-path {wallet.path}"
+    has_coldkey = opened.coldkey_file.exists_on_device() or opened.coldkeypub_file.exists_on_device()
+    command = _command("new-hotkey" if has_coldkey else "create", wallet)
     return f"no hotkey at {opened.hotkey_file.path}; create it with: {command}"
+
+
+def _command(verb: str, wallet: config.Wallet) -> str:
+    words = ("--wallet", wallet.name, "--wallet-hotkey", wallet.hotkey, "--wallet-path", wallet.path)
+    return f"btcli wallet {verb} {' '.join(word if word.startswith('~') else shlex.quote(word) for word in words)}"
 
 
 def _create(wallet: config.Wallet, opened: "Wallet") -> None:
     if opened.hotkeypub_file.exists_on_device():
-        raise UsageError(f"{opened.hotkeypub_file.path} is there but its secret file {opened.hotkey_file.path} is not")
+        raise UsageError(
+            f"{opened.hotkeypub_file.path} is there but its secret file {opened.hotkey_file.path} is not; "
+            f"bring it back with: {_command('regen-hotkey', wallet)}"
+        )
     try:
         opened.create_new_hotkey(suppress=True)
     except FileExistsError:
