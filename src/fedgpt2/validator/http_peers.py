@@ -13,7 +13,7 @@ import aiohttp
 import torch
 
 from fedgpt2.config import Axons, Limits
-from fedgpt2.errors import NetworkError, NoMinersError, PeerError, Reason, Refused
+from fedgpt2.errors import NoMinersError, PeerError, Reason, Refused
 from fedgpt2.identity.pins import KeyBook
 from fedgpt2.identity.signing import Signer
 from fedgpt2.network.address import Address
@@ -27,6 +27,7 @@ __all__ = ["HttpPeers"]
 
 _PROBE_SECONDS = 1.0  # between two tries to reach an axon that does not answer
 _RECEIPT_SECONDS = 10.0
+_ABSENT = (Reason.UNREACHABLE, Reason.WRONG_RECEIVER)  # nobody is there, or somebody else: to be introduced again
 
 
 class HttpPeers:
@@ -57,6 +58,7 @@ class HttpPeers:
         self._changed = asyncio.Event()
         self._buffers: dict[Hotkey, torch.Tensor] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None  # what ended a background task
 
     def start(self) -> None:
         """Begin to look for the miners."""
@@ -76,12 +78,17 @@ class HttpPeers:
     # --- who is present ---
 
     async def present(self, at_least: int) -> Sequence[Seat]:
-        """Miners that answer now, by axon. Raises NoMinersError with what is wrong at each axon."""
+        """Miners that answer now, by axon. Raises NoMinersError with what is wrong at each axon.
+
+        Raises as well what ended a task in the background: a run does not go on without one.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(self._axons.wait_seconds):
-                while len(self._seats) < at_least or not self._all_probed():
+                while self._failure is None and (len(self._seats) < at_least or not self._all_probed()):
                     self._changed.clear()
                     await self._changed.wait()
+        if self._failure is not None:
+            raise self._failure
         if len(self._seats) < at_least:
             raise NoMinersError(self._why_nobody(at_least))
         return [self._seats[axon] for axon in self._clients if axon in self._seats]
@@ -156,7 +163,7 @@ class HttpPeers:
             self._clients[ticket.seat.axon], ticket, parcels, self._limits, traffic, self._buffer(ticket)
         )
         outcome = await exchange.run()
-        if isinstance(outcome.failure, NetworkError) and outcome.failure.reason is Reason.UNREACHABLE:
+        if not outcome.answered and outcome.failure is not None and outcome.failure.reason in _ABSENT:
             self._lost(ticket.seat.axon, str(outcome.failure))
         return outcome
 
@@ -197,7 +204,13 @@ class HttpPeers:
     def _spawn(self, work: Coroutine[None, None, None], name: str = "peer") -> None:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = error
+            self._changed.set()
 
 
 async def _enough(tasks: Sequence[asyncio.Task[Outcome]], wanted: int, deadline: float) -> None:

@@ -12,6 +12,9 @@ from fedgpt2.validator.peers import Traffic
 __all__ = ["Clock", "Step", "receipts", "round_row"]
 
 
+_PHASES = ("snapshot", "send", "wait", "receive", "admit", "rank", "aggregate", "step", "evaluate", "checkpoint")
+
+
 @dataclass(frozen=True)
 class Step:
     """What the optimizer did: weights per admitted hotkey, or the reason why nothing was done."""
@@ -24,11 +27,11 @@ class Step:
 
 
 class Clock:
-    """Seconds of the phases of a round, by the validator's monotonic clock."""
+    """Seconds of the phases of a round, by the validator's monotonic clock; a phase left out took none."""
 
     def __init__(self) -> None:
         self._began = self._last = time.monotonic()
-        self._phases: dict[str, float] = {}
+        self._phases: dict[str, float] = dict.fromkeys(_PHASES, 0.0)
 
     def mark(self, phase: str) -> None:
         """End a phase: all time since the last mark is its."""

@@ -9,6 +9,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
@@ -29,6 +30,7 @@ from fedgpt2.validator.training import Training
 
 __all__ = ["RunDirectory", "open_run_directory"]
 
+_KEY = re.compile(rb"[0-9a-f]{64}")
 _PACKAGES = ("torch", "numpy", "tiktoken", "aiohttp", "bittensor", "msgspec", "blake3")
 
 
@@ -51,7 +53,8 @@ class RunDirectory:
         """Bring `training` to the last round that can be continued from; returns its number, 0 for a new run.
 
         Rounds after the last checkpoint are taken back and run again under the next attempt, so that no miner
-        mistakes an order for one it has answered. Raises CheckpointError for a damaged checkpoint.
+        mistakes an order for one it has answered. Raises CheckpointError for a damaged or foreign checkpoint, and when
+        none of those that should be there is.
         """
         number = self._restore(training, notice)
         orders = _order_settings(config)
@@ -63,22 +66,41 @@ class RunDirectory:
         return number
 
     def _restore(self, training: Training, notice: Callable[[str], None]) -> int:
-        for number, name in self.ledger.checkpoints():
+        named = self.ledger.checkpoints()
+        if not named:
+            return 0
+        for number, name in named:
             if (self.checkpoints / name).is_dir():
-                training.restore(self._reader(name))
+                if number < named[0][0]:
+                    notice(f"checkpoint {named[0][1]} is gone; going on from {name}")
+                training.restore(self._reader(number, name))
                 return number
-            notice(f"checkpoint {name} is gone; trying the one before")
-        return 0
+        raise CheckpointError(
+            f"{self.checkpoints / named[0][1]} is gone, and so is every checkpoint before it; "
+            "put one back or choose another --run.dir"
+        )
 
-    def _reader(self, name: str) -> Callable[[Schema, Schema], Checkpoint]:
+    def _reader(self, number: int, name: str) -> Callable[[Schema, Schema], Checkpoint]:
         def read(model: Schema, optimizer: Schema) -> Checkpoint:
             try:
-                return checkpoints.load(self.checkpoints, name, model, optimizer)
+                checkpoint = checkpoints.load(self.checkpoints, name, model, optimizer)
+                self._check_origin(checkpoint, number)
             except CheckpointError as error:
                 way_out = f"remove {self.checkpoints / name} to go on from the checkpoint before it"
                 raise CheckpointError(f"{error}; {way_out}") from error
+            return checkpoint
 
         return read
+
+    def _check_origin(self, checkpoint: Checkpoint, number: int) -> None:
+        """Raise CheckpointError unless it holds this run's weights after round `number`."""
+        state = checkpoint.state
+        if (state.get("run_id"), state.get("round")) != (self.run_id, number):
+            raise CheckpointError(
+                f"{self.checkpoints / checkpoints.checkpoint_name(number)} is of another run or round"
+            )
+        if state.get("model") != json.loads(self.ledger.rounds()[number - 1])["model"]:
+            raise CheckpointError(f"{self.checkpoints / checkpoints.checkpoint_name(number)} is not the ledger's model")
 
     def save(self, number: int, training: Training, facts: Mapping[str, object]) -> str:
         """Write a checkpoint after round `number`; returns its name, which the ledger must then commit."""
@@ -129,7 +151,8 @@ def open_run_directory(config: ValidatorConfig, manifest: Manifest) -> Iterator[
             if ledger.meta("run_id") is None:
                 ledger.set_meta({"run_id": secrets.token_hex(32)})
             _write_json(path / "manifest.json", json.loads(manifest.to_bytes()))
-            _write_json(path / "config.json", _facts(config, ledger, key, identity))
+            earlier = _earlier_keys(facts or {}, key, ledger.last_round())
+            _write_json(path / "config.json", {**_facts(config, ledger, key, identity), "earlier_keys": earlier})
             yield RunDirectory(path, ledger, key)
         finally:
             ledger.close()
@@ -175,22 +198,34 @@ def _check_identity(path: Path, facts: Mapping[str, object], identity: Mapping[s
         raise RunDirectoryError(f"{path / 'config.json'} is damaged: it names no run")
     for name, value in identity.items():
         if stored.get(name) != value:
-            raise RunDirectoryError(
-                f"{path} holds a run with {name} {stored.get(name)}, not {value}; choose another --run.dir"
+            held = (
+                f"with --{name} {stored.get(name)}, not {value}"
+                if "." in name
+                else "over other text or --data settings"
             )
+            raise RunDirectoryError(f"{path} holds a run {held}; choose another --run.dir")
 
 
 def _evaluation_key(path: Path, *, revealed: bool) -> bytes:
     """The secret key; a new one for a new run, and for one that goes on after its key was published."""
     file = path / "evaluation.key"
     if file.exists() and not revealed:
-        key = bytes.fromhex(file.read_text())
-        if len(key) != 32:
-            raise RunDirectoryError(f"{file} is damaged")
-        return key
+        text = file.read_bytes().strip()
+        if not _KEY.fullmatch(text):
+            raise RunDirectoryError(f"{file} is damaged: not 64 hex characters; remove it to go on with a new key")
+        return bytes.fromhex(text.decode())
     key = new_key()
     write_durably(file, key.hex().encode(), mode=0o600)
     return key
+
+
+def _earlier_keys(facts: Mapping[str, object], key: bytes, last_round: int) -> list[object]:
+    """Keys used before this one, each with its last round: what they drew stays checkable."""
+    earlier, digest = facts.get("earlier_keys"), facts.get("evaluation_key_sha256")
+    kept = earlier if isinstance(earlier, list) else []
+    if digest in (None, key_digest(key)):
+        return kept
+    return [*kept, {"sha256": digest, "key": facts.get("evaluation_key"), "last_round": last_round}]
 
 
 def _facts(config: ValidatorConfig, ledger: Ledger, key: bytes, identity: Mapping[str, object]) -> dict[str, object]:

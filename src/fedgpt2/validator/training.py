@@ -1,5 +1,6 @@
 """The training state: weights, optimizer, and what is measured on them. Off the event loop, all of it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from fedgpt2 import codec
 from fedgpt2.aggregation import weighted_mean
 from fedgpt2.config import ValidatorConfig
-from fedgpt2.errors import CheckpointError
+from fedgpt2.errors import CheckpointError, SetupError
 from fedgpt2.ledger.checkpoints import Checkpoint
 from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.model.loss import mean_loss
@@ -85,10 +86,16 @@ class Training:
         return self._broadcast
 
     def loss(self, windows: np.ndarray) -> float:
-        """Loss of the broadcast weights on windows [n, seq_len + 1], nats a token."""
+        """Loss of the broadcast weights on windows [n, seq_len + 1], nats a token.
+
+        Raises SetupError, one line, when it is not finite: these weights have nothing left to train.
+        """
         self._model.bind(self._refresh().to(self.device))
         micro_batch = max(1, _EVAL_TOKENS // windows.shape[1])
-        return mean_loss(self._model, windows, micro_batch=micro_batch, precision="fp32")
+        loss = mean_loss(self._model, windows, micro_batch=micro_batch, precision="fp32")
+        if not math.isfinite(loss):
+            raise SetupError(f"the loss is {loss}: training has diverged; start a run with a lower --optimizer.lr")
+        return loss
 
     def aggregate(self, rows: Sequence[Tensor], weights: Sequence[float]) -> FlatState:
         """The weighted mean of the admitted gradients, on `device`."""
