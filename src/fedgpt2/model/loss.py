@@ -99,6 +99,8 @@ class _Head(torch.autograd.Function):
         scores = head.new_empty(min(chunk, len(hidden)), len(weight))
         log_p = torch.empty_like(scores, dtype=torch.float32)
         for first in range(0, len(hidden), chunk):
+            if beat is not None:
+                beat()
             rows = slice(first, first + chunk)
             part = hidden[rows].to(dtype)
             z, p = scores[: len(part)], log_p[: len(part)]
