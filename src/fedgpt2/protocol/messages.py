@@ -35,7 +35,8 @@ __all__ = [
 PROTOCOL_VERSION = 1
 STRATEGY = "mean_gradient"  # what an order asks for; how the miner computes it is its own affair
 
-Hex64 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+# \Z, not $: that lets a line feed follow.
+Hex64 = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
 Natural = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 Word = Annotated[str, Meta(min_length=1, max_length=128)]
 Line = Annotated[str, Meta(max_length=500)]
@@ -171,7 +172,7 @@ class Envelope(Message, frozen=True, kw_only=True):
     kind: Kind
     payload: str
     signer: Word
-    signature: Annotated[str, Meta(pattern="^[0-9a-f]{128}$")]
+    signature: Annotated[str, Meta(pattern="^[0-9a-f]{128}\\Z")]
 
     def signed_bytes(self) -> bytes:
         """The bytes under the signature."""
