@@ -35,7 +35,7 @@ _CLOSING = 15.0  # seconds the validator has for its last checkpoint
 _VALIDATOR = (
     *("--wallet.name", "validator", "--model.preset", "nano", "--data.windows", "4", "--round.deadline", "30"),
     *("--optimizer.lr", "2e-3", "--optimizer.min_lr", "2e-4", "--optimizer.warmup", "5"),
-    *("--run.eval_every", "5", "--run.eval_windows", "16", "--checkpoint.every", "20"),
+    *("--run.eval_every", "5", "--run.eval_windows", "32", "--checkpoint.every", "20"),
 )
 _HORIZON = 100  # rounds of the cosine when time, not --rounds, ends the run
 _BOTH = ("--device", "cpu", "--data.source", "sample", "--run.threads", "1")
