@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import time
 
 import pytest
@@ -291,6 +292,18 @@ async def test_an_axon_without_ranges_sends_the_whole_blob_again(answering, conn
 async def test_an_axon_that_is_not_there_is_unreachable(connect, unused_tcp_port):
     error = await failure(connect(unused_tcp_port).introduce())
     assert (error.reason, error.culprit) == (Reason.UNREACHABLE, Culprit.NETWORK)
+    assert error.detail == "connection refused"
+
+
+async def test_a_host_without_an_address_is_unreachable(monkeypatch):
+    async def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail)
+    async with open_session(LIMITS) as session:
+        address = Address("no-such-host.invalid", 8091, signer(2).hotkey)
+        error = await failure(AxonClient(session, signer(1), address, LIMITS).introduce())
+    assert (error.reason, error.detail) == (Reason.UNREACHABLE, "the host has no address")
 
 
 @pytest.fixture
@@ -372,12 +385,21 @@ async def test_a_connection_that_keeps_dying_is_cut_off(answering, connect):
     assert len(asked) == 2
 
 
-async def test_strangers_garbage_is_answered_and_not_logged(axon, caplog):
+@pytest.mark.parametrize("garbage", [b"\0 this is not HTTP\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"])
+async def test_strangers_garbage_is_answered_and_not_logged(axon, caplog, garbage):
     reader, writer = await asyncio.open_connection("127.0.0.1", axon.port)
-    writer.write(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
-    assert (await reader.read()).startswith(b"HTTP/1.0 400")
+    writer.write(garbage)
+    assert b" 400 " in (await reader.read()).splitlines()[0]
     writer.close()
     assert not caplog.records
+
+
+async def test_our_own_mistakes_are_logged(axon, connect, caplog):
+    reader, writer = await asyncio.open_connection("127.0.0.1", axon.port)
+    writer.write(b"GET /v1/info HTTP/1.1\r\nHost: axon\r\n\r\n")  # this axon forgets to check the challenge
+    assert b" 500 " in await reader.readline()
+    writer.close()
+    assert [record.exc_info[0] for record in caplog.records] == [KeyError]
 
 
 async def test_bodies_are_never_text():
