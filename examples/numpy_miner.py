@@ -100,8 +100,9 @@ class Gate:
         names = [name.lower() for name, _ in headers]
         proxied = any(name in ("forwarded", "via") or name.startswith("x-forwarded-") for name in names)
         require(not proxied, "forwarded", "came through a proxy")
-        require(len(set(names)) == len(names), "bad_message", "a header stands twice")
         fields = {k.lower()[12:]: v for k, v in headers if k.lower().startswith("x-bittensor-")}
+        once = len(fields) == sum(name.startswith("x-bittensor-") for name in names)
+        require(once, "bad_message", "a header stands twice")
         for name, shape in self.SHAPES:
             require(re.fullmatch(shape, fields.get(name, ""), re.ASCII), "bad_message", f"{name} is malformed")
         sender, nonce, digest = fields["hotkey"], fields["nonce"], hashlib.sha256(body).hexdigest()
@@ -237,6 +238,7 @@ class Miner:
             require(mine, "busy", "at work for another validator")
             self._work.stop.set()
         self._taken[run] = [age, name]
+        self._journal.parent.mkdir(parents=True, exist_ok=True)
         draft = self._journal.with_suffix(".new")
         draft.write_text(json.dumps(self._taken))
         draft.replace(self._journal)
@@ -357,13 +359,14 @@ class Axon(BaseHTTPRequestHandler):
 
 
 def main() -> None:
+    home = Path.home() / ".fedgpt2" / "numpy_miner.json"
     parser = argparse.ArgumentParser(description="A federated GPT-2 miner in numpy.", allow_abbrev=False)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; off loopback give --validators")
     parser.add_argument("--port", type=int, default=8095, help="0 takes a free one")
     parser.add_argument("--assets", type=Path, required=True, help="folder with sotu.xz and vocab.bpe.gz")
     parser.add_argument("--hotkey-file", type=Path, help="unencrypted Bittensor hotkey; without it a fresh key")
     parser.add_argument("--validators", nargs="*", default=[], help="hotkeys of the validators to work for; none: any")
-    parser.add_argument("--journal", type=Path, default=Path("numpy_miner.json"), help="remembers the orders taken")
+    parser.add_argument("--journal", type=Path, default=home, help="remembers the orders taken")
     args = parser.parse_args()
     if args.host not in ("127.0.0.1", "localhost") and not args.validators:
         parser.error("off loopback name the validators you work for with --validators")

@@ -1,28 +1,22 @@
-"""The miner written from the documents alone: its gradient is ours, and it answers our client over sockets."""
+"""The miner written from the documents alone: it answers our client over sockets, and refuses as we do."""
 
 import contextlib
-import importlib.util
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
-import numpy as np
 import pytest
-import torch
 from bittensor.sp_core import Keypair
+from msgspec import structs
 
 from fedgpt2 import codec
-from fedgpt2.config import PRESETS, Data, Gradient, Limits
+from fedgpt2.config import PRESETS, Data, Limits
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import PeerError, Reason
-from fedgpt2.gradient.strategy import build
 from fedgpt2.identity.signing import Signer, open_envelope
-from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.model.state import FlatState
 from fedgpt2.network.address import Address
 from fedgpt2.network.blobs import Blob, Incoming
@@ -39,60 +33,15 @@ from fedgpt2.protocol.messages import (
     Receipt,
 )
 from fedgpt2.protocol.tensors import read_header
-from fedgpt2.types import Digest, ModelShape
+from fedgpt2.types import Digest
+
+from .numerics import cosine, exact, random_weights
 
 ROOT = Path(__file__).parents[2]
+ASSETS = ROOT / "src" / "fedgpt2" / "data" / "assets"
 TINY = PRESETS["tiny"]
 RUN_ID = "5" * 64
 SEQ_LEN = 32
-
-
-# --- the gradient
-
-
-@pytest.fixture(scope="module")
-def numpy_gpt2() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("numpy_gpt2", ROOT / "examples" / "numpy_gpt2.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def random_weights(shape: ModelShape, seed: int) -> FlatState:
-    """Initial weights with every bias and gain moved off its trivial value."""
-    weights = initialise(shape, seed)
-    weights.flat.add_(torch.randn(weights.flat.shape, generator=torch.Generator().manual_seed(seed)), alpha=0.05)
-    return weights
-
-
-def exact(weights: FlatState, shape: ModelShape, windows: np.ndarray) -> tuple[float, FlatState]:
-    strategy = build(Gradient(micro_batch=4, precision="fp32"), torch.device("cpu"))
-    out = FlatState(shape.schema())
-    result = strategy(GPT2(shape, weights), windows, out=out, stop=threading.Event())
-    return result.loss, out
-
-
-def cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
-    a, b = ours.astype(np.float64).ravel(), theirs.astype(np.float64).ravel()
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
-
-
-@pytest.mark.parametrize("shape", [TINY, replace(TINY, n_layer=12, n_head=4)])
-def test_gradient_of_the_numpy_miner_is_the_exact_gradient(numpy_gpt2: ModuleType, shape: ModelShape) -> None:
-    weights = random_weights(shape, 7)
-    windows = np.random.default_rng(3).integers(0, shape.vocab_size, (3, 50), dtype=np.int64)
-    loss, gradient = exact(weights, shape, windows)
-    theirs = numpy_gpt2.GPT2({name: view.numpy() for name, view in weights.views.items()}, shape.n_head, shape.n_layer)
-    their_loss = theirs.gradient(windows, lambda: None)
-    assert their_loss == pytest.approx(loss, rel=1e-5)
-    for name, view in gradient.views.items():
-        assert cosine(view.numpy(), theirs.g[name]) > 0.99999, name
-        np.testing.assert_allclose(theirs.g[name], view.numpy(), rtol=2e-3, atol=2e-6, err_msg=name)
-
-
-# --- the wire
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +65,7 @@ def hotkey_file(tmp_path: Path) -> Path:
 def running(hotkey_file: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The miner as a process, and the port it took."""
     command = [sys.executable, str(ROOT / "examples" / "numpy_miner.py"), "--port", "0", *flags]
-    command += ["--assets", str(ROOT / "src" / "fedgpt2" / "data" / "assets"), "--hotkey-file", str(hotkey_file)]
+    command += ["--assets", str(ASSETS), "--hotkey-file", str(hotkey_file)]
     command += ["--journal", str(hotkey_file.with_name("journal.json"))]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -174,7 +123,7 @@ class Desk:
             caps=Caps(answer_bytes=self.state.ref.length),
             budget_seconds=60.0,
         )
-        return replace_fields(order, **changes)
+        return structs.replace(order, **changes)
 
     def seal(self, order: Order) -> Envelope:
         return self.signer.seal("order", order)
@@ -207,11 +156,6 @@ class Desk:
             ledger_head="e" * 64,
         )
         return self.signer.seal("receipt", receipt)
-
-
-def replace_fields(order: Order, **changes: object) -> Order:
-    fields = {name: getattr(order, name) for name in order.__struct_fields__}
-    return Order(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -292,12 +236,12 @@ async def test_numpy_miner_refuses_what_the_protocol_says(desk: Desk, hotkey_fil
             assert await refusal(client, desk, desk.order(me, 6, budget_seconds=61.0)) is Reason.STALE_ORDER
             envelope = desk.seal(desk.order(me, 7))
             for signature in ("0" * 128, desk.seal(desk.order(me, 8)).signature):
-                forged = Envelope(**{**fields_of(envelope), "signature": signature})
+                forged = structs.replace(envelope, signature=signature)
                 with pytest.raises(PeerError) as caught:
                     await client.post_order(forged)
                 assert caught.value.reason is Reason.BAD_SIGNATURE
             with pytest.raises(PeerError) as caught:
-                await client.put_blob(replace(desk.state, ref=replace_digest(desk.state.ref, "0" * 64)), 0)
+                await client.put_blob(replace(desk.state, ref=structs.replace(desk.state.ref, digest="0" * 64)), 0)
             assert caught.value.reason is Reason.UNKNOWN_BLOB
         stranger = Signer(Keypair.create_from_seed(b"\x43" * 32))
         async with client_of(port, stranger) as client:
@@ -314,15 +258,14 @@ async def test_numpy_miner_verifies_state_text_and_assignment(desk: Desk, hotkey
             wrong = desk.order(me, 5, parent="f" * 64)
             assert failure(await desk.answer(client, wrong), me) == Reason.WRONG_STATE
             share = desk.order(me, 6).assignment
-            pages = Assignment(**{**fields_of(share), "pages": (share.pages[0] ^ 1, *share.pages[1:])})
+            pages = structs.replace(share, pages=(share.pages[0] ^ 1, *share.pages[1:]))
             assert failure(await desk.answer(client, desk.order(me, 6, assignment=pages)), me) == "wrong_assignment"
             manifest = desk.manifest.data.tobytes().replace(b'"seed":11', b'"seed": 11')
             other = Blob(
                 BlobRef(digest=blob_digest(manifest), length=len(manifest), codec="json"), b"", memoryview(manifest)
             )
             desk.blobs[other.ref.digest] = other
-            named = {"manifest": other.ref.digest, "manifest_length": other.ref.length}
-            loose = Assignment(**{**fields_of(share), **named})
+            loose = structs.replace(share, manifest=other.ref.digest, manifest_length=other.ref.length)
             assert failure(await desk.answer(client, desk.order(me, 7, assignment=loose)), me) == "wrong_manifest"
             good = await desk.answer(client, desk.order(me, 8))
             assert good.kind == "contribution"
@@ -362,11 +305,3 @@ async def refusal(client: AxonClient, desk: Desk, order: Order) -> Reason:
 
 def failure(answer: Envelope, miner: str) -> str:
     return open_envelope(answer, "failure", Failure, signer=miner).reason
-
-
-def fields_of(message: object) -> dict[str, object]:
-    return {name: getattr(message, name) for name in message.__struct_fields__}  # type: ignore[attr-defined]
-
-
-def replace_digest(ref: BlobRef, digest: str) -> BlobRef:
-    return BlobRef(digest=digest, length=ref.length, codec=ref.codec)
