@@ -2,7 +2,8 @@
 
 import sys
 
+from fedgpt2.cli.leaving import leave
 from fedgpt2.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(["miner", *sys.argv[1:]]))
+    leave(main(["miner", *sys.argv[1:]]))

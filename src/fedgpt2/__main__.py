@@ -1,8 +1,6 @@
 """`python -m fedgpt2 …` is `fedgpt2 …`."""
 
-import sys
-
-from fedgpt2.cli.main import main
+from fedgpt2.cli.main import console
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

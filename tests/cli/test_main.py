@@ -126,3 +126,22 @@ def test_a_reader_that_leaves_early_is_no_traceback() -> None:
         assert child.stderr is not None
         child.stdout.close()
         assert "Traceback" not in child.stderr.read()
+
+
+def test_a_thread_at_work_does_not_hold_the_exit_nor_break_it() -> None:
+    work = "a = torch.randn(3000, 3000)\nwhile True: a = (a @ a).tanh()"
+    code = (
+        "import sys, threading, time, torch\n"
+        "from fedgpt2.cli.leaving import leave\n"
+        f"threading.Thread(target=exec, args=({work!r}, {{'torch': torch}}), daemon=True).start()\n"
+        "time.sleep(0.3); print('done', end=''); leave(3)"
+    )
+    started = time.monotonic()
+    answer = python("-c", code)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (3, "done", "")
+    assert time.monotonic() - started < 20
+
+
+def test_a_process_without_other_threads_ends_the_usual_way() -> None:
+    code = "import atexit; from fedgpt2.cli.leaving import leave; atexit.register(print, 'bye'); leave(0)"
+    assert python("-c", code).stdout == "bye\n"

@@ -4,6 +4,7 @@ import functools
 import sys
 from collections.abc import Sequence
 
+from fedgpt2.cli.leaving import leave
 from fedgpt2.cli.parsing import parse
 from fedgpt2.config import ValidatorConfig
 from fedgpt2.errors import FedGPT2Error
@@ -27,4 +28,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -5,15 +5,16 @@ A command is a module with `main(argv) -> int`; it is imported when it is asked 
 """
 
 import importlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from fedgpt2 import __version__
+from fedgpt2.cli.leaving import leave
 from fedgpt2.cli.sources import suggestion
 from fedgpt2.errors import FedGPT2Error, UsageError
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "console", "main"]
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("fedgpt2.cli.demo", "watch a GPT-2 learn from four honest miners and a hostile one, on this machine"),
@@ -34,13 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FedGPT2Error as error:
         return _complain(name, str(error), error.exit_code)
     except BrokenPipeError:
-        # the reader of our output has left: nothing more to say, and nothing to flush at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         return _complain(name, str(error), 1)
     except KeyboardInterrupt:
         return 130
+
+
+def console() -> NoReturn:
+    """The program `fedgpt2`."""
+    leave(main())
 
 
 def _dispatch(name: str, rest: list[str]) -> int:
