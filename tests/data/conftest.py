@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from fedgpt2.config import Data
 from fedgpt2.data import Corpus, Manifest, Pool, SourceFile, open_source
 from fedgpt2.data.sample import SampleSource
 from fedgpt2.data.tokenizer import VOCAB_SHA256
+
+from .hub import LoopbackHub
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -80,3 +83,21 @@ def golden() -> Callable[[str, object], None]:
         assert json.loads(json.dumps(value)) == json.loads(path.read_text(encoding="utf-8"))
 
     return compare
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[LoopbackHub], LoopbackHub]]:
+    """Serve a loopback hub as the hub of this test, with a home of its own."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    with ExitStack() as stack:
+
+        def start(hub: LoopbackHub) -> LoopbackHub:
+            stack.enter_context(hub.serve())
+            monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+            return hub
+
+        yield start

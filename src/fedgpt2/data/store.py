@@ -128,13 +128,18 @@ class Store:
     def _write(self, path: Path, data: bytes) -> None:
         aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:
-            with aside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
+            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(aside, path)
+        except OSError:
             aside.unlink(missing_ok=True)
+            raise
 
     def _count(self, size: int) -> None:
         """Clean up at the first write, and after each twentieth of the capacity."""
