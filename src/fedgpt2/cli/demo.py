@@ -34,7 +34,7 @@ _CLOSING = 15.0  # seconds the validator has for its last checkpoint
 # What learns well in a minute on two cores: small rounds, many of them, a high rate that soon falls.
 _VALIDATOR = (
     *("--wallet.name", "validator", "--model.preset", "nano", "--data.windows", "4", "--round.deadline", "30"),
-    *("--optimizer.lr", "2e-3", "--optimizer.min_lr", "2e-4", "--optimizer.warmup", "5"),
+    *("--optimizer.lr", "3e-3", "--optimizer.min_lr", "3e-4", "--optimizer.warmup", "5"),
     *("--run.eval_every", "5", "--run.eval_windows", "32", "--checkpoint.every", "20"),
 )
 _HORIZON = 100  # rounds of the cosine when time, not --rounds, ends the run
