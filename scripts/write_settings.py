@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedgpt2.cli.benches import Bench
+from fedgpt2.cli.benches import Bench, ComputeBench
 from fedgpt2.cli.demo import Demo
 from fedgpt2.cli.export import Export
 from fedgpt2.cli.flags import Flag, flags_of
@@ -18,7 +18,9 @@ PROGRAMS: Mapping[str, type] = {
     "demo": Demo,
     "sample": Sample,
     "export": Export,
-    "bench": Bench,
+    "bench transport": Bench,
+    "bench round": Bench,
+    "bench compute": ComputeBench,
 }
 
 _ENDLESS = 2**53 - 1  # the largest number that JSON carries exactly: no bound a person would look up
@@ -52,8 +54,7 @@ def document() -> str:
 
 
 def _section(name: str, settings: type) -> str:
-    title = f"## `fedgpt2 {name}{' NAME' if name == 'bench' else ''}`"
-    lines = [title, "", "| flag | default | what |", "|---|---|---|"]
+    lines = [f"## `fedgpt2 {name}`", "", "| flag | default | what |", "|---|---|---|"]
     return "\n".join([*lines, *(_row(flag) for flag in flags_of(settings)), ""])
 
 

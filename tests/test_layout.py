@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fedgpt2.cli.main import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 LARGE = {"src/fedgpt2/data/assets/sotu.xz"}
@@ -88,13 +90,14 @@ def test_rooms_import_downwards_only() -> None:
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
-def test_settings_document_is_current() -> None:
+def test_settings_document_is_current_and_whole() -> None:
     spec = importlib.util.spec_from_file_location("write_settings", ROOT / "scripts" / "write_settings.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert (ROOT / "docs" / "settings.md").read_text() == script.document(), "run `make docs`"
+    assert {name.partition(" ")[0] for name in script.PROGRAMS} == set(COMMANDS)
 
 
 def test_every_dependency_is_justified() -> None:

@@ -3,14 +3,14 @@
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from fedgpt2.cli.parsing import parse
 from fedgpt2.cli.sources import suggestion
 from fedgpt2.config import setting
 from fedgpt2.errors import UsageError
 
-__all__ = ["BENCHES", "Bench", "main"]
+__all__ = ["BENCHES", "Bench", "ComputeBench", "main"]
 
 BENCHES: Mapping[str, str] = {
     "transport": "the state to miners and their gradients back, over loopback, without compute",
@@ -28,6 +28,14 @@ class Bench:
     json: bool = setting(False, "print JSON instead of a table")
 
 
+@dataclass(frozen=True)
+class ComputeBench(Bench):
+    """Settings of `fedgpt2 bench compute`."""
+
+    tokens: int = setting(2048, "tokens of the batch whose gradient is timed", least=1)
+    steps: int = setting(200, "optimizer steps after which gradients are compared again; 0: not at all", least=0)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one bench; its exit code. Raises UsageError for a name that is none."""
     name = argv[0] if argv else "--help"
@@ -37,9 +45,10 @@ def main(argv: Sequence[str]) -> int:
     names = _present()
     if name not in names:
         raise UsageError(f"unknown bench {name}{suggestion(name, names)}; one of {', '.join(names)}")
-    settings = parse(Bench, argv[1:], prog=f"fedgpt2 bench {name}", about=f"Measures {BENCHES[name]}.")
+    kind = ComputeBench if name == "compute" else Bench
+    settings = asdict(parse(kind, argv[1:], prog=f"fedgpt2 bench {name}", about=f"Measures {BENCHES[name]}."))
     module = importlib.import_module(f"fedgpt2.cli.bench.{name}")
-    code: int = module.run(preset=settings.preset, repeats=settings.repeats, as_json=settings.json)
+    code: int = module.run(as_json=settings.pop("json"), **settings)
     return code
 
 
