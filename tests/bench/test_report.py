@@ -19,6 +19,18 @@ def test_candidates_take_turns_and_the_first_round_is_not_measured():
     assert all(time >= 0 for times in seconds.values() for time in times)
 
 
+def test_what_surrounds_a_measurement_is_called_with_its_name():
+    calls = []
+    candidates = {name: lambda name=name: calls.append(name) for name in "ab"}
+    interleave(
+        candidates,
+        1,
+        before=lambda name: calls.append(f"<{name}"),
+        after=lambda name: calls.append(f"{name}>"),
+    )
+    assert calls == ["<a", "a", "a>", "<b", "b", "b>"]
+
+
 def test_a_ratio_is_the_median_of_the_turns():
     assert ratios(ROWS) == {"fedgpt2/peer": 1.0, "peer/fedgpt2": 1.0}
     assert ratios([ROWS[0], Row("once", [1.0], 1.0)]) == {}

@@ -81,7 +81,11 @@ def run(preset: str, repeats: int, as_json: bool, tokens: int = 2048, steps: int
 
 
 def _measure(workers: Mapping[str, Worker], shape: ModelShape, batch: Batch, repeats: int, folder: Path) -> list[Row]:
-    """Time all candidates in turns; peak memory is taken before anything but gradients ran."""
+    """Time all candidates in turns; peak memory is taken before anything but gradients ran.
+
+    Each measurement follows one that is not measured, and afterwards the worker gives its memory back: so
+    the machine holds the peak of one candidate at a time, not of all seven.
+    """
     random = np.random.default_rng(0)
     np.save(folder / "random.npy", random.integers(0, shape.vocab_size, (batch.count, batch.length + 1)))
     _write_initial(shape, folder / "initial.bin")
@@ -92,7 +96,9 @@ def _measure(workers: Mapping[str, Worker], shape: ModelShape, batch: Batch, rep
     }
     for name in _LIMITS:
         turns[name] = partial(_discard, workers[name], "multiply", flops=batch.flops(shape))
-    seconds = interleave(turns, repeats)
+    seconds = interleave(
+        turns, repeats, before=lambda name: _warm(turns[name]), after=lambda name: _release(workers[name])
+    )
     peaks = {name: float(workers[name]("peak")["peak_mb"]) for name in seconds}
     best = {limit.removeprefix("limit."): min(seconds[limit]) for limit in _LIMITS}
     rows = []
@@ -127,6 +133,14 @@ def _compare(
                 whole, worst = _cosines(shape, _gradient(workers[name], weights, folder), reference)
                 extra[name] |= {f"cosine_{stage}": whole, f"cosine_{stage}_worst": worst}
     return [Row(row.name, row.seconds, row.peak_mb, extra[row.name]) for row in rows]
+
+
+def _warm(turn: Callable[[], float | None]) -> None:
+    turn()
+
+
+def _release(worker: Worker) -> None:
+    worker("release")
 
 
 def _discard(worker: Worker, command: str, **arguments: object) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedgpt2.cli.bench.worker import peak_mb, serve
+from fedgpt2.cli.bench.worker import peak_mb, release, serve
 from fedgpt2.config import PRESETS, Gradient, Optimizer
 from fedgpt2.gradient.strategy import build as build_strategy
 from fedgpt2.model.gpt2 import GPT2
@@ -170,13 +170,14 @@ def main(name: str, preset: str) -> None:
     """Serve one candidate, or one limit, until the bench closes the pipe."""
     if name in LIMITS:
         limit = Limit(torch.bfloat16 if name.endswith("bf16") else torch.float32)
-        serve({"multiply": limit.multiply, "peak": lambda: {"peak_mb": peak_mb()}})
+        serve({"multiply": limit.multiply, "release": release, "peak": lambda: {"peak_mb": peak_mb()}})
         return
     chosen = candidate(name, PRESETS[preset])
     commands: dict[str, Any] = {
         "load": chosen.load,
         "gradient": lambda path: {"loss": chosen.gradient(path)},
         "save": chosen.save,
+        "release": release,
         "peak": lambda: {"peak_mb": peak_mb()},
     }
     if isinstance(chosen, Ours):

@@ -38,22 +38,33 @@ class Row:
         return {"name": self.name, "seconds": seconds, "peak_mb": round(self.peak_mb, 1), **self.extra}
 
 
-def interleave(candidates: Mapping[str, Callable[[], float | None]], repeats: int) -> dict[str, list[float]]:
+def interleave(
+    candidates: Mapping[str, Callable[[], float | None]],
+    repeats: int,
+    *,
+    before: Callable[[str], None] | None = None,
+    after: Callable[[str], None] | None = None,
+) -> dict[str, list[float]]:
     """Seconds of each candidate, turn by turn: once each unmeasured, then `repeats` turns.
 
     A candidate that returns a number has measured itself. Every turn begins with another candidate, so that none
-    always follows the same one.
+    always follows the same one. `before` and `after`, given a name, run unmeasured around each measurement; with
+    `before` there is no first round.
     """
     names = list(candidates)
-    for name in names:
+    for name in names if before is None else ():
         candidates[name]()
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(repeats):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
+            if before is not None:
+                before(name)
             start = time.perf_counter()
             own = candidates[name]()
             seconds[name].append(time.perf_counter() - start if own is None else own)
+            if after is not None:
+                after(name)
     return seconds
 
 

@@ -5,6 +5,8 @@ stdout it was started with; whatever libraries print goes to stderr.
 """
 
 import contextlib
+import ctypes
+import gc
 import json
 import os
 import resource
@@ -17,7 +19,7 @@ from typing import IO, Any
 
 from fedgpt2.errors import FedGPT2Error
 
-__all__ = ["Worker", "peak_mb", "serve"]
+__all__ = ["Worker", "peak_mb", "release", "serve"]
 
 Command = Callable[..., Mapping[str, Any] | None]
 
@@ -77,6 +79,15 @@ def serve(commands: Mapping[str, Command]) -> None:
         for line in sys.stdin:
             command, arguments = json.loads(line)
             print(json.dumps(commands[command](**arguments) or {}), file=answers, flush=True)
+
+
+def release() -> None:
+    """Hand memory that malloc keeps back to the kernel, where glibc can."""
+    gc.collect()
+    if sys.platform.startswith("linux"):
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
 
 
 def peak_mb() -> float:
