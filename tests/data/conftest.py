@@ -90,6 +90,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
     """Serve a loopback hub as the hub of this test, with a home of its own."""
     from huggingface_hub import constants
 
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # what a power cut does is not these tests' affair
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)

@@ -84,7 +84,8 @@ def test_the_least_recently_used_go_first(tmp_path: Path):
     assert sum((store.folder / "k" / name).stat().st_size for name in store.names("k")) == 900
 
 
-def test_size_is_kept_in_bounds_by_itself(tmp_path: Path):
+def test_size_is_kept_in_bounds_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     store = bounded(tmp_path, 20_000)
     for number in range(200):
         store.put("k", f"{number:03d}", bytes(500))
