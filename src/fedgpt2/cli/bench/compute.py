@@ -152,6 +152,7 @@ def _gradient(worker: Worker, weights: str, folder: Path) -> Path:
     worker("load", path=weights)
     worker("gradient", path=str(folder / "text.npy"))
     worker("save", path=str(path))
+    _release(worker)
     return path
 
 
