@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedgpt2.cli.benches import Bench, ComputeBench
+from fedgpt2.cli.benches import Bench, ComputeBench, RoundBench
 from fedgpt2.cli.demo import Demo
 from fedgpt2.cli.export import Export
 from fedgpt2.cli.flags import Flag, flags_of
@@ -19,7 +19,7 @@ PROGRAMS: Mapping[str, type] = {
     "sample": Sample,
     "export": Export,
     "bench transport": Bench,
-    "bench round": Bench,
+    "bench round": RoundBench,
     "bench compute": ComputeBench,
 }
 

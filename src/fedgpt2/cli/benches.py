@@ -10,7 +10,7 @@ from fedgpt2.cli.sources import suggestion
 from fedgpt2.config import setting
 from fedgpt2.errors import UsageError
 
-__all__ = ["BENCHES", "Bench", "ComputeBench", "main"]
+__all__ = ["BENCHES", "Bench", "ComputeBench", "RoundBench", "main"]
 
 BENCHES: Mapping[str, str] = {
     "transport": "the state to miners and their gradients back, over loopback, without compute",
@@ -36,6 +36,16 @@ class ComputeBench(Bench):
     steps: int = setting(200, "optimizer steps after which gradients are compared again; 0: not at all", least=0)
 
 
+@dataclass(frozen=True)
+class RoundBench(Bench):
+    """Settings of `fedgpt2 bench round`."""
+
+    preset: str = setting("nano", "tiny, nano, small (124M), medium, large or xl")
+
+
+_KINDS: Mapping[str, type[Bench]] = {"compute": ComputeBench, "round": RoundBench}
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one bench; its exit code. Raises UsageError for a name that is none."""
     name = argv[0] if argv else "--help"
@@ -45,8 +55,9 @@ def main(argv: Sequence[str]) -> int:
     names = _present()
     if name not in names:
         raise UsageError(f"unknown bench {name}{suggestion(name, names)}; one of {', '.join(names)}")
-    kind = ComputeBench if name == "compute" else Bench
-    settings = asdict(parse(kind, argv[1:], prog=f"fedgpt2 bench {name}", about=f"Measures {BENCHES[name]}."))
+    settings = asdict(
+        parse(_KINDS.get(name, Bench), argv[1:], prog=f"fedgpt2 bench {name}", about=f"Measures {BENCHES[name]}.")
+    )
     module = importlib.import_module(f"fedgpt2.cli.bench.{name}")
     code: int = module.run(as_json=settings.pop("json"), **settings)
     return code
