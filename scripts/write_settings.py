@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedgpt2.cli.benches import Bench, ComputeBench, RoundBench
+from fedgpt2.cli.benches import Bench, ComputeBench, DataBench, RoundBench
+from fedgpt2.cli.data import Prefetch, Show, Verify
 from fedgpt2.cli.demo import Demo
 from fedgpt2.cli.export import Export
 from fedgpt2.cli.flags import Flag, flags_of
@@ -18,9 +19,13 @@ PROGRAMS: Mapping[str, type] = {
     "demo": Demo,
     "sample": Sample,
     "export": Export,
+    "data verify": Verify,
+    "data prefetch": Prefetch,
+    "data show": Show,
     "bench transport": Bench,
     "bench round": RoundBench,
     "bench compute": ComputeBench,
+    "bench data": DataBench,
 }
 
 _ENDLESS = 2**53 - 1  # the largest number that JSON carries exactly: no bound a person would look up

@@ -70,7 +70,7 @@ def main(folder: Path) -> None:
         place = folder / str(number)
         status = child(place, number)
         before = TokenCache(Source(), store=Store.open(str(place), 1.0))
-        kept = before.store.get(before._kind, "assign-00000000.u16")
+        kept = before.store.get(before.kind, "assign-00000000.u16")
         tokens = before.get(Pool.ASSIGN, 0).tobytes()
         again = TokenCache(Source(), store=before.store)
         ok = kept in (None, right) and tokens == right and again.get(Pool.ASSIGN, 0).tobytes() == right

@@ -10,12 +10,13 @@ from fedgpt2.cli.sources import suggestion
 from fedgpt2.config import setting
 from fedgpt2.errors import UsageError
 
-__all__ = ["BENCHES", "Bench", "ComputeBench", "RoundBench", "main"]
+__all__ = ["BENCHES", "Bench", "ComputeBench", "DataBench", "RoundBench", "main"]
 
 BENCHES: Mapping[str, str] = {
     "transport": "the state to miners and their gradients back, over loopback, without compute",
     "compute": "the gradient of one batch on this CPU",
     "round": "a whole round: send, compute, receive, admit, step",
+    "data": "how fast pages become windows, against how fast a model uses them",
 }
 
 
@@ -43,7 +44,14 @@ class RoundBench(Bench):
     preset: str = setting("nano", "tiny, nano, small (124M), medium, large or xl")
 
 
-_KINDS: Mapping[str, type[Bench]] = {"compute": ComputeBench, "round": RoundBench}
+@dataclass(frozen=True)
+class DataBench(Bench):
+    """Settings of `fedgpt2 bench data`."""
+
+    preset: str = setting("nano", "who uses the text: tiny, nano, small (124M), medium, large or xl")
+
+
+_KINDS: Mapping[str, type[Bench]] = {"compute": ComputeBench, "round": RoundBench, "data": DataBench}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "validator": ("fedgpt2.cli.validator", "train a GPT-2 with the gradients of miners"),
     "sample": ("fedgpt2.cli.sample", "text from a checkpoint of a run"),
     "export": ("fedgpt2.cli.export", "a run's model as a directory that transformers opens"),
+    "data": ("fedgpt2.cli.data", "the text of a run: verify it, fetch it ahead, show what a slot trains on"),
     "bench": ("fedgpt2.cli.benches", "measure transport, compute or a whole round against baselines"),
 }
 

@@ -78,6 +78,12 @@ class ParquetSource:
         """The files as the manifest names them: one by one if they are few and local, else the listing as one."""
         return list(self.shards.manifest_files)
 
+    @property
+    def known_footers(self) -> Sequence[Footer]:
+        """The footers in memory, at least one; those read last."""
+        with self._lock:
+            return list(self._footers.values())
+
     def place(self, pool: Pool, page: int) -> Place:
         """File and row group of a page. Raises CorpusError if the pool has no such page."""
         check_page(self, pool, page)

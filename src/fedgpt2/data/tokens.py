@@ -80,11 +80,12 @@ class TokenCache:
     def here(self, pool: Pool, page: int) -> bool:
         """Whether a page is in memory or on disk."""
         return (pool, page) in self._pages or (
-            self.store is not None and self.store.has(self._kind, _page_name(pool, page))
+            self.store is not None and self.store.has(self.kind, _page_name(pool, page))
         )
 
     @cached_property
-    def _kind(self) -> str:
+    def kind(self) -> str:
+        """Where the store keeps the pages of this text."""
         return f"pages/{identity(self.source)[:32]}"
 
     def _make(self, pool: Pool, page: int) -> Tokens:
@@ -95,13 +96,13 @@ class TokenCache:
 
     def _stored(self, store: Store, pool: Pool, page: int) -> Tokens:
         name = _page_name(pool, page)
-        raw = store.get(self._kind, name)
+        raw = store.get(self.kind, name)
         if raw is None:
-            with store.turn("pages", f"{self._kind}/{name}"):
-                raw = store.get(self._kind, name)  # another one may have fetched it meanwhile
+            with store.turn("pages", f"{self.kind}/{name}"):
+                raw = store.get(self.kind, name)  # another one may have fetched it meanwhile
                 if raw is None:
                     raw = self._make(pool, page).astype("<u2").tobytes()
-                    store.put(self._kind, name, raw)
+                    store.put(self.kind, name, raw)
         return np.frombuffer(raw, dtype="<u2").astype(np.uint16)
 
     def _keep(self, key: tuple[Pool, int], tokens: Tokens) -> None:
