@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fedgpt2.config import Gradient
-from fedgpt2.gradient.strategy import build
+from fedgpt2.gradient.registry import build
 from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.model.state import FlatState
 from fedgpt2.types import ModelShape

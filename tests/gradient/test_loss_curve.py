@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedgpt2.config import Gradient, Optimizer
-from fedgpt2.gradient.strategy import build as build_strategy
+from fedgpt2.gradient.registry import build as build_strategy
 from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.optim.schedule import learning_rate
 from fedgpt2.optim.server import build as build_optimizer

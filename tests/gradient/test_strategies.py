@@ -9,7 +9,8 @@ import torch
 from fedgpt2.config import Gradient
 from fedgpt2.errors import Reason, Refused, UsageError
 from fedgpt2.gradient.exact import CPU_TOKENS, Exact
-from fedgpt2.gradient.strategy import STRATEGIES, Result, build
+from fedgpt2.gradient.registry import STRATEGIES, build
+from fedgpt2.gradient.strategy import Result
 from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.types import ModelShape
 

@@ -14,7 +14,7 @@ from fedgpt2.config import Axon, Data, Gradient, Limits, MinerConfig
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.manifest import build as build_manifest
 from fedgpt2.data.sample import SampleSource
-from fedgpt2.gradient import strategy
+from fedgpt2.gradient import registry
 from fedgpt2.identity.signing import Signer, open_envelope
 from fedgpt2.miner.job import Tools
 from fedgpt2.miner.journal import Journal
@@ -34,7 +34,7 @@ from fedgpt2.types import ModelShape
 SHAPE = ModelShape(n_layer=1, n_head=1, n_embd=8, block_size=16)
 CPU = torch.device("cpu")
 DATA = Data(source="sample", max_slots=4, max_pages=2)
-EXACT = strategy.build(Gradient(precision="fp32"), CPU)
+EXACT = registry.build(Gradient(precision="fp32"), CPU)
 
 
 @pytest.fixture(scope="session")

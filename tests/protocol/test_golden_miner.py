@@ -17,7 +17,7 @@ import torch
 from fedgpt2 import codec
 from fedgpt2.config import Gradient
 from fedgpt2.data.tokenizer import encode
-from fedgpt2.gradient.strategy import build
+from fedgpt2.gradient.registry import build
 from fedgpt2.identity.keys import verify
 from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.state import FlatState

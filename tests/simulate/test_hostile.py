@@ -8,7 +8,7 @@ import torch
 
 from fedgpt2.config import Gradient, Limits
 from fedgpt2.errors import ProtocolError, Reason, Refused
-from fedgpt2.gradient.strategy import build
+from fedgpt2.gradient.registry import build
 from fedgpt2.miner.packer import Outcome
 from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.model.state import FlatState

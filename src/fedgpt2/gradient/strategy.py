@@ -1,24 +1,20 @@
-"""What a gradient strategy is, and the table of those there are.
+"""What a gradient strategy is.
 
 The manner is the miner's own affair; the result is not: the mean gradient of the next-token loss over all
 target tokens of the windows, at the weights given.
 """
 
 import threading
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Shaped
 
-from fedgpt2.config import Gradient
-from fedgpt2.errors import UsageError
 from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.state import FlatState
 
-__all__ = ["STRATEGIES", "Result", "Strategy", "build"]
+__all__ = ["Result", "Strategy"]
 
 
 @dataclass(frozen=True)
@@ -48,28 +44,3 @@ class Strategy(Protocol):
         COMPUTE_FAILED when there is no gradient to give.
         """
         ...
-
-
-def build(config: Gradient, device: torch.device) -> Strategy:
-    """The strategy that the settings name, ready to run on `device`. Raises UsageError, one line."""
-    if config.strategy not in STRATEGIES:
-        raise UsageError(f"--gradient.strategy {config.strategy}: one of {', '.join(STRATEGIES)}")
-    return STRATEGIES[config.strategy](config, device)
-
-
-def _exact(config: Gradient, device: torch.device) -> Strategy:
-    from fedgpt2.gradient.exact import Exact
-
-    return Exact.build(config, device)
-
-
-def _plugin(config: Gradient, device: torch.device) -> Strategy:
-    from fedgpt2.gradient.plugin import Plugin
-
-    return Plugin.build(config)
-
-
-STRATEGIES: Mapping[str, Callable[[Gradient, torch.device], Strategy]] = {
-    "exact": _exact,
-    "plugin": _plugin,
-}

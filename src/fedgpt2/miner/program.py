@@ -10,7 +10,7 @@ from fedgpt2.config import Data, MinerConfig
 from fedgpt2.data.pages import PageSource
 from fedgpt2.data.sources import open_source, open_store
 from fedgpt2.data.store import Store
-from fedgpt2.gradient.strategy import build
+from fedgpt2.gradient.registry import build
 from fedgpt2.identity.auth import Gate
 from fedgpt2.identity.keys import parse_hotkey
 from fedgpt2.identity.pins import is_loopback, require_validators

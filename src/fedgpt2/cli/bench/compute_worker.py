@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from fedgpt2.cli.bench.worker import peak_mb, release, serve
 from fedgpt2.config import PRESETS, Gradient, Optimizer
-from fedgpt2.gradient.strategy import build as build_strategy
+from fedgpt2.gradient.registry import build as build_strategy
 from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.hardware import keep_freed_memory, prepare, set_threads
 from fedgpt2.model.state import FlatState

@@ -24,7 +24,7 @@ from fedgpt2.data.manifest import Manifest
 from fedgpt2.data.pages import Pool
 from fedgpt2.data.sample import SampleSource
 from fedgpt2.data.tokens import Tokens
-from fedgpt2.gradient.strategy import build
+from fedgpt2.gradient.registry import build
 from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.model.hardware import prepare
 

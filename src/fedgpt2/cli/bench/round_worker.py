@@ -11,7 +11,7 @@ import numpy as np
 
 from fedgpt2.cli.bench.worker import peak_mb, serve
 from fedgpt2.config import PRESETS, Gradient
-from fedgpt2.gradient.strategy import build
+from fedgpt2.gradient.registry import build
 from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.model.hardware import prepare
 
