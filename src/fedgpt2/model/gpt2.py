@@ -32,8 +32,8 @@ class GPT2(nn.Module):
         super().__init__()
         self.shape = shape
         with torch.device("meta"):
-            self.wte = nn.Embedding(shape.vocab_size, shape.n_embd)
-            self.wpe = nn.Embedding(shape.block_size, shape.n_embd)
+            self.wte = _embedding(shape.vocab_size, shape.n_embd)
+            self.wpe = _embedding(shape.block_size, shape.n_embd)
             self.h = nn.ModuleList(Block(shape.n_embd, shape.n_head) for _ in range(shape.n_layer))
             self.ln_f = nn.LayerNorm(shape.n_embd, eps=1e-5)
         self.weights = FlatState(shape.schema()) if weights is None else weights
@@ -161,6 +161,11 @@ def initialise(shape: ModelShape, seed: int) -> FlatState:
         elif name.endswith(".weight"):
             view.fill_(1.0)
     return state
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """With a weight of its own torch would fill it, and for that load its compiler: 1 s and 100 MB a process."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
 def _attach(beat: Beat, x: Tensor) -> None:
