@@ -9,7 +9,7 @@ Letters: m vectors, b values of a block.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float32
@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = ["CoordinatewiseRule", "Median", "TrimmedMean", "network"]
 
 
+@runtime_checkable
 class CoordinatewiseRule(Protocol):
     """A rule that looks at one parameter at a time."""
 
@@ -43,14 +44,16 @@ class Median:
 
 @dataclass(frozen=True)
 class TrimmedMean:
-    """Mean of each parameter without the f smallest and the f largest values (same paper, option II)."""
+    """Mean of each parameter without the f smallest and the f largest values (same paper, option II).
+
+    Where that would leave nothing, m <= 2 f, the middle one or two are left: the median.
+    """
 
     def reduce(self, block: Float32[Tensor, "m b"], f: int) -> Float32[Tensor, " b"]:
-        """Trimmed mean over the rows. Raises ValueError unless m > 2 f."""
-        if len(block) <= 2 * f:
-            raise ValueError(f"trimming {f} from both ends of {len(block)} leaves nothing")
-        rows = _sort(block)[f : len(block) - f]
-        total = rows[0].div(len(rows))
+        """Trimmed mean over the rows."""
+        trim = min(f, (len(block) - 1) // 2)
+        rows = _sort(block)[trim : len(block) - trim]
+        total = rows[0] / len(rows)
         for row in rows[1:]:
             total.add_(row, alpha=1.0 / len(rows))
         return total

@@ -8,12 +8,13 @@ Letters: d parameters.
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float32
 from torch import Tensor
 
 __all__ = ["token_weights", "weighted_mean"]
 
-_BLOCK = 1 << 20  # values a block: 4 MiB of each row, so that the sum stays in the cache while rows are added
+_BLOCK = 1 << 18  # values a block: 1 MiB, so that the sum stays in the cache while rows are added
 
 
 def token_weights(tokens: Sequence[int]) -> list[float]:
@@ -25,12 +26,30 @@ def token_weights(tokens: Sequence[int]) -> list[float]:
 
 
 def weighted_mean(
-    rows: Sequence[Float32[Tensor, " d"]], weights: Sequence[float], out: Float32[Tensor, " d"]
+    rows: Sequence[Float32[Tensor, " d"]],
+    weights: Sequence[float],
+    out: Float32[Tensor, " d"],
+    scales: Sequence[float] | None = None,
 ) -> Float32[Tensor, " d"]:
-    """sum(w_i x_i) into `out`, block by block: every row is read once and no n x d matrix is made."""
+    """sum(w_i x_i) into `out`, block by block: every row is read once and no n x d matrix is made.
+
+    With `scales`, sum(w_i (s_i x_i)): for weights that fp32 cannot hold, of rows that are as freakishly long. A row
+    of weight 0 is not looked at.
+    """
+    parts = [
+        (row, weight, scale)
+        for row, weight, scale in zip(rows, weights, scales or [1.0] * len(rows), strict=True)
+        if weight != 0.0
+    ]
+    if not parts:
+        return out.zero_()
     for start in range(0, out.numel(), _BLOCK):
         block = slice(start, start + _BLOCK)
-        total = out[block].zero_()
-        for row, weight in zip(rows, weights, strict=True):
-            total.add_(row[block], alpha=weight)
+        total = out[block]
+        for i, (row, weight, scale) in enumerate(parts):
+            values = row[block] if scale == 1.0 else row[block] * scale
+            if i:
+                total.add_(values, alpha=weight)
+            else:
+                torch.mul(values, weight, out=total)
     return out

@@ -18,21 +18,28 @@ from torch import Tensor
 
 from fedgpt2.aggregation.clusters import clusters, one_vote
 from fedgpt2.aggregation.coordinatewise import CoordinatewiseRule, Median, TrimmedMean
+from fedgpt2.aggregation.gram import gram, norm
 from fedgpt2.aggregation.mean import weighted_mean
 from fedgpt2.aggregation.rules import CenteredClipping, GeometricMedian, Krum, Mean, MultiKrum, SpanRule
-from fedgpt2.aggregation.span import Float64, Span, gram
+from fedgpt2.aggregation.span import Float64, Span
 from fedgpt2.aggregation.stages import ARC, NNM, Bucketing, NormClip, Stage
 from fedgpt2.errors import UsageError
 
-__all__ = ["PIPELINES", "Aggregate", "Pipeline", "byzantine", "pipeline"]
+__all__ = ["PIPELINES", "SMALLEST", "Aggregate", "Pipeline", "byzantine", "enough", "pipeline"]
 
-_BLOCK = 1 << 16  # values a block of each row
+_VALUES = 1 << 20  # of all rows of a block together
+_LONGEST = 1e36  # norms beyond this count as not finite: sums of such rows would not fit fp32
 SMALLEST = 4  # miners from which a robust rule has anything to go by
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """How an aggregate was formed: each contribution's weight in it, and which of them are one computation."""
+    """How an aggregate was formed.
+
+    `weights`: each contribution's weight in it (for a coordinatewise rule its part in what the rule looked at), 0 for
+    one left out. `groups`: which contributions are one computation; those left out are in none. `f`: how many of the
+    rest might still have been hostile.
+    """
 
     weights: tuple[float, ...]
     groups: tuple[tuple[int, ...], ...]
@@ -47,44 +54,65 @@ class Pipeline:
     rule: SpanRule | CoordinatewiseRule
 
     def __call__(
-        self, rows: Sequence[Float32[Tensor, " d"]], norms: Sequence[float], f: int, out: Float32[Tensor, " d"]
+        self,
+        rows: Sequence[Float32[Tensor, " d"]],
+        norms: Sequence[float] | None,
+        f: int,
+        out: Float32[Tensor, " d"],
+        seed: int = 0,
     ) -> Aggregate:
-        """Aggregate `rows`, of norms `norms`, of which `f` may be hostile, into `out`.
+        """Aggregate `rows`, of which `f` may be hostile, into `out`.
 
-        Near-identical rows have one vote together; the surplus votes of a group count as hostile ones found. Raises
-        ValueError if there is no row or a norm is not finite.
+        `norms` are the rows' own, where the caller has them. A row whose norm is not finite, or beyond 1e36, is left
+        out and was one of the f. Near-identical rows have one vote together; that spends nothing of f, for too small
+        an f costs everything and too large a one costs little. `seed` is for stages that draw: another one every
+        round, not known before the answers are in.
+
+        Raises ValueError if no row is left, or a row holds NaN or Inf and its norm does not say so.
         """
-        span = gram(rows, norms)
-        groups = clusters(span)
-        f = max(0, f - (len(rows) - len(groups)))
-        span = one_vote(span, groups)
+        lengths = [norm(row) for row in rows] if norms is None else norms
+        kept = [i for i, length in enumerate(lengths) if length <= _LONGEST]
+        f = max(0, f - (len(rows) - len(kept)))
+        chosen = [rows[i] for i in kept]
+        contributions = gram(chosen, [lengths[i] for i in kept])
+        groups = clusters(contributions)
+        span = one_vote(contributions, groups)
         for stage in self.stages:
-            span = stage(span, f)
-        weights = self._reduce(span, rows, f, out)
-        return Aggregate(tuple(float(w) for w in weights), tuple(map(tuple, groups)), f)
+            span = stage(span, f, seed)
+        weights = np.zeros(len(rows))
+        weights[kept] = self._reduce(span, chosen, f, out) * contributions.scales
+        members = tuple(tuple(kept[i] for i in group) for group in groups)
+        return Aggregate(tuple(float(weight) for weight in weights), members, f)
 
     def _reduce(self, span: Span, rows: Sequence[Tensor], f: int, out: Tensor) -> Float64:
-        if isinstance(self.rule, Median | TrimmedMean):
-            _reduce_blocks(self.rule, span.mixing, rows, f, out)
+        """Form the aggregate; the weights of the scaled rows, [n]."""
+        if isinstance(self.rule, CoordinatewiseRule):
+            _reduce_blocks(self.rule, span, rows, f, out)
             inputs: Float64 = span.mixing.mean(0)
-            return inputs  # an order statistic has no weights; this is each row's part in what it looks at
-        weights: Float64 = self.rule(span, f) @ span.mixing  # type: ignore[operator]
-        weighted_mean(rows, [float(w) for w in weights], out)
+            return inputs
+        weights: Float64 = self.rule(span, f) @ span.mixing
+        weighted_mean(rows, [float(weight) for weight in weights], out, [float(scale) for scale in span.scales])
         return weights
 
 
-def _reduce_blocks(rule: CoordinatewiseRule, mixing: Float64, rows: Sequence[Tensor], f: int, out: Tensor) -> None:
+def _reduce_blocks(rule: CoordinatewiseRule, span: Span, rows: Sequence[Tensor], f: int, out: Tensor) -> None:
     """out = rule(mixing @ rows), block by block."""
-    mix = torch.from_numpy(mixing).float()
-    plain = len(mixing) == len(rows) and bool((mixing == np.eye(len(rows))).all())
-    for start in range(0, out.numel(), _BLOCK):
-        block = torch.stack([row[start : start + _BLOCK] for row in rows])
-        out[start : start + _BLOCK] = rule.reduce(block if plain else mix @ block, f)
+    untouched = span.m == len(rows) and bool((span.mixing == np.diag(1.0 / span.scales)).all())
+    mixing, scales = (torch.from_numpy(array).float() for array in (span.mixing, span.scales[:, None]))
+    size = max(1, _VALUES // len(rows))
+    for parts in zip(*(torch.split(tensor, size) for tensor in (out, *rows)), strict=True):
+        block = torch.stack(parts[1:])
+        parts[0].copy_(rule.reduce(block if untouched else mixing @ (block * scales), f))
 
 
 def byzantine(selected: int, refused: int) -> int:
     """f of a round: a quarter of the miners selected, fixed before answers come, less those refused for a fault."""
     return max(0, selected // 4 - refused)
+
+
+def enough(admitted: int, f: int) -> bool:
+    """Whether so many contributions, of which f may be hostile, can be aggregated at all; if not, keep the weights."""
+    return admitted >= 3 * f + 1
 
 
 _ROBUST = Pipeline((NormClip(), NNM()), GeometricMedian())

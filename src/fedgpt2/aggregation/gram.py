@@ -1,0 +1,97 @@
+"""The inner products of n contributions in one pass over them, and their norms.
+
+Letters: n contributions, d parameters.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from fedgpt2.aggregation.span import Float64, Span
+
+__all__ = ["gram", "norm"]
+
+_VALUES = 1 << 21  # of all rows of a block together: 8 MiB, so that it stays in the cache between copy and product
+_SHORTEST = 1 << 12  # values a block of each row, however many rows there are
+_NORM_BLOCK = 1 << 18
+_LARGEST = 50  # binary exponent of the longest norm multiplied as it is: squares are then far below fp32's 2^128
+_COMMON = 40  # and of a typical norm, either way: squares of its parts are then far above fp32's 2^-126
+_CLOSE = 0.1  # a centre this much further from the others than the best one costs two digits of the distances
+
+
+def norm(row: Float32[Tensor, " d"]) -> float:
+    """Euclidean norm, right to 1e-5; NaN or Inf where a value is.
+
+    Sums of squares in fp32 within a block, in float64 across blocks; again in float64 where fp32 cannot hold them.
+    """
+    total = sum(float(block.dot(block)) for block in torch.split(row, _NORM_BLOCK))
+    if not 1e-20 < total < 1e35:
+        total = sum(float(wide.dot(wide)) for wide in map(torch.Tensor.double, torch.split(row, _NORM_BLOCK)))
+    return float(np.sqrt(total))
+
+
+def gram(rows: Sequence[Float32[Tensor, " d"]], norms: Sequence[float]) -> Span:
+    """The span of `rows` (on the CPU, in memory or mapped from files), whose norms are `norms`.
+
+    The centre is the row of median norm. Where that one proves to lie far from the rest (a sign flip of median norm,
+    when honest gradients nearly coincide), a second pass takes the row nearest to the others instead.
+
+    Raises ValueError if there is no row, or a norm is not finite or does not belong to its row.
+    """
+    lengths = np.asarray(norms, dtype=np.float64)
+    if not len(rows) or len(rows) != len(lengths) or not np.isfinite(lengths).all():
+        raise ValueError(f"need rows and a finite norm of each, got {len(rows)} rows and norms {list(norms)}")
+    scales = _scales(lengths)
+    centre = int(np.argsort(lengths * scales, kind="stable")[(len(rows) - 1) // 2])
+    span = _span(rows, scales, centre)
+    spread = np.median(span.distances(), axis=1)
+    best = int(np.argmin(spread))
+    return span if spread[best] >= _CLOSE * spread[centre] else _span(rows, scales, best)
+
+
+def _scales(norms: Float64) -> Float64:
+    """Powers of two that bring squares into fp32's range: one for all typical rows, less for freaks."""
+    exponents = np.frexp(norms)[1]
+    typical = int(np.sort(exponents[norms > 0])[(np.count_nonzero(norms) - 1) // 2]) if norms.any() else 0
+    common = 0 if abs(typical) <= _COMMON else -typical
+    freak = np.maximum(0, exponents + common - _LARGEST)
+    scales: Float64 = np.ldexp(1.0, np.clip(common - freak, -120, 120))
+    return scales
+
+
+def _span(rows: Sequence[Tensor], scales: Float64, centre: int) -> Span:
+    """The rows themselves as vectors, their inner products taken about row `centre`."""
+    products = _products(rows, scales, centre)
+    if not np.isfinite(products).all():
+        raise ValueError("a row holds values that its norm does not tell of")
+    inner = np.zeros((len(rows) + 1, len(rows) + 1))
+    inner[1:, 1:] = products
+    inner[0, 1:] = inner[1:, 0] = products[centre]
+    inner[centre + 1, :] = inner[:, centre + 1] = 0.0  # z of the centre itself
+    inner[0, 0] = products[centre, centre]
+    return Span(inner, scales, np.diag(1.0 / scales))
+
+
+def _products(rows: Sequence[Tensor], scales: Float64, centre: int) -> Float64:
+    """Z Z^T, [n, n]; row `centre` of Z is r itself, the others are z_i = x_i - r.
+
+    fp32 products within a block, float64 sums across blocks. n rows and not n + 1: 16 of them multiply twice as fast
+    as 17.
+    """
+    n, d = len(rows), rows[0].numel()
+    size = min(d, max(_SHORTEST, _VALUES // n))
+    factors = None if (scales == 1.0).all() else torch.from_numpy(scales).float()[:, None]
+    total = torch.zeros(n, n, dtype=torch.float64)
+    buffer = torch.empty(n, size)
+    for parts in zip(*(torch.split(row, size) for row in rows), strict=True):
+        block = torch.stack(parts, out=buffer[:, : len(parts[0])])
+        if factors is not None:
+            block *= factors
+        block[:centre] -= block[centre]
+        block[centre + 1 :] -= block[centre]
+        total += block @ block.T
+    result: Float64 = total.numpy()
+    return result
