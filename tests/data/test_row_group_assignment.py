@@ -1,5 +1,7 @@
 """Row groups dealt out: vectors, no page and no window twice, in time."""
 
+import hashlib
+import hmac
 import random
 import time
 from collections.abc import Callable
@@ -12,6 +14,8 @@ from fedgpt2.data.assignment import assign, assigned_page, page_of, slice_window
 from fedgpt2.data.control import control_windows
 from fedgpt2.errors import CorpusError
 from fedgpt2.types import Digest
+
+from .test_permutation import by_the_book
 
 KEY = bytes(range(32))
 ADMITTED = [Digest(c * 64) for c in "3a1"]
@@ -65,6 +69,30 @@ def test_golden(small: Manifest, refinedweb: Manifest, golden, uneven_pages):
             },
         },
     )
+
+
+def test_as_documented(small: Manifest, make_page: Callable[[int], np.ndarray]):
+    """Pages and control page, step by step as docs/data.md states them."""
+    z, m, spans = 1337, small.digest(), 50 // 15
+
+    def page(epoch: int, counter: int) -> int:
+        label = f"fedgpt2\n1\npages\n{z}\n{m}\nassign\n{epoch}".encode()
+        return by_the_book(label, 50 // 3, counter // 3) * 3 + counter % 3
+
+    for round, slot, j in [(0, 0, 0), (3, 4, 2), (4, 1, 1), (13, 2, 0), (100, 3, 2)]:
+        s = round // 4
+        assert assigned_page(small, round, slot, j) == page(s // spans, ((s % spans) * 5 + slot) * 3 + j)
+
+    for round in (0, 5, 100):
+        s = round // 4
+        message = b"control" + round.to_bytes(8, "big") + hashlib.sha256("".join(sorted(ADMITTED)).encode()).digest()
+        seed = hmac.digest(KEY, message, "sha256")
+        blocks = [hmac.digest(seed, i.to_bytes(8, "big"), "sha256") for i in range(50)]
+        c = int.from_bytes(blocks[0][:8], "big") % (48 - 15)
+        c += 15 if c >= (s % spans) * 15 else 0
+        windows = list(dict.fromkeys(int.from_bytes(block[8:16], "big") % 12 for block in blocks[1:]))[:5]
+        picks = control_windows(small, KEY, round, ADMITTED, lambda _: make_page(12), 5)
+        assert list(picks) == [(page(s // spans, c), window) for window in windows]
 
 
 def test_ten_thousand_triples_share_nothing(refinedweb: Manifest):
