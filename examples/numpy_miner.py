@@ -1,383 +1,400 @@
-"""A whole miner in numpy, written from docs/protocol.md and docs/data.md: no fedgpt2, no torch.
+"""A whole federated GPT-2 miner in one file of numpy, written from docs/protocol.md and docs/data.md alone.
 
     pip install -r examples/requirements.txt
     python examples/numpy_miner.py --port 8095 --assets src/fedgpt2/data/assets --hotkey-file HOTKEY
 
-It trains on the embedded corpus (`--data.source sample` at the validator) in codec fp32. HOTKEY is an unencrypted
-Bittensor hotkey file; without it the miner takes a fresh key. Signatures are by py-sr25519-bindings (schnorrkel).
+It listens on loopback, for any validator there, and trains on the embedded corpus (`--data.source sample` at the
+validator) in codec fp32. HOTKEY is an unencrypted Bittensor hotkey file; without it the miner takes a fresh key. It
+takes the assignment as the validator states it, and asks for every blob from its first byte, as the documents allow.
 """
 
 import argparse
-import hashlib
+import gzip
 import json
+import lzma
 import math
 import re
 import secrets
 import threading
 import time
+from collections.abc import Callable
+from hashlib import blake2b, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sr25519
+import tiktoken
 from blake3 import blake3
 
-from numpy_gpt2 import GPT2, Tensors
-from numpy_text import Refusal, Text, canonical, require
-
-Json = dict[str, Any]
 MIB = 1 << 20
 MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError)  # a bad message, read
-FIELDS = {
-    "order": "v run_id round attempt sender receiver parent model state assignment strategy answer_codecs caps "
-    "budget_seconds",
-    "receipt": "v run_id round sender receiver work_id status reason culprit detail tokens norm weight score rating "
-    "applied model ledger_head",
-}
+BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+KEYS = "v run_id round attempt sender receiver parent model state assignment strategy answer_codecs caps budget_seconds"
+canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
-class Key:
-    """A hotkey."""
-
-    BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
-
-    def __init__(self, seed: bytes) -> None:
-        self._pair = sr25519.pair_from_seed(seed)
-        self.address = self.to_address(self._pair[0])
-
-    def seal(self, kind: str, message: Json) -> Json:
-        payload = canonical(message)
-        signature = sr25519.sign(self._pair, f"fedgpt2/1/{kind}\n".encode() + payload).hex()
-        return {"kind": kind, "payload": payload.decode(), "signer": self.address, "signature": signature}
-
-    @classmethod
-    def open(cls, envelope: Json, kind: str, caller: str) -> Json:
-        require(envelope.keys() == {"kind", "payload", "signer", "signature"}, "bad_message", "not an envelope")
-        require(envelope["kind"] == kind, "bad_message", f"not an envelope of the {kind}")
-        require(envelope["signer"] == caller, "bad_signature", "signed by another key than the request")
-        cls.verify(caller, f"fedgpt2/1/{kind}\n{envelope['payload']}".encode(), envelope["signature"])
-        message = dict(json.loads(envelope["payload"]))
-        require(message.get("v", 1) == 1, "unsupported_version")
-        require(message.keys() <= set(FIELDS[kind].split()), "bad_message", f"unknown fields in the {kind}")
-        require(message["sender"] == caller, "bad_signature", "names another sender than its signer")
-        return message
-
-    @classmethod
-    def verify(cls, address: str, message: bytes, signature: str) -> None:
-        number = 0
-        for character in address[:50]:
-            number = number * 58 + cls.BASE58.find(character) % 58
-        public = (number >> 16).to_bytes(40, "big")[-32:]
-        try:
-            good = cls.to_address(public) == address and sr25519.verify(bytes.fromhex(signature), message, public)
-        except ValueError:  # not a signature or not a key at all
-            good = False
-        require(good, "bad_signature", f"not signed by {address}")
-
-    @classmethod
-    def to_address(cls, public: bytes) -> str:
-        raw = b"\x2a" + public
-        number, text = int.from_bytes(raw + hashlib.blake2b(b"SS58PRE" + raw).digest()[:2], "big"), ""
-        while number:
-            number, digit = divmod(number, 58)
-            text = cls.BASE58[digit] + text
-        return text
+class Refusal(Exception): ...  # a reason of the protocol's table, and a line for people
 
 
-class Gate:
-    """Signed requests, btauth/1: lets each one through once."""
-
-    SHAPES = (("version", "1"), ("hotkey", r"\w{1,60}"), ("nonce", r"\d{1,20}"), ("signature", "0x[0-9a-f]{128}"))
-
-    def __init__(self, me: str, validators: list[str]) -> None:
-        self._me, self._validators = me, validators
-        self._seen: dict[tuple[str, str], float] = {}
-        self._lock = threading.Lock()
-
-    def check(self, headers: list[tuple[str, str]], method: str, target: str, body: bytes) -> str:
-        """The caller, proven."""
-        names = [name.lower() for name, _ in headers]
-        proxied = any(name in ("forwarded", "via") or name.startswith("x-forwarded-") for name in names)
-        require(not proxied, "forwarded", "came through a proxy")
-        fields = {k.lower()[12:]: v for k, v in headers if k.lower().startswith("x-bittensor-")}
-        once = len(fields) == sum(name.startswith("x-bittensor-") for name in names)
-        require(once, "bad_message", "a header stands twice")
-        for name, shape in self.SHAPES:
-            require(re.fullmatch(shape, fields.get(name, ""), re.ASCII), "bad_message", f"{name} is malformed")
-        sender, nonce, digest = fields["hotkey"], fields["nonce"], hashlib.sha256(body).hexdigest()
-        require(fields.get("crypto", "sr25519") == "sr25519", "bad_message", "another signature scheme")
-        require(fields.get("receiver") == self._me, "wrong_receiver", "the request is for somebody else")
-        require(not self._validators or sender in self._validators, "unknown_caller", "not one I work for")
-        age = (time.time_ns() - int(nonce)) / 1e9
-        require(-2 <= age <= 10, "stale_request", f"the request is {age:.1f} s old")
-        lines = ("btauth/1", "sr25519", method, target, digest, nonce, sender, self._me)
-        Key.verify(sender, "\n".join(lines).encode(), fields["signature"][2:])
-        with self._lock:
-            self._seen = {pair: until for pair, until in self._seen.items() if until > time.monotonic()}
-            require((sender, nonce) not in self._seen, "replay", "accepted before")
-            self._seen[sender, nonce] = time.monotonic() + 15
-        return str(sender)
+def require(condition: object, reason: str, detail: str = "") -> None:
+    if not condition:
+        raise Refusal(reason, detail)
 
 
-def write_body(tensors: Tensors) -> bytes:
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+class GPT2:
+    """The model, and in `g` the gradients of its weights `w`. A name with a d in front is a gradient too."""
+
+    def __init__(self, weights: dict, heads: int, layers: int) -> None:
+        self.w, self.heads, self.layers = weights, heads, layers
+        self.g = {name: np.zeros_like(tensor) for name, tensor in weights.items()}
+
+    def gradient(self, windows: np.ndarray, check: Callable[[], None]) -> float:
+        """Mean loss over the targets of `windows` [n, L + 1]; its gradient is in `g` then. `check` raises to end it."""
+        wte, targets, loss = self.w["wte.weight"], windows[:, 1:], 0.0
+        for window in windows:
+            check()
+            x, saved = wte[window[:-1]] + self.w["wpe.weight"][: len(window) - 1], []
+            for layer in range(self.layers):
+                x, *values = self._block(x, f"h.{layer}")
+                saved.append(values)
+            h, *norm = self._norm(x, "ln_f")
+            p, hit = softmax(h @ wte.T), (np.arange(len(h)), window[1:])
+            loss -= float(np.log(p[hit], dtype=np.float64).sum()) / targets.size
+            p[hit] -= 1
+            p /= targets.size
+            self.g["wte.weight"] += p.T @ h
+            dx = self._norm_back(p @ wte, "ln_f", *norm)
+            for layer in reversed(range(self.layers)):
+                dx = self._block_back(dx, f"h.{layer}", saved[layer])
+            np.add.at(self.g["wte.weight"], window[:-1], dx)
+            self.g["wpe.weight"][: len(dx)] += dx
+        return loss
+
+    def _block(self, x: np.ndarray, name: str) -> tuple:
+        (t, c), d = x.shape, x.shape[1] // self.heads
+        a, *norm_1 = self._norm(x, f"{name}.ln_1")
+        q, k, v = self._affine(a, f"{name}.attn.c_attn").reshape(t, 3, self.heads, d).transpose(1, 2, 0, 3)
+        p = softmax(np.where(np.tri(t, dtype=bool), q @ k.swapaxes(1, 2) / math.sqrt(d), np.float32(-np.inf)))
+        y = (p @ v).swapaxes(0, 1).reshape(t, c)
+        x = x + self._affine(y, f"{name}.attn.c_proj")
+        m, *norm_2 = self._norm(x, f"{name}.ln_2")
+        u = self._affine(m, f"{name}.mlp.c_fc")
+        s = np.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u * u * u))
+        f = 0.5 * u * (1 + s)
+        return x + self._affine(f, f"{name}.mlp.c_proj"), a, norm_1, q, k, v, p, y, m, norm_2, u, s, f
+
+    def _block_back(self, dx: np.ndarray, name: str, values: list) -> np.ndarray:
+        a, norm_1, q, k, v, p, y, m, norm_2, u, s, f = values
+        df = self._affine_back(dx, f"{name}.mlp.c_proj", f)
+        du = df * 0.5 * (1 + s + u * (1 - s * s) * math.sqrt(2 / math.pi) * (1 + 0.134145 * u * u))
+        dx = dx + self._norm_back(self._affine_back(du, f"{name}.mlp.c_fc", m), f"{name}.ln_2", *norm_2)
+        do = self._affine_back(dx, f"{name}.attn.c_proj", y).reshape(len(y), self.heads, -1).swapaxes(0, 1)
+        dp = do @ v.swapaxes(1, 2)
+        ds = p * (dp - (dp * p).sum(-1, keepdims=True)) / math.sqrt(q.shape[2])
+        dqkv = np.stack((ds @ k, ds.swapaxes(1, 2) @ q, p.swapaxes(1, 2) @ do)).transpose(2, 0, 1, 3)
+        da = self._affine_back(dqkv.reshape(len(y), -1), f"{name}.attn.c_attn", a)
+        return dx + self._norm_back(da, f"{name}.ln_1", *norm_1)
+
+    def _affine(self, x: np.ndarray, name: str) -> np.ndarray:
+        return x @ self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
+
+    def _affine_back(self, dy: np.ndarray, name: str, x: np.ndarray) -> np.ndarray:
+        self.g[f"{name}.weight"] += x.T @ dy
+        self.g[f"{name}.bias"] += dy.sum(0)
+        return dy @ self.w[f"{name}.weight"].T
+
+    def _norm(self, x: np.ndarray, name: str) -> tuple:
+        x = x - x.mean(-1, keepdims=True)
+        scale = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+        return x * scale * self.w[f"{name}.weight"] + self.w[f"{name}.bias"], x * scale, scale
+
+    def _norm_back(self, dy: np.ndarray, name: str, unit: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        self.g[f"{name}.weight"] += (dy * unit).sum(0)
+        self.g[f"{name}.bias"] += dy.sum(0)
+        d = dy * self.w[f"{name}.weight"]
+        return scale * (d - d.mean(-1, keepdims=True) - unit * (d * unit).mean(-1, keepdims=True))
+
+
+class Text:
+    """The embedded corpus, and the windows of it that an order names."""
+
+    def __init__(self, assets: Path) -> None:
+        raw = lzma.decompress((assets / "sotu.xz").read_bytes())
+        bpe, pools = gzip.decompress((assets / "vocab.bpe.gz").read_bytes()), {"assign": [], "report": [], "score": []}
+        for number, address in enumerate(raw.decode().removeprefix("# ").split("\n# ")):
+            pools[{9: "score", 19: "report"}.get(number % 20, "assign")] += address.rstrip("\n").split("\n")[1:]
+        self._pages = list(zip(*[iter(pools["assign"])] * 8, strict=False))  # the last, short one is not used
+        self.facts = {"version": 1, "scheme": 1, "source": "sample", "page_documents": 8}
+        self.facts |= {"files": [["sotu.txt", len(raw), sha256(raw).hexdigest()]], "tokenizer": sha256(bpe).hexdigest()}
+        self.facts["pools"] = {pool: len(documents) // 8 for pool, documents in pools.items()}
+        plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        order = plain + sorted(set(range(256)) - set(plain))
+        symbols = dict(zip(map(chr, (*plain, *range(256, 324))), order, strict=True))
+        merges = (bytes(symbols[c] for c in line.replace(" ", "")) for line in bpe.decode().split("\n")[1:-1])
+        ranks = {token: rank for rank, token in enumerate((*(bytes([byte]) for byte in order), *merges))}
+        self.encode = tiktoken.Encoding("", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={}).encode_ordinary
+
+    def windows(self, order: dict, manifest: bytes) -> np.ndarray:
+        """The windows of an order, [n, seq_len + 1], once the manifest is found to be of this very text."""
+        m, share, found = json.loads(manifest), order["assignment"], []
+        settings = {key: int(m[key]) for key in ("max_pages", "max_slots", "seed", "seq_len", "span")}
+        require(canonical(self.facts | settings).encode() == manifest, "wrong_manifest", "another text")
+        size = m["seq_len"]
+        for page, row in zip(share["pages"], share["windows"], strict=True):
+            require(page < len(self._pages), "wrong_assignment", f"there is no page {page}")
+            stream = [token for document in self._pages[page] for token in (50256, *self.encode(document))]
+            found += [stream[place * size : (place + 1) * size + 1] for place in row]
+        fit = found and 0 < size <= order["model"]["block_size"] and {len(window) for window in found} == {size + 1}
+        require(fit, "wrong_assignment", "longer than the model or the page")
+        return np.array(found)
+
+
+def write_body(tensors: dict) -> bytes:
     header, end = {}, 0
     for name, tensor in tensors.items():
-        start, end = end, end + 4 * tensor.size
-        header[name] = {"data_offsets": [start, end], "dtype": "F32", "shape": tensor.shape}
-    text = canonical(header)
+        header[name] = {"data_offsets": [end, end := end + tensor.nbytes], "dtype": "F32", "shape": tensor.shape}
+    text = canonical(header).encode()
     text += b" " * (-(8 + len(text)) % 64)
-    return b"".join((len(text).to_bytes(8, "little"), text, *(t.astype("<f4").tobytes() for t in tensors.values())))
+    return b"".join((len(text).to_bytes(8, "little"), text, *(tensor.tobytes() for tensor in tensors.values())))
 
 
-def read_body(body: bytes) -> Tensors:
-    """Tensors as the header says. Whether they are the model's is what the model digest proves."""
-    data, tensors = 8 + int.from_bytes(body[:8], "little"), {}
+def read_body(body: bytes) -> tuple[dict, str]:
+    """Tensors as the header says, and their model digest, which proves that they are the model's."""
+    data, tensors, lines = 8 + int.from_bytes(body[:8], "little"), {}, ""
     for name, entry in sorted(json.loads(body[8:data]).items()):
         if name != "__metadata__":
             require(entry["dtype"] == "F32", "wrong_dtype", name)
-            start, end = entry["data_offsets"]
-            tensors[name] = np.frombuffer(body[data + start : data + end], "<f4").reshape(entry["shape"])
-    return tensors
+            (start, end), shape = entry["data_offsets"], entry["shape"]
+            tensors[name] = np.frombuffer(body[data + start : data + end], "<f4").reshape(shape)
+            lines += f"{name} {','.join(map(str, shape))} {blake3(tensors[name].tobytes()).hexdigest()}\n"
+    return tensors, blake3(lines.encode()).hexdigest()
 
 
-def model_digest(tensors: Tensors) -> str:
-    digests = {name: blake3(tensor.tobytes()).hexdigest() for name, tensor in tensors.items()}
-    lines = (f"{name} {','.join(map(str, t.shape))} {digests[name]}\n" for name, t in tensors.items())
-    return str(blake3("".join(lines).encode()).hexdigest())
+def to_address(public: bytes) -> str:
+    raw = b"\x2a" + public
+    number = int.from_bytes(raw + blake2b(b"SS58PRE" + raw).digest()[:2], "big")
+    return "".join(BASE58[number // 58**place % 58] for place in reversed(range(50))).lstrip("1")
 
 
-class Work:
-    """An order taken on: its blobs, then its signed answer."""
+def verify(address: str, message: bytes, signature: str) -> None:
+    number = sum(BASE58.find(letter) * 58**place for place, letter in enumerate(reversed(address)))
+    public = ((number >> 16) % (1 << 256)).to_bytes(32, "big")
+    try:
+        good = to_address(public) == address and sr25519.verify(bytes.fromhex(signature), message, public)
+    except ValueError:  # not a signature or not a key at all
+        good = False
+    require(good, "bad_signature", f"not signed by {address}")
 
-    def __init__(self, order: Json, name: str) -> None:
-        self.order, self.name, self.caller = order, name, order["sender"]
-        self.until = time.monotonic() + order["budget_seconds"]
-        self.state, self.manifest = order["state"][0]["digest"], order["assignment"]["manifest"]
-        self.lengths = {self.manifest: order["assignment"]["manifest_length"], self.state: order["state"][0]["length"]}
-        self.blobs: dict[str, bytes] = {}
-        self.whole, self.stop, self.done = threading.Event(), threading.Event(), threading.Event()
-        self.answer: Json = {}
-        self.digest, self.body = "", b""
+
+class Work(threading.Thread):
+    """An order taken on: waits for its blobs, computes, signs; then it is `done`."""
+
+    def __init__(self, order: dict, work_id: str, miner: "Miner") -> None:
+        super().__init__(daemon=True)
+        self.order, self.id, self.caller, self._miner = order, work_id, order["sender"], miner
+        share, state = order["assignment"], order["state"][0]
+        self.lengths = {share["manifest"]: share["manifest_length"], state["digest"]: state["length"]}
+        self.blobs, self.done, self.answer, self.digest, self.body = {}, threading.Event(), None, "", b""
+        self.until, self.stopped, self.forgotten = time.monotonic() + order["budget_seconds"], False, False
 
     def check(self) -> None:
-        require(not self.stop.is_set(), "cancelled", "called off")
-        require(time.monotonic() < self.until, "late" if self.whole.is_set() else "timed_out", "out of time")
+        require(not self.stopped, "cancelled", "called off")
+        reason = "late" if len(self.blobs) == len(self.lengths) else "timed_out"
+        require(time.monotonic() < self.until, reason, "out of time")
 
-    def run(self, key: Key, text: Text) -> None:
-        """In a thread of its own: wait for the blobs, compute, sign."""
-        kind, answer = "contribution", {"v": 1, "work_id": self.name, "sender": key.address, "receiver": self.caller}
-        answer |= {"run_id": self.order["run_id"], "round": self.order["round"]}
+    def run(self) -> None:
+        order, says = self.order, {"work_id": self.id, "sender": self._miner.address, "receiver": self.caller}
         try:
-            answer |= self._compute(text)
+            while len(self.blobs) < len(self.lengths):
+                self.check()
+                time.sleep(0.02)
+            start, (manifest, state) = time.monotonic(), (self.blobs[digest] for digest in self.lengths)
+            windows, (weights, parent) = self._miner.text.windows(order, manifest), read_body(state)
+            require(parent == order["parent"], "wrong_state", "not the model that the order names")
+            model = GPT2(weights, order["model"]["n_head"], order["model"]["n_layer"])
+            loss = model.gradient(windows, self.check)
+            require(math.isfinite(loss), "compute_failed", f"the loss is {loss}")
+            self.body = write_body(model.g)
+            self.digest = blake3(self.body).hexdigest()
+            require(len(self.body) <= order["caps"]["answer_bytes"], "too_large", "the answer")
+            blob = {"digest": self.digest, "length": len(self.body), "codec": "fp32"}
+            claims = {"claimed_loss": loss, "tokens": windows[:, 1:].size, "seconds": time.monotonic() - start}
+            kind, said = "contribution", {"parent": parent, "blob": blob, **claims}
         except (Refusal, MemoryError, *MALFORMED) as error:
-            refusal = error if isinstance(error, Refusal) else Refusal("compute_failed", repr(error)[:400])
-            kind, answer = "failure", answer | refusal.body()
-            if refusal.args[0] in ("cancelled", "late", "timed_out"):
-                self.stop.set()  # failures of a moment: asked again, it is worked on again
-        self.answer = key.seal(kind, answer)
+            reason, detail = error.args if isinstance(error, Refusal) else ("compute_failed", repr(error)[:400])
+            kind, said = "failure", {"reason": reason, "detail": detail}
+            self.stopped = reason in ("cancelled", "late", "timed_out")  # asked again, it is worked on again
+        self.answer = self._miner.seal(kind, says | said | {"run_id": order["run_id"], "round": order["round"]})
         self.done.set()
-        print(f"round {self.order['round']}: {kind} {self.answer['payload']}", flush=True)
-
-    def _compute(self, text: Text) -> Json:
-        while not self.whole.wait(0.2):
-            self.check()
-        order, start = self.order, time.monotonic()
-        windows, weights = text.windows(order, self.blobs[self.manifest]), read_body(self.blobs[self.state])
-        require(model_digest(weights) == order["parent"], "wrong_state", "not the model that the order names")
-        model = GPT2(weights, order["model"]["n_head"], order["model"]["n_layer"])
-        loss = model.gradient(windows, self.check)
-        require(math.isfinite(loss), "compute_failed", f"the loss is {loss}")
-        self.body = write_body(model.g)
-        self.digest = blake3(self.body).hexdigest()
-        require(len(self.body) <= order["caps"]["answer_bytes"], "too_large", "the answer")
-        blob = {"digest": self.digest, "length": len(self.body), "codec": "fp32"}
-        claims = {"claimed_loss": loss, "tokens": windows[:, 1:].size, "seconds": time.monotonic() - start}
-        return {"parent": order["parent"], "blob": blob, **claims}
+        print(f"round {order['round']!r}: {kind} {self.answer['payload']}", flush=True)
 
 
-class Miner:
-    """One order at a time."""
+class Miner(ThreadingHTTPServer):
+    """One order at a time, for callers that prove who they are."""
 
-    def __init__(self, key: Key, text: Text, journal: Path, most: int) -> None:
-        self.key, self._text, self._journal, self._most = key, text, journal, most
-        self._taken: Json = json.loads(journal.read_text()) if journal.exists() else {}
-        self._lock = threading.Lock()
-        self._work: Work | None = None
+    def __init__(self, port: int, seed: bytes, text: Text, journal: Path) -> None:
+        super().__init__(("127.0.0.1", port), Axon)
+        self._pair, self.text, self._journal, self.lock = sr25519.pair_from_seed(seed), text, journal, threading.Lock()
+        self._taken = json.loads(journal.read_text()) if journal.exists() else {}
+        self.address, self.work, self.seen = to_address(self._pair[0]), None, {}
 
-    def take(self, caller: str, envelope: Json) -> Json:
-        """An order: checked, remembered, begun; the same again finds what there is."""
-        order, name = Key.open(envelope, "order", caller), hashlib.sha256(envelope["payload"].encode()).hexdigest()
-        self._check(order)
-        with self._lock:
-            if self._work is None or self._work.name != name or self._work.stop.is_set():
-                self._make_room(order, name)
-                self._work = Work(order, name)
-                threading.Thread(target=self._work.run, args=(self.key, self._text), daemon=True).start()
-            work = self._work
-        missing = [] if work.done.is_set() else [digest for digest in work.lengths if digest not in work.blobs]
-        return {"work_id": name, "lacks": [{"digest": digest, "have": 0} for digest in missing]}
+    def seal(self, kind: str, message: dict) -> dict:
+        payload = canonical(message)
+        signature = sr25519.sign(self._pair, f"fedgpt2/1/{kind}\n{payload}".encode()).hex()
+        return {"kind": kind, "payload": payload, "signer": self.address, "signature": signature}
 
-    def _check(self, order: Json) -> None:
+    def open(self, envelope: dict, kind: str, caller: str) -> dict:
+        require(envelope["kind"] == kind, "bad_message", f"not an envelope of the {kind}")
+        require(envelope["signer"] == caller, "bad_signature", "signed by another key than the request")
+        verify(caller, f"fedgpt2/1/{kind}\n{envelope['payload']}".encode(), envelope["signature"])
+        message = json.loads(envelope["payload"])
+        require(message.get("v", 1) == 1, "unsupported_version")
+        require(message["sender"] == caller, "bad_signature", "names another sender than its signer")
+        require(message["receiver"] == self.address, "wrong_receiver", f"the {kind} is for somebody else")
+        return message
+
+    def take(self, caller: str, envelope: dict) -> dict:
+        """An order: checked, remembered on disk, begun; the same again finds what there is."""
+        order, name = self.open(envelope, "order", caller), sha256(envelope["payload"].encode()).hexdigest()
+        require(order.keys() <= set(KEYS.split()), "bad_message", "unknown fields")
         model, state = order["model"], order["state"][0]
-        require(order["receiver"] == self.key.address, "wrong_receiver", "the order is for somebody else")
         require(order.get("strategy", "mean_gradient") == "mean_gradient", "unsupported_strategy", "mean_gradient only")
         divides = model["n_head"] > 0 and model["n_embd"] % model["n_head"] == 0
-        require(divides and state["length"] <= self._most, "unsupported_model", "malformed or too large")
+        require(divides and state["length"] <= 1024 * MIB, "unsupported_model", "malformed or too large")
         plain = len(order["state"]) == 1 and state.get("base") is None and state["codec"] == "fp32"
         require(plain and "fp32" in order["answer_codecs"], "unsupported_codec", "a full state and answers in fp32")
         require(order["assignment"]["manifest_length"] <= 8 * MIB, "too_large", "manifest")
-
-    def _make_room(self, order: Json, name: str) -> None:
-        """Refuse what is older than the newest order of its run; that is on disk before we answer."""
-        run, age = f"{self.key.address} {order['sender']} {order['run_id']}", [order["attempt"], order["round"]]
-        newest = self._taken.get(run, [[-1], ""])
-        require(age > newest[0] or name == newest[1], "stale_order", f"{age} after {newest[0]}")
-        if self._work is not None:
-            mine = self._work.done.is_set() or self._work.caller == order["sender"]
-            require(mine, "busy", "at work for another validator")
-            self._work.stop.set()
-        self._taken[run] = [age, name]
-        self._journal.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._journal.with_suffix(".new")
-        draft.write_text(json.dumps(self._taken))
-        draft.replace(self._journal)
-
-    def find(self, caller: str, reason: str, name: str | None = None) -> Work:
-        """The caller's work in hand, of that name if one is given."""
-        work = self._work
-        if work is None or work.caller != caller or name not in (None, work.name):
-            raise Refusal(reason, "no such order in hand")
-        return work
-
-    def forget(self, work: Work) -> None:
-        work.stop.set()
-        with self._lock:
-            self._work = None if self._work is work else self._work
-
-    def keep(self, caller: str, envelope: Json) -> None:
-        """A receipt; it ends its work."""
-        receipt = Key.open(envelope, "receipt", caller)
-        require(receipt["receiver"] == self.key.address, "wrong_receiver", "the receipt is for somebody else")
-        print(f"round {receipt['round']}: receipt {envelope['payload']} signed {envelope['signature']}", flush=True)
-        if self._work is not None and (self._work.caller, self._work.name) == (caller, receipt["work_id"]):
-            self.forget(self._work)
+        run, age = f"{self.address} {caller} {order['run_id']}", [order["attempt"], order["round"]]
+        with self.lock:
+            work, (newest, known) = self.work, self._taken.get(run, ([-1], ""))
+            if work is None or work.id != name or work.stopped:
+                require(age > newest or name == known, "stale_order", f"{age} after {newest}")
+                if work is not None:
+                    require(work.done.is_set() or work.caller == caller, "busy", "at work for another validator")
+                    work.stopped = True
+                self._taken[run] = age, name
+                draft = self._journal.with_suffix(".new")
+                draft.write_text(json.dumps(self._taken))
+                draft.replace(self._journal)
+                work = self.work = Work(order, name, self)
+                work.start()
+        lacks = [{"digest": digest, "have": 0} for digest in work.lengths if digest not in work.blobs]
+        return {"work_id": name, "lacks": lacks}
 
 
 class Axon(BaseHTTPRequestHandler):
     """The routes. One thread a connection."""
 
     protocol_version, timeout = "HTTP/1.1", 30
-    miner: Miner
-    gate: Gate
 
     def do_GET(self) -> None:
         try:
-            self._answer(int(self.headers.get("Content-Length", "0")))
+            self._reply(*self._answer(int(self.headers.get("Content-Length", "0"))))
         except (Refusal, *MALFORMED) as error:
-            refusal = error if isinstance(error, Refusal) else Refusal("bad_message", repr(error)[:400])
-            self._reply(400, refusal.body(), Connection="close")  # there may be an unread body
+            reason, detail = error.args if isinstance(error, Refusal) else ("bad_message", repr(error)[:400])
+            self._reply(400, {"reason": reason, "detail": detail}, {"Connection": "close"})  # a body may be unread
         except OSError:  # the line is dead
             self.close_connection = True
 
     do_POST = do_PUT = do_DELETE = do_GET
 
-    def _answer(self, length: int) -> None:
-        match = re.fullmatch(r"/v1/(\w+)(?:/([0-9a-f]{64}))?(?:\?(challenge|wait)=([0-9a-f]{1,64}))?", self.path)
-        what, name, value = (match[1], match[2], match[4]) if match else ("", "", "")
+    def _answer(self, length: int) -> tuple:
+        route = re.fullmatch(r"/v1/(info|work|blobs|receipts)(?:/([0-9a-f]{64}))?(?:\?[a-z]+=([0-9a-f]+))?", self.path)
+        require(route, "bad_message", "no such route")
+        (what, name, value), miner = route.groups(), self.server
         if (self.command, what) == ("GET", "info"):
-            return self._info(value or "")
+            require(value and len(value) == 64, "bad_message", "the challenge is not 64 hex characters")
+            info = {"hotkey": miner.address, "versions": [1], "package": "numpy_miner", "message_bytes": MIB}
+            info |= {"state_codecs": ["fp32"], "gradient_codecs": ["fp32"], "strategies": ["mean_gradient"]}
+            return 200, miner.seal("info", info | {"challenge": value})
         body = self._read(length, MIB) if self.command == "POST" else b""
-        caller = self.gate.check(self.headers.items(), self.command, self.path, body)
+        caller, work = self._caller(body), miner.work
+        mine = work and not work.forgotten and work.caller == caller and (what == "blobs" or name == work.id)
+        require(body or mine, "unknown_blob" if what == "blobs" else "unknown_work", "no such order in hand")
         match self.command, what:
             case "POST", "work":
-                self._reply(202, self.miner.take(caller, json.loads(body)))
+                return 202, miner.take(caller, json.loads(body))
             case "POST", "receipts":
-                self._reply(204, self.miner.keep(caller, json.loads(body)))
+                receipt = miner.open(json.loads(body), "receipt", caller)
+                print(f"round {receipt['round']!r}: receipt {canonical(json.loads(body))}", flush=True)
+                if work and (work.caller, work.id) == (caller, receipt["work_id"]):
+                    work.stopped = work.forgotten = True
             case "GET", "work":
-                work = self.miner.find(caller, "unknown_work", name)
                 done = work.done.wait(min(60, int(value or 0)))
-                self._reply(200, {"state": "done", "answer": work.answer} if done else {"state": "pending"})
+                return 200, {"state": "done", "answer": work.answer} if done else {"state": "pending"}
             case "DELETE", "work":
-                self._reply(204, self.miner.forget(self.miner.find(caller, "unknown_work", name)))
+                work.stopped = work.forgotten = True
             case "PUT", "blobs":
-                self._put(self.miner.find(caller, "unknown_blob"), name, length)
+                require(name in work.lengths, "unknown_blob", "the order does not name it")
+                require(length == work.lengths[name], "wrong_length", f"{work.lengths[name]} bytes are missing")
+                data = self._read(length, length)
+                require(blake3(data).hexdigest() == name, "digest_mismatch", "other bytes than named")
+                work.blobs[name] = data
             case "GET", "blobs":
-                self._get(self.miner.find(caller, "unknown_blob"), name)
+                require(work.done.is_set() and name == work.digest, "unknown_blob", "not the answer in hand")
+                asked, size = re.fullmatch(r"bytes=(\d{1,16})-", self.headers.get("Range", "")), len(work.body)
+                first = int(asked[1]) if asked else 0
+                part = {"Content-Range": f"bytes {first}-{size - 1}/{size}"} if asked else {}
+                return (206 if asked else 200, work.body[first:], part) if first < size else (416,)
             case _:
                 raise Refusal("bad_message", "no such route")
-        return None
+        return (204,)
 
-    def _info(self, challenge: str) -> None:
-        require(len(challenge) == 64, "bad_message", "the challenge is not 64 hex characters")
-        info = {"hotkey": self.miner.key.address, "versions": [1], "package": "numpy_miner", "message_bytes": MIB}
-        info |= {"state_codecs": ["fp32"], "gradient_codecs": ["fp32"], "strategies": ["mean_gradient"]}
-        self._reply(200, self.miner.key.seal("info", info | {"challenge": challenge}))
-
-    def _put(self, work: Work, digest: str, length: int) -> None:
-        require(digest in work.lengths, "unknown_blob", "the order does not name it")
-        require(length == work.lengths[digest], "wrong_length", f"{work.lengths[digest]} bytes are missing")
-        data = self._read(length, length)
-        require(blake3(data).hexdigest() == digest, "digest_mismatch", "other bytes than named")
-        work.blobs[digest] = data
-        if len(work.blobs) == len(work.lengths):
-            work.whole.set()
-        self._reply(204)
-
-    def _get(self, work: Work, digest: str) -> None:
-        require(work.done.is_set() and digest == work.digest, "unknown_blob", "not the answer in hand")
-        asked, size = re.fullmatch(r"bytes=(\d{1,16})-", self.headers.get("Range", "")), len(work.body)
-        first = int(asked[1]) if asked else 0
-        if first >= size:
-            return self._reply(416)
-        part = {"Content-Range": f"bytes {first}-{size - 1}/{size}"} if asked else {}
-        return self._reply(206 if asked else 200, memoryview(work.body)[first:], **part)
+    def _caller(self, body: bytes) -> str:
+        """Who signed this request (btauth/1). Lets each one through once."""
+        require(not re.search(r"(?im)^(forwarded|via|x-forwarded-.*)$", "\n".join(self.headers)), "forwarded")
+        names, miner = ("Version", "Hotkey", "Receiver", "Nonce", "Signature", "Crypto"), self.server
+        line = " ".join(value for name in names for value in self.headers.get_all(f"X-Bittensor-{name}", ()))
+        shape = re.fullmatch(r"1 (\w{1,60}) (\w{1,60}) (\d{1,20}) 0x([0-9a-f]{128})( sr25519)?", line, re.ASCII)
+        require(shape, "bad_message", "headers out of shape")
+        sender, receiver, nonce, signature, _ = shape.groups()
+        require(receiver == miner.address, "wrong_receiver", "the request is for somebody else")
+        age, digest = (time.time_ns() - int(nonce)) / 1e9, sha256(body).hexdigest()
+        require(-2 <= age <= 10, "stale_request", f"the request is {age:.1f} s old")
+        signed = ("btauth/1", "sr25519", self.command, self.path, digest, nonce, sender, receiver)
+        verify(sender, "\n".join(signed).encode(), signature)
+        with miner.lock:
+            miner.seen = {pair: until for pair, until in miner.seen.items() if until > time.monotonic()}
+            require((sender, nonce) not in miner.seen, "replay", "accepted before")
+            miner.seen[sender, nonce] = time.monotonic() + 15
+        return sender
 
     def _read(self, length: int, most: int) -> bytes:
         """The body, now that it is wanted."""
-        require("Content-Length" in self.headers, "wrong_length", "send Content-Length")
-        require(length <= most, "too_large", f"at most {most} bytes")
+        require(0 < length <= most, "too_large" if length > 0 else "wrong_length", f"1 to {most} bytes")
         if self.headers.get("Expect", "").lower() == "100-continue":
-            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        data = self.rfile.read(length)
-        require(len(data) == length, "cut_off", "the body ended early")
-        return data
+            super().handle_expect_100()
+        return self.rfile.read(length)
 
-    def _reply(self, status: int, content: Json | memoryview | None = None, **headers: str) -> None:
-        body = canonical(content) if isinstance(content, dict) else content or b""
+    def _reply(self, status: int, content: dict | bytes = b"", headers: dict | None = None) -> None:
+        body = canonical(content).encode() if isinstance(content, dict) else content
         self.send_response(status)
-        for name, value in ({"Content-Length": str(len(body))} | headers if status != 204 else headers).items():
-            self.send_header(name, value)
+        for name, value in ({} if status == 204 else {"Content-Length": len(body), **(headers or {})}).items():
+            self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(body)
 
     def handle_expect_100(self) -> bool:
         return True  # `_read` invites the body
 
-    def log_message(self, *_: object) -> None:
-        """The miner prints its own lines."""
-
-
-def main() -> None:
-    home = Path.home() / ".fedgpt2" / "numpy_miner.json"
-    parser = argparse.ArgumentParser(description="A federated GPT-2 miner in numpy.", allow_abbrev=False)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; off loopback give --validators")
-    parser.add_argument("--port", type=int, default=8095, help="0 takes a free one")
-    parser.add_argument("--assets", type=Path, required=True, help="folder with sotu.xz and vocab.bpe.gz")
-    parser.add_argument("--hotkey-file", type=Path, help="unencrypted Bittensor hotkey; without it a fresh key")
-    parser.add_argument("--validators", nargs="*", default=[], help="hotkeys of the validators to work for; none: any")
-    parser.add_argument("--journal", type=Path, default=home, help="remembers the orders taken")
-    args = parser.parse_args()
-    if args.host not in ("127.0.0.1", "localhost") and not args.validators:
-        parser.error("off loopback name the validators you work for with --validators")
-    seed = json.loads(args.hotkey_file.read_text())["secretSeed"] if args.hotkey_file else "0x" + secrets.token_hex(32)
-    key = Key(bytes.fromhex(seed[2:]))
-    Axon.gate = Gate(key.address, args.validators)
-    Axon.miner = Miner(key, Text(args.assets), args.journal, 1024 * MIB)
-    server = ThreadingHTTPServer((args.host, args.port), Axon)
-    print(f"listening on {args.host}:{server.server_port} as {key.address}", flush=True)
-    server.serve_forever()
+    def log_message(self, *_: object) -> None: ...
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description="A federated GPT-2 miner in numpy.", allow_abbrev=False)
+    parser.add_argument("--port", type=int, default=8095, help="0 takes a free one")
+    parser.add_argument("--assets", type=Path, required=True, help="folder with sotu.xz and vocab.bpe.gz")
+    parser.add_argument("--hotkey-file", type=Path, help="unencrypted Bittensor hotkey; without it a fresh key")
+    parser.add_argument("--journal", type=Path, default=Path("numpy_miner.json"), help="remembers the orders taken")
+    args = parser.parse_args()
+    seed = json.loads(args.hotkey_file.read_text())["secretSeed"] if args.hotkey_file else "0x" + secrets.token_hex(32)
+    miner = Miner(args.port, bytes.fromhex(seed[2:]), Text(args.assets), args.journal)
+    print(f"listening on 127.0.0.1:{miner.server_port} as {miner.address}", flush=True)
+    miner.serve_forever()

@@ -1,8 +1,7 @@
 """The numpy example's gradient is the exact one, and its bytes are the golden ones."""
 
-import importlib
+import importlib.util
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -23,16 +22,14 @@ TINY = PRESETS["tiny"]
 
 
 @pytest.fixture(scope="module")
-def examples() -> Iterator[Callable[[str], ModuleType]]:
-    """Loads a module of examples/, whose folder a script has first on its path."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "examples"))
-        yield importlib.import_module
-
-
-@pytest.fixture(scope="module")
-def numpy_gpt2(examples: Callable[[str], ModuleType]) -> ModuleType:
-    return examples("numpy_gpt2")
+def miner() -> ModuleType:
+    """examples/numpy_miner.py."""
+    spec = importlib.util.spec_from_file_location("numpy_miner", ROOT / "examples" / "numpy_miner.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def golden(name: str) -> dict[str, Any]:
@@ -41,11 +38,11 @@ def golden(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("shape", [TINY, replace(TINY, n_layer=12, n_head=4)])
-def test_gradient_of_the_numpy_miner_is_the_exact_gradient(numpy_gpt2: ModuleType, shape: ModelShape) -> None:
+def test_gradient_of_the_numpy_miner_is_the_exact_gradient(miner: ModuleType, shape: ModelShape) -> None:
     weights = random_weights(shape, 7)
     windows = np.random.default_rng(3).integers(0, shape.vocab_size, (3, 50), dtype=np.int64)
     loss, gradient = exact(weights, shape, windows)
-    theirs = numpy_gpt2.GPT2({name: view.numpy() for name, view in weights.views.items()}, shape.n_head, shape.n_layer)
+    theirs = miner.GPT2({name: view.numpy() for name, view in weights.views.items()}, shape.n_head, shape.n_layer)
     their_loss = theirs.gradient(windows, lambda: None)
     assert their_loss == pytest.approx(loss, rel=1e-5)
     for name, view in gradient.views.items():
@@ -53,34 +50,42 @@ def test_gradient_of_the_numpy_miner_is_the_exact_gradient(numpy_gpt2: ModuleTyp
         np.testing.assert_allclose(theirs.g[name], view.numpy(), rtol=2e-3, atol=2e-6, err_msg=name)
 
 
-def test_numpy_miner_writes_and_opens_the_golden_messages(examples: Callable[[str], ModuleType]) -> None:
-    module, vectors = examples("numpy_miner"), golden("protocol.json")
-    key = module.Key(bytes.fromhex(vectors["keys"]["seed"]))
+def test_numpy_miner_writes_and_opens_the_golden_messages(miner: ModuleType, tmp_path: Path) -> None:
+    vectors = golden("protocol.json")
+    key = miner.Miner(0, bytes.fromhex(vectors["keys"]["seed"]), None, tmp_path / "journal.json")
+    key.server_close()
     assert key.address == vectors["keys"]["signer"]
     for kind, payload in vectors["messages"].items():
         if kind in vectors["signatures"]:
-            assert module.canonical(json.loads(payload)).decode() == payload
+            assert miner.canonical(json.loads(payload)) == payload
             signed = bytes.fromhex(vectors["signed_bytes"][kind])
-            module.Key.verify(key.address, signed, vectors["signatures"][kind])
+            miner.verify(key.address, signed, vectors["signatures"][kind])
             assert verify(key.address, signed, bytes.fromhex(key.seal(kind, json.loads(payload))["signature"]))
-    for kind in ("order", "receipt"):
+    messages = {kind: json.loads(vectors["messages"][kind]) for kind in ("order", "receipt")}
+    for kind, message in messages.items():
+        to_itself = message | {"sender": key.address, "receiver": key.address}
+        assert key.open(key.seal(kind, to_itself), kind, key.address) == to_itself
         envelope = {"kind": kind, "payload": vectors["messages"][kind], "signer": key.address}
-        opened = module.Key.open(envelope | {"signature": vectors["signatures"][kind]}, kind, key.address)
-        assert opened == json.loads(vectors["messages"][kind])
+        with pytest.raises(miner.Refusal, match="somebody else"):
+            key.open(envelope | {"signature": vectors["signatures"][kind]}, kind, key.address)
+    odd = messages["order"] | {"sender": key.address, "receiver": key.address, "bonus": 1}
+    with pytest.raises(miner.Refusal, match="unknown fields"):
+        key.take(key.address, key.seal("order", odd))
 
 
-def test_numpy_miner_computes_the_golden_addresses_tokens_and_digests(examples: Callable[[str], ModuleType]) -> None:
-    module, vectors = examples("numpy_miner"), golden("miner.json")
+def test_numpy_miner_computes_the_golden_addresses_tokens_and_digests(miner: ModuleType) -> None:
+    vectors = golden("miner.json")
     for public, address in vectors["addresses"].items():
-        assert module.Key.to_address(bytes.fromhex(public)) == address
-    text = module.Text(ASSETS)
+        assert miner.to_address(bytes.fromhex(public)) == address
+    text = miner.Text(ASSETS)
     for words, tokens in vectors["tokens"]:
-        assert text._encode(words) == tokens
+        assert text.encode(words) == tokens
     tensors = golden("protocol.json")["tensors"]
     flat, views = np.frombuffer(bytes.fromhex(tensors["weights"]), "<f4"), {}
     for name, shape in tensors["schema"].items():
         views[name], flat = flat[: np.prod(shape)].reshape(shape), flat[np.prod(shape) :]
-    assert module.model_digest(views) == tensors["model_digest"]
-    body = module.write_body(views)
+    body = miner.write_body(views)
     assert body.startswith(bytes.fromhex(tensors["header.F32"]))
-    assert module.model_digest(module.read_body(body)) == tensors["model_digest"]
+    read, digest = miner.read_body(body)
+    assert digest == tensors["model_digest"]
+    assert list(read) == list(views)

@@ -1,14 +1,19 @@
 """The miner written from the documents alone: it answers our client over sockets, and refuses as we do."""
 
+import ast
+import asyncio
 import contextlib
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bittensor import http_auth
 from bittensor.sp_core import Keypair
 from msgspec import structs
 
@@ -222,7 +227,7 @@ async def test_numpy_miner_sends_the_rest_of_its_gradient(desk: Desk, hotkey_fil
 
 
 async def test_numpy_miner_refuses_what_the_protocol_says(desk: Desk, hotkey_file: Path) -> None:
-    with running(hotkey_file, "--validators", desk.signer.hotkey) as (_, port):
+    with running(hotkey_file) as (_, port):
         async with client_of(port, desk.signer) as client:
             info = await client.introduce()
             me = info.hotkey
@@ -247,27 +252,30 @@ async def test_numpy_miner_refuses_what_the_protocol_says(desk: Desk, hotkey_fil
         async with client_of(port, stranger) as client:
             await client.introduce()
             with pytest.raises(PeerError) as caught:
-                await client.wait("0" * 64, 0)
-            assert caught.value.reason is Reason.UNKNOWN_CALLER
+                await client.wait(work_id(envelope.payload), 0)
+            assert caught.value.reason is Reason.UNKNOWN_WORK
+            other = Desk(stranger, desk.corpus)
+            assert await refusal(client, other, other.order(me, 1)) is Reason.BUSY
 
 
-async def test_numpy_miner_verifies_state_text_and_assignment(desk: Desk, hotkey_file: Path) -> None:
+async def test_numpy_miner_verifies_state_and_text(desk: Desk, hotkey_file: Path) -> None:
     with running(hotkey_file) as (_, port):
         async with client_of(port, desk.signer) as client:
             me = (await client.introduce()).hotkey
             wrong = desk.order(me, 5, parent="f" * 64)
             assert failure(await desk.answer(client, wrong), me) == Reason.WRONG_STATE
             share = desk.order(me, 6).assignment
-            pages = structs.replace(share, pages=(share.pages[0] ^ 1, *share.pages[1:]))
-            assert failure(await desk.answer(client, desk.order(me, 6, assignment=pages)), me) == "wrong_assignment"
+            for number, lost in enumerate(({"pages": (485, *share.pages[1:])}, {"windows": ((10**4,),)}), 6):
+                astray = desk.order(me, number, assignment=structs.replace(share, **lost))
+                assert failure(await desk.answer(client, astray), me) == "wrong_assignment"
             manifest = desk.manifest.data.tobytes().replace(b'"seed":11', b'"seed": 11')
             other = Blob(
                 BlobRef(digest=blob_digest(manifest), length=len(manifest), codec="json"), b"", memoryview(manifest)
             )
             desk.blobs[other.ref.digest] = other
             loose = structs.replace(share, manifest=other.ref.digest, manifest_length=other.ref.length)
-            assert failure(await desk.answer(client, desk.order(me, 7, assignment=loose)), me) == "wrong_manifest"
-            good = await desk.answer(client, desk.order(me, 8))
+            assert failure(await desk.answer(client, desk.order(me, 8, assignment=loose)), me) == "wrong_manifest"
+            good = await desk.answer(client, desk.order(me, 9))
             assert good.kind == "contribution"
 
 
@@ -288,13 +296,48 @@ async def test_numpy_miner_remembers_over_a_restart(desk: Desk, hotkey_file: Pat
             assert gone.value.reason is Reason.UNKNOWN_WORK
 
 
-def test_numpy_miner_imports_nothing_of_ours() -> None:
-    for path in (ROOT / "examples").glob("numpy_*.py"):
-        text = path.read_text()
-        assert "import fedgpt2" not in text
-        assert "from fedgpt2" not in text
-        assert "import torch" not in text
-        assert text.count("\n") <= 400
+async def test_numpy_miner_lets_a_signed_request_through_once(desk: Desk, hotkey_file: Path) -> None:
+    with running(hotkey_file) as (_, port):
+        async with client_of(port, desk.signer) as client:
+            me = (await client.introduce()).hotkey
+            target, now = f"/v1/work/{'a' * 64}", time.time_ns()
+
+            def signed(path: str = target, nonce: int | None = None, receiver: str = me) -> dict[str, str]:
+                wallet = Keypair.create_from_seed(b"\x42" * 32)
+                return http_auth.sign(wallet, method="GET", path=path, receiver_ss58=receiver, nonce_ns=nonce)
+
+            async def ask(headers: dict[str, str], path: str = target) -> str:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+                writer.write("\r\n".join(lines).encode())
+                answer = await reader.read()
+                writer.close()
+                return str(json.loads(answer.partition(b"\r\n\r\n")[2])["reason"])
+
+            headers = signed()
+            assert await ask(headers) == "unknown_work"
+            assert await ask(headers) == "replay"
+            assert await ask(signed(path=f"{target}?wait=1")) == "bad_signature"
+            assert await ask(signed(receiver=desk.signer.hotkey)) == "wrong_receiver"
+            for nonce in (now - 11 * 10**9, now + 60 * 10**9):
+                assert await ask(signed(nonce=nonce)) == "stale_request"
+            for name in ("Via", "forwarded", "X-Forwarded-For"):
+                assert await ask(signed() | {name: "a"}) == "forwarded"
+            assert await ask(signed() | {"x-bittensor-nonce": "1"}) == "bad_message"
+            assert await ask({}) == "bad_message"
+            assert await ask(signed(path="/v1/nothing"), "/v1/nothing") == "bad_message"
+
+
+def test_numpy_miner_is_one_file_of_400_lines_that_imports_nothing_of_ours() -> None:
+    (path,) = (ROOT / "examples").glob("numpy_*.py")
+    assert len(path.read_text().splitlines()) <= 400
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module).partition(".")[0])
+    assert imported - sys.stdlib_module_names == {"blake3", "numpy", "sr25519", "tiktoken"}
 
 
 async def refusal(client: AxonClient, desk: Desk, order: Order) -> Reason:

@@ -92,7 +92,7 @@ def addresses() -> dict[str, str]:
 
 
 def model() -> dict[str, Any]:
-    spec = importlib.util.spec_from_file_location("numpy_gpt2", ROOT / "examples" / "numpy_gpt2.py")
+    spec = importlib.util.spec_from_file_location("numpy_miner", ROOT / "examples" / "numpy_miner.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
