@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import uvloop
 from aiohttp import web
 from bittensor.sp_core import CRYPTO_SR25519, Keypair
 
@@ -16,9 +17,16 @@ from fedgpt2.identity.signing import Signer
 from fedgpt2.network.address import Address
 from fedgpt2.network.blobs import Blob, Incoming
 from fedgpt2.network.client import AxonClient, open_session
-from fedgpt2.network.http import Server, hold_body, read_message, receive_blob, refusals, send_blob
+from fedgpt2.network.http import Server, hold_body, read_message, receive_blob, refusals, send_blob, taken_response
 from fedgpt2.protocol.messages import Accepted, Envelope, Info, Lack, WorkStatus, decode, encode
 from fedgpt2.protocol.tensors import write_header
+
+
+def pytest_asyncio_loop_factories(config, item):
+    """Large transfers run on uvloop too, as programs do where it is installed: its sockets are of another make."""
+    both = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return both if item.path.name == "test_straight.py" else {"asyncio": asyncio.new_event_loop}
+
 
 LIMITS = Limits(message_bytes=4096, header_bytes=4096, request_seconds=1.0, progress_seconds=0.5)
 WORK_ID = "ab" * 32
@@ -128,7 +136,7 @@ class Axon:
             self.failures.append(error)
             raise
         self.blobs[digest] = blob
-        return web.Response(status=204)
+        return taken_response(request)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         self.verify(request)

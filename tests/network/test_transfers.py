@@ -15,6 +15,13 @@ FLOATS = 1_000_000  # 4 MB: more than the buffers on the way hold
 ORDER = signer(1).seal("order", RefusalBody(reason="any message will do"))
 
 
+@pytest.fixture(params=["parsed", "straight"], autouse=True)
+def way_in(request, monkeypatch):
+    """How the bulk of a large blob arrives: through the HTTP parser, or past it."""
+    monkeypatch.setattr("fedgpt2.network.blobs.LEAST", 1 << 60 if request.param == "parsed" else 1 << 16)
+    return request.param
+
+
 async def failure(act) -> PeerError:
     with pytest.raises(PeerError) as caught:
         await act

@@ -30,6 +30,7 @@ from fedgpt2.network.http import (
     receive_blob,
     refusal_response,
     send_blob,
+    taken_response,
 )
 from fedgpt2.protocol.messages import PROTOCOL_VERSION, STRATEGY, Envelope, Info, Message, decode, encode
 from fedgpt2.types import Hotkey
@@ -105,7 +106,7 @@ class Axon:
         delivery = self._miner.delivery(request.match_info["digest"], caller)
         seconds = self._limits.progress_seconds
         delivery.complete(await receive_blob(request, delivery.incoming, progress_seconds=seconds))
-        return web.Response(status=204)
+        return taken_response(request)
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         caller = self._caller(request)

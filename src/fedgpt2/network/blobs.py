@@ -14,6 +14,7 @@ from aiohttp.web import RequestPayloadError
 from blake3 import blake3
 
 from fedgpt2.errors import NetworkError, PeerError, ProtocolError, Reason
+from fedgpt2.network.straight import LEAST, Link, read_straight
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import BlobRef
 from fedgpt2.protocol.tensors import header_length
@@ -96,6 +97,16 @@ class Incoming:
             self.restart()
             raise
 
+    def rest(self) -> memoryview:
+        """The part of the destination that is not filled yet; empty before the header is here."""
+        return memoryview(b"") if self._data is None else self._data[self._filled :]
+
+    def filled(self, count: int) -> None:
+        """The next `count` bytes are in the destination."""
+        if self._data is not None:
+            self._filled += count
+            self._hash.advance(self._data, self._filled)
+
     async def finish(self) -> Blob:
         """The whole blob. Raises ProtocolError(wrong_length | digest_mismatch)."""
         data = self._data
@@ -113,10 +124,8 @@ class Incoming:
         while self._data is None and view.nbytes:
             view = self._take_header(view)
         if self._data is not None:
-            end = self._filled + view.nbytes
-            self._data[self._filled : end] = view
-            self._filled = end
-            self._hash.advance(self._data, end)
+            self._data[self._filled : self._filled + view.nbytes] = view
+            self.filled(view.nbytes)
 
     def _take_header(self, view: memoryview) -> memoryview:
         if self.ref.codec == HEADERLESS:
@@ -175,8 +184,8 @@ class _Hash:
         return self._running
 
 
-async def pump(stream: StreamReader, incoming: Incoming, progress_seconds: float) -> None:
-    """Feed `incoming` from an HTTP body until it is whole.
+async def pump(stream: StreamReader, incoming: Incoming, progress_seconds: float, link: Link | None = None) -> None:
+    """Feed `incoming` from an HTTP body until it is whole; a large rest straight from `link`, if one is given.
 
     Raises NetworkError(timed_out) after `progress_seconds` without a byte, NetworkError(cut_off) for a connection
     that ends or is overtaken by a newer one, ProtocolError as `Incoming.feed` does. What arrived is kept.
@@ -191,6 +200,11 @@ async def pump(stream: StreamReader, incoming: Incoming, progress_seconds: float
                     raise NetworkError(Reason.CUT_OFF, f"{incoming.have} of {incoming.ref.length} bytes arrived")
                 await incoming.feed(chunk)
                 limit.reschedule(clock.time() + progress_seconds)
+                if link is not None and len(incoming.rest()) >= LEAST:
+                    await incoming.feed(stream.read_nowait())  # what came with the header
+                    limit.reschedule(None)
+                    await read_straight(link, incoming, turn, progress_seconds)
+                    link = None
     except TimeoutError as error:
         raise NetworkError(Reason.TIMED_OUT, f"transfer stood still for {progress_seconds:g} s") from error
     except (ClientError, RequestPayloadError, HttpProcessingError, ConnectionError) as error:

@@ -132,7 +132,7 @@ class AxonClient:
             limit.reschedule(None)  # `pump` keeps the time from here on
             with _blaming_miner():
                 _check_range(response, incoming)
-                await pump(response.content, incoming, seconds)
+                await pump(response.content, incoming, seconds, response.connection)
 
     def _worth_repeating(self, outgoing: "_Outgoing", error: NetworkError) -> bool:
         """Whether an upload failed before its first byte for a cause that another attempt may not meet."""

@@ -29,6 +29,7 @@ __all__ = [
     "refusal_response",
     "refusals",
     "send_blob",
+    "taken_response",
 ]
 
 READ_BUFFER = 1 << 20  # bytes the reader of a body may run ahead (twice that at most)
@@ -109,8 +110,16 @@ async def receive_blob(request: web.Request, incoming: Incoming, *, progress_sec
     if named != content_range(have, whole) and (have or named is not None):
         raise ProtocolError(f"Content-Range {str(named)[:60]}, not {content_range(have, whole)}", Reason.WRONG_LENGTH)
     await _invite(request)
-    await pump(request.content, incoming, progress_seconds)
+    await pump(request.content, incoming, progress_seconds, request)
     return await incoming.finish()
+
+
+def taken_response(request: web.Request) -> web.Response:
+    """204 for a blob that was taken; the connection closes if its bytes went past the HTTP parser."""
+    response = web.Response(status=204)
+    if not request.content.is_eof():
+        response.force_close()
+    return response
 
 
 async def send_blob(request: web.Request, blob: Blob, *, progress_seconds: float = 30.0) -> web.StreamResponse:
