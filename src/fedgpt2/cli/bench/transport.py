@@ -8,22 +8,25 @@ A name with `.2` is the same with two miners at once.
 
 import contextlib
 import importlib.util
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 from fedgpt2.cli.bench.report import Row, interleave, ratios, report
 from fedgpt2.cli.bench.worker import Worker
 from fedgpt2.config import Model
-from fedgpt2.errors import UsageError
+from fedgpt2.errors import SetupError, UsageError
 from fedgpt2.protocol.tensors import data_bytes, write_header
 from fedgpt2.types import Schema
 
 __all__ = ["Candidate", "ours", "run"]
 
 _MODULES = "fedgpt2.cli.bench.transport_"
+_PROCESS = 300_000_000  # bytes a process takes before it holds a tensor
 _TARGETS = {"aiohttp": 0.7, "tcp": 3.0}
 
 
@@ -54,6 +57,7 @@ def run(preset: str, repeats: int, as_json: bool, miners: tuple[int, ...] = (1, 
     if importlib.util.find_spec("safetensors") is None:
         raise UsageError("bench transport measures against safetensors: python -m pip install safetensors")
     body = len(write_header(schema, "F32")) + data_bytes(schema, "F32")
+    _check_memory(preset, body, max(miners))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         most = max(miners)
         candidates = [
@@ -70,6 +74,21 @@ def run(preset: str, repeats: int, as_json: bool, miners: tuple[int, ...] = (1, 
         rows = _rows(interleave(turns, repeats), peaks, limits)
     report("transport", rows, as_json=as_json, notes=_notes(rows, schema, body, miners))
     return 0
+
+
+def _check_memory(preset: str, body: int, miners: int) -> None:
+    """All candidates are in memory at once; a machine that runs out of it ends whichever process it likes."""
+    needed = (12 + 12 * miners) * body + (3 + 2 * miners) * _PROCESS
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    for line in meminfo.read_text().splitlines() if meminfo.exists() else ():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    if free < needed:
+        raise SetupError(
+            f"bench transport --preset {preset} needs {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free; "
+            "try a smaller preset"
+        )
 
 
 def row_name(candidate: str, miners: int) -> str:
