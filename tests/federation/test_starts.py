@@ -1,0 +1,37 @@
+"""Who starts first does not matter."""
+
+from .federation import free_port
+from .program import Spawned
+
+
+def test_miners_first(federation, miners):
+    validator = federation.validator(miners)
+    validator.ended()
+    rows = federation.rows()
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    assert all(m["status"] == "admitted" and m["weight"] == 0.5 for row in rows for m in row["miners"])
+    assert all(row["applied"] and row["tokens"] == 2 * 4 * 64 for row in rows)
+    assert validator.lines("3 rounds in")
+
+
+def test_the_founding_commands_validator_first(federation):
+    """As in README, on a CPU, on the embedded text, as people start them."""
+    here = ("--device", "cpu", "--data.source", "sample")
+    ports = [free_port(), free_port()]
+    common = ("--wallet.path", federation.folder / "wallets", "--run.threads", 1)
+    asked = ("--wallet.name", "validator", "--wallet.hotkey", "default", *here, "--axons", *ports)
+    short = ("--model.preset", "nano", "--rounds", 5)
+    validator = federation.start("validator", ["validator", *asked, *short, *common], kind=Spawned)
+    validator.wait_for("looking for miners")
+    started = []
+    for number, port in enumerate(ports, 1):
+        asked = ("--wallet.name", "miners", "--wallet.hotkey", f"M{number}", *here, "--axon.port", port)
+        started.append(federation.start(f"M{number}", ["miner", *asked, *common], kind=Spawned))
+    validator.ended()
+    for miner in started:
+        miner.interrupt()
+    rows = federation.rows("runs/default")
+    assert [row["round"] for row in rows] == [1, 2, 3, 4, 5]
+    assert rows[-1]["val_loss"] < rows[0]["initial_val_loss"]
+    assert all(miner["status"] == "admitted" for row in rows for miner in row["miners"])
+    assert {miner["axon"] for miner in rows[-1]["miners"]} == {f"127.0.0.1:{port}" for port in ports}
