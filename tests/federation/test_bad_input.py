@@ -229,7 +229,8 @@ def test_no_checkpoint_left(federation, miners, run):
 
 OTHERS = {
     "another model": (("--model.preset", "nano"), "holds a run with --model.preset tiny, not nano"),
-    "another seed": (("--run.seed", 1), "holds a run over other text or --data settings"),
+    "another seed": (("--run.seed", 1), "holds a run with --run.seed 1337, not 1"),
+    "other text": (("--data.span", 2), "holds a run over other text or --data settings"),
     "another codec": (("--codec.state", "bf16"), "holds a run with --codec.state fp32, not bf16"),
     "another optimizer": (("--optimizer.name", "sgd"), "holds a run with --optimizer.name adamw, not sgd"),
 }

@@ -185,8 +185,8 @@ def _identity(config: ValidatorConfig, manifest: Manifest) -> dict[str, object]:
     """What makes a run that run: these may not change when it is resumed."""
     return {
         "model.preset": config.model.preset,
+        "run.seed": config.run.seed,  # part of the manifest too, and the clearer of the two to name
         "manifest": manifest.digest(),
-        "run.seed": config.run.seed,
         "codec.state": config.codec.state,
         "optimizer.name": config.optimizer.name,
     }

@@ -1,0 +1,157 @@
+"""One miner's share of a round: what is tried again, what ends it, and whose fault it is."""
+
+import pytest
+from bittensor.sp_core import Keypair
+
+from fedgpt2.config import Limits
+from fedgpt2.errors import Culprit, NetworkError, ProtocolError, Reason, Refused
+from fedgpt2.identity.signing import Signer
+from fedgpt2.protocol.digests import blob_digest
+from fedgpt2.protocol.messages import Accepted, BlobRef, Contribution, Failure, Lack, WorkStatus
+from fedgpt2.validator import exchange
+from fedgpt2.validator.exchange import Exchange
+from fedgpt2.validator.peers import Parcel, Seat, Traffic
+
+from .conftest import FP32, answer, order_book
+
+MINER = Signer(Keypair.create_from_uri("//Miner0"))
+OTHER = Signer(Keypair.create_from_uri("//Miner1"))
+CUT = NetworkError(Reason.CUT_OFF, "cut")
+GONE = NetworkError(Reason.UNREACHABLE, "connection refused")
+STATE = Parcel(BlobRef(digest=blob_digest(b"state"), length=5, codec="fp32"), b"", memoryview(b"state"))
+
+
+@pytest.fixture
+def ticket(corpus, config):
+    (written,) = order_book(corpus, config).write(1, 0, "2" * 64, STATE.ref, [(Seat(MINER.hotkey, "axon"), 0)])
+    return written
+
+
+class ToldClient:
+    """A miner with a good answer, and a list of what goes wrong first, by step."""
+
+    def __init__(self, ticket, envelope=None, lacks=(), **troubles):
+        self.bytes_sent, self.bytes_received = 0, 0
+        self.calls, self.troubles = [], {step: list(errors) for step, errors in troubles.items()}
+        self.outcome = answer(ticket)
+        self.envelope = envelope or MINER.seal("contribution", self.outcome.answer.contribution)
+        self.lacks = lacks
+
+    def _step(self, name):
+        self.calls.append(name)
+        if self.troubles.get(name):
+            error = self.troubles[name].pop(0)
+            if error is not None:
+                raise error
+
+    async def post_order(self, envelope):
+        self._step("order")
+        return Accepted(work_id="0" * 64, lacks=self.lacks)
+
+    async def put_blob(self, blob, have):
+        self._step("put")
+        self.bytes_sent += blob.ref.length - have
+
+    async def wait(self, work_id, seconds):
+        self._step("wait")
+        return WorkStatus(state="done", answer=self.envelope)
+
+    async def get_blob(self, incoming):
+        header = FP32.header(self.outcome.ticket.order.model.schema())
+        whole = header + bytes(self.outcome.answer.data)
+        while incoming.have < len(whole):
+            await incoming.feed(whole[incoming.have : incoming.have + len(whole) // 3 + 1])
+            self._step("get")
+        self.bytes_received += len(whole)
+        return await incoming.finish()
+
+
+async def run(ticket, client, monkeypatch, pauses=(0.0, 0.0)):
+    monkeypatch.setattr(exchange, "_PAUSES", pauses)
+    parcels = {STATE.ref.digest: STATE}
+    traffic = Traffic()
+    made = Exchange(client, ticket, parcels, Limits(), traffic, lambda size: memoryview(bytearray(size)))
+    outcome = await made.run()
+    assert outcome.traffic is traffic
+    return outcome
+
+
+async def test_order_state_answer_gradient(ticket, monkeypatch):
+    client = ToldClient(ticket, lacks=(Lack(digest=STATE.ref.digest, have=2),))
+    outcome = await run(ticket, client, monkeypatch)
+    assert client.calls == ["order", "put", "wait", "get", "get", "get"]
+    assert outcome.answered
+    assert bytes(outcome.answer.data) == bytes(client.outcome.answer.data)
+    assert (outcome.traffic.bytes_down, outcome.traffic.bytes_up) == (3, client.outcome.answer.contribution.blob.length)
+    assert 0 < outcome.traffic.sent <= outcome.traffic.described <= outcome.traffic.received
+
+
+async def test_a_broken_link_is_tried_again_with_the_same_order(ticket, monkeypatch):
+    client = ToldClient(ticket, order=[GONE], wait=[CUT])
+    outcome = await run(ticket, client, monkeypatch)
+    assert outcome.answer is not None
+    assert client.calls[:4] == ["order", "order", "wait", "order"]
+
+
+async def test_a_transfer_goes_on_where_it_was_cut_and_progress_earns_new_tries(ticket, monkeypatch):
+    client = ToldClient(ticket, get=[CUT, CUT], wait=[CUT, CUT, None, CUT, None])
+    outcome = await run(ticket, client, monkeypatch)
+    assert outcome.answer is not None
+    assert client.calls.count("get") == 3  # a third of the body each: nothing twice
+
+
+async def test_after_the_last_try_it_is_a_failure_of_the_link(ticket, monkeypatch):
+    client = ToldClient(ticket, order=[GONE] * 9)
+    outcome = await run(ticket, client, monkeypatch)
+    assert client.calls == ["order"] * 3
+    assert (outcome.answer, outcome.failure, outcome.answered) == (None, GONE, False)
+    assert outcome.failure.culprit is Culprit.NETWORK
+
+
+async def test_a_refusal_is_not_tried_again(ticket, monkeypatch):
+    client = ToldClient(ticket, order=[Refused(Reason.BUSY, "later")])
+    outcome = await run(ticket, client, monkeypatch)
+    assert client.calls == ["order"]
+    assert (outcome.failure.reason, outcome.answered) == (Reason.BUSY, False)
+
+
+async def test_a_blob_nobody_named_is_not_sent(ticket, monkeypatch):
+    outcome = await run(ticket, ToldClient(ticket, lacks=(Lack(digest="f" * 64, have=0),)), monkeypatch)
+    assert (outcome.failure.reason, outcome.failure.culprit) == (Reason.BAD_MESSAGE, Culprit.MINER)
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"), [("data_unavailable", Reason.DATA_UNAVAILABLE), ("tired", Reason.COMPUTE_FAILED)]
+)
+async def test_a_failure_the_miner_signs_is_its_word(ticket, monkeypatch, word, reason):
+    order = ticket.order
+    failure = Failure(
+        run_id=order.run_id,
+        round=order.round,
+        work_id=ticket.work_id,
+        sender=MINER.hotkey,
+        receiver=order.sender,
+        reason=word,
+        detail="no text",
+    )
+    outcome = await run(ticket, ToldClient(ticket, MINER.seal("failure", failure)), monkeypatch)
+    assert (outcome.failure.reason, outcome.failure.detail) == (reason, "the miner says: no text")
+    assert not outcome.answered
+
+
+@pytest.mark.parametrize("signer", [OTHER, MINER])
+async def test_an_answer_that_is_not_to_this_order_is_refused_unfetched(ticket, monkeypatch, signer):
+    good = answer(ticket).answer.contribution
+    other = {name: getattr(good, name) for name in good.__struct_fields__} | {"round": 0, "sender": signer.hotkey}
+    client = ToldClient(ticket, signer.seal("contribution", Contribution(**other)))
+    outcome = await run(ticket, client, monkeypatch)
+    assert "get" not in client.calls
+    assert outcome.answered
+    assert outcome.failure.culprit is Culprit.MINER
+    assert outcome.failure.reason is (Reason.WRONG_ORDER if signer is MINER else Reason.BAD_SIGNATURE)
+
+
+async def test_a_body_the_miner_spoils_is_its_fault(ticket, monkeypatch):
+    spoiled = ProtocolError("another", Reason.DIGEST_MISMATCH, Culprit.MINER)
+    outcome = await run(ticket, ToldClient(ticket, get=[None, spoiled]), monkeypatch)
+    assert (outcome.failure.reason, outcome.answered) == (Reason.DIGEST_MISMATCH, True)

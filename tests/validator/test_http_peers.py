@@ -1,0 +1,293 @@
+"""Who is present and when a round stops waiting, with axons that do as they are told instead of sockets."""
+
+import asyncio
+import time
+
+import pytest
+
+from fedgpt2.config import Axons, Limits
+from fedgpt2.errors import Culprit, DiskFullError, NetworkError, NoMinersError, Reason, Refused
+from fedgpt2.identity.pins import KeyBook
+from fedgpt2.network.address import parse
+from fedgpt2.protocol.messages import Info, Receipt, decode
+from fedgpt2.validator import http_peers
+from fedgpt2.validator.http_peers import HttpPeers
+from fedgpt2.validator.peers import Outcome
+
+from .conftest import MINERS, SIGNER, answer, order_book
+
+REFUSED = NetworkError(Reason.UNREACHABLE, "connection refused")
+
+
+class ToldClient:
+    """An axon: whom it shows (a hotkey, or an error to raise), and what was asked of it."""
+
+    def __init__(self, shows):
+        self.shows = shows
+        self.introductions, self.cancelled, self.receipts = 0, [], []
+        self.refuses_receipts = None
+
+    async def introduce(self):
+        self.introductions += 1
+        if isinstance(self.shows, Exception):
+            raise self.shows
+        if self.shows is None:
+            await asyncio.sleep(60)
+        words = ("fp32",)
+        return Info(
+            hotkey=self.shows,
+            versions=(1,),
+            package="x",
+            state_codecs=words,
+            gradient_codecs=words,
+            strategies=("mean_gradient",),
+            message_bytes=1 << 20,
+            challenge="0" * 64,
+        )
+
+    async def cancel(self, work_id):
+        self.cancelled.append(work_id)
+
+    async def deliver_receipt(self, receipt):
+        if self.refuses_receipts:
+            raise self.refuses_receipts
+        self.receipts.append(receipt)
+
+
+class Peers:
+    """HttpPeers over told axons: what was noticed and recorded."""
+
+    def __init__(self, shown, monkeypatch, *, recorded=(), record=None, **axons):
+        self.clients = [ToldClient(shows) for shows in shown]
+        made = iter(self.clients)
+        monkeypatch.setattr(http_peers, "AxonClient", lambda *_: next(made))
+        monkeypatch.setattr(http_peers, "_PROBE_SECONDS", 0.01)
+        self.notices, self.records = [], {}
+        self.peers = HttpPeers(
+            None,
+            SIGNER,
+            Axons(**{"wait_seconds": 0.3, **axons}),
+            [parse(str(9000 + number)) for number in range(len(shown))],
+            Limits(),
+            KeyBook(dict(recorded)),
+            record=record or self.records.__setitem__,
+            notice=self.notices.append,
+        )
+
+    async def __aenter__(self):
+        self.peers.start()
+        return self
+
+    async def __aexit__(self, *_):
+        await self.peers.close()
+        assert [t for t in asyncio.all_tasks() if t is not asyncio.current_task()] == []
+
+    async def hotkeys(self, at_least=1):
+        return [seat.hotkey for seat in await self.peers.present(at_least)]
+
+
+async def test_those_who_answer_are_present_and_the_others_noticed_once(monkeypatch):
+    async with Peers([MINERS[0], REFUSED, MINERS[1]], monkeypatch) as told:
+        assert await told.hotkeys() == [MINERS[0], MINERS[1]]
+        await asyncio.sleep(0.1)
+        assert await told.hotkeys() == [MINERS[0], MINERS[1]]
+        assert told.clients[1].introductions > 3
+        assert told.notices == ["127.0.0.1:9001: unreachable: connection refused; going on without it"]
+        assert told.records == {"127.0.0.1:9000": MINERS[0], "127.0.0.1:9002": MINERS[1]}
+
+
+async def test_who_comes_later_is_present_from_then_on(monkeypatch):
+    async with Peers([MINERS[0], REFUSED], monkeypatch) as told:
+        assert await told.hotkeys() == [MINERS[0]]
+        told.clients[1].shows = MINERS[1]
+        assert await told.hotkeys(at_least=2) == [MINERS[0], MINERS[1]]
+
+
+async def test_nobody_in_time_is_one_line_that_says_why(monkeypatch):
+    async with Peers([REFUSED, Refused(Reason.FORWARDED, "a proxy")], monkeypatch) as told:
+        with pytest.raises(NoMinersError) as caught:
+            await told.hotkeys()
+    assert str(caught.value) == (
+        "no miner answered within 0.3 s (127.0.0.1:9000: unreachable: connection refused; "
+        "127.0.0.1:9001: forwarded: a proxy); start miners first"
+    )
+
+
+async def test_too_few_in_time(monkeypatch):
+    async with Peers([MINERS[0], None], monkeypatch) as told:
+        with pytest.raises(NoMinersError, match=r"1 of 2 miners answered within 0\.3 s"):
+            await told.hotkeys(at_least=2)
+        assert await told.hotkeys() == [MINERS[0]]  # one that never answers holds nobody up for longer than that
+
+
+async def test_one_hotkey_at_two_axons_is_one_miner(monkeypatch):
+    async with Peers([MINERS[0], MINERS[0]], monkeypatch) as told:
+        assert await told.hotkeys() == [MINERS[0]]
+        assert told.notices == [
+            f"127.0.0.1:9001: duplicate_hotkey: {MINERS[0]} is already at 127.0.0.1:9000; going on without it"
+        ]
+
+
+@pytest.mark.parametrize("accept_new", [False, True])
+async def test_another_key_than_the_recorded_one(monkeypatch, accept_new):
+    recorded = {"127.0.0.1:9000": MINERS[0]}
+    async with Peers([MINERS[1], MINERS[2]], monkeypatch, recorded=recorded, accept_new=accept_new) as told:
+        assert await told.hotkeys() == [MINERS[1]] * accept_new + [MINERS[2]]
+        assert [("key_changed" in notice) for notice in told.notices] == [True] * (not accept_new)
+        assert told.records.get("127.0.0.1:9000") == (MINERS[1] if accept_new else None)
+
+
+async def test_what_ends_a_task_in_the_background_ends_the_run(monkeypatch):
+    def full(*_):
+        raise DiskFullError("no space left")
+
+    async with Peers([MINERS[0]], monkeypatch, record=full) as told:
+        with pytest.raises(DiskFullError):
+            await told.hotkeys()
+
+
+# --- a round ---
+
+
+@pytest.fixture
+def tickets(corpus, config):
+    """A ticket for each seat."""
+    state = order_book(corpus, config).manifest.ref
+
+    def write(seats):
+        book = order_book(corpus, config)
+        return book.write(1, 0, "2" * 64, state, [(seat, slot) for slot, seat in enumerate(seats)])
+
+    return write
+
+
+def exchanges(monkeypatch, behaviours):
+    """Replace the exchange with a miner by (seconds, outcome of a ticket)."""
+
+    class ToldExchange:
+        def __init__(self, client, ticket, parcels, limits, traffic, lease):
+            self.ticket = ticket
+
+        async def run(self):
+            seconds, outcome = behaviours[self.ticket.seat.hotkey]
+            await asyncio.sleep(seconds)
+            return outcome(self.ticket)
+
+    monkeypatch.setattr(http_peers, "Exchange", ToldExchange)
+
+
+def fails(failure, answered=False):
+    return lambda ticket: Outcome(ticket, failure=failure, answered=answered)
+
+
+async def gather(told, tickets, deadline=5.0, quorum=1.0):
+    began = time.monotonic()
+    written = tickets(await told.peers.present(1))
+    outcomes = await told.peers.gather(written, {}, deadline=deadline, quorum=quorum)
+    assert [outcome.ticket for outcome in outcomes] == written
+    return outcomes, time.monotonic() - began
+
+
+async def test_all_answers_end_a_round_before_its_deadline(monkeypatch, tickets):
+    exchanges(monkeypatch, {MINERS[0]: (0.05, answer), MINERS[1]: (0.0, fails(Refused(Reason.BUSY)))})
+    async with Peers(MINERS[:2], monkeypatch) as told:
+        outcomes, seconds = await gather(told, tickets)
+        assert outcomes[0].answer is not None
+        assert outcomes[1].failure.reason is Reason.BUSY
+        assert seconds < 2
+
+
+async def test_the_deadline_makes_the_rest_late_and_calls_their_work_off(monkeypatch, tickets):
+    exchanges(monkeypatch, {MINERS[0]: (0.0, answer), MINERS[1]: (60, answer)})
+    async with Peers(MINERS[:2], monkeypatch) as told:
+        outcomes, seconds = await gather(told, tickets, deadline=0.2)
+        assert outcomes[0].answer is not None
+        assert (outcomes[1].failure.reason, outcomes[1].failure.culprit) == (Reason.LATE, Culprit.MINER)
+        assert 0.2 <= seconds < 2
+        await asyncio.sleep(0.01)
+        assert told.clients[1].cancelled == [outcomes[1].ticket.work_id]
+        assert await told.hotkeys() == MINERS[:2]  # late is not gone
+
+
+async def test_a_quorum_of_answers_ends_the_wait(monkeypatch, tickets):
+    behaviours = {MINERS[0]: (0.0, answer), MINERS[1]: (0.05, answer), MINERS[2]: (60, answer)}
+    exchanges(monkeypatch, behaviours)
+    async with Peers(MINERS[:3], monkeypatch) as told:
+        outcomes, seconds = await gather(told, tickets, quorum=0.5)
+        assert [outcome.answer is not None for outcome in outcomes] == [True, True, False]
+        assert seconds < 2
+
+
+async def test_failures_are_no_part_of_a_quorum(monkeypatch, tickets):
+    behaviours = {
+        MINERS[0]: (0.0, fails(Refused(Reason.BUSY))),
+        MINERS[1]: (0.0, fails(REFUSED)),
+        MINERS[2]: (0.1, answer),
+    }
+    exchanges(monkeypatch, behaviours)
+    async with Peers(MINERS[:3], monkeypatch) as told:
+        outcomes, _ = await gather(told, tickets, quorum=0.3)
+        assert [outcome.answer is not None for outcome in outcomes] == [False, False, True]
+
+
+ABSENT = [
+    (REFUSED, False, True),
+    (Refused(Reason.WRONG_RECEIVER, "request is for another"), False, True),
+    (Refused(Reason.WRONG_RECEIVER, "its answer names another", Culprit.MINER), True, False),
+    (Refused(Reason.BUSY), False, False),
+    (NetworkError(Reason.CUT_OFF), False, False),
+]
+
+
+@pytest.mark.parametrize(("failure", "answered", "lost"), ABSENT)
+async def test_who_is_gone_or_somebody_else_is_introduced_again(monkeypatch, tickets, failure, answered, lost):
+    exchanges(monkeypatch, {MINERS[0]: (0.0, fails(failure, answered)), MINERS[1]: (0.0, answer)})
+    async with Peers(MINERS[:2], monkeypatch) as told:
+        written = tickets(await told.peers.present(2))
+        told.clients[0].shows = MINERS[2]  # by now somebody else
+        before = told.clients[0].introductions
+        await told.peers.gather(written, {}, deadline=1.0, quorum=1.0)
+        await asyncio.sleep(0.05)
+        assert (told.clients[0].introductions > before) == lost
+        assert await told.hotkeys() == ([] if lost else [MINERS[0]]) + [MINERS[1]]
+        assert any("key_changed" in notice for notice in told.notices) == lost
+
+
+async def test_a_stop_takes_every_exchange_with_it(monkeypatch, tickets):
+    exchanges(monkeypatch, dict.fromkeys(MINERS[:2], (60, answer)))
+    async with Peers(MINERS[:2], monkeypatch) as told:
+        task = asyncio.create_task(gather(told, tickets))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+# --- receipts ---
+
+
+async def test_receipts_go_to_those_present_and_a_failure_is_a_notice(monkeypatch, tickets):
+
+    async with Peers([MINERS[0], MINERS[1], REFUSED], monkeypatch) as told:
+        await told.peers.present(2)
+        told.clients[1].refuses_receipts = NetworkError(Reason.CUT_OFF, "gone")
+        receipts = {
+            hotkey: Receipt(
+                run_id="1" * 64,
+                round=1,
+                sender=SIGNER.hotkey,
+                receiver=hotkey,
+                work_id="2" * 64,
+                status="admitted",
+                applied=True,
+                model="3" * 64,
+                ledger_head="4" * 64,
+            )
+            for hotkey in MINERS[:3]
+        }
+        told.peers.deliver(receipts)
+        await asyncio.sleep(0.05)
+        (envelope,) = told.clients[0].receipts
+        assert (envelope.kind, decode(envelope.payload, Receipt)) == ("receipt", receipts[MINERS[0]])
+        assert told.clients[2].receipts == []
+        assert "127.0.0.1:9001: receipt of round 1 not delivered (cut_off: gone)" in told.notices

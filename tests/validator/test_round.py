@@ -1,0 +1,182 @@
+"""A whole round without sockets: what is written of it, what it refuses, what a stop leaves behind."""
+
+import asyncio
+import json
+import threading
+
+import pytest
+import torch
+
+from fedgpt2.errors import Culprit, Reason, Refused, SetupError
+from fedgpt2.network.loop import Stop
+from fedgpt2.protocol.messages import Receipt, decode, encode
+from fedgpt2.validator.patience import Stopped
+from fedgpt2.validator.round import run_round, seat_slots
+from fedgpt2.validator.training import Training
+
+from .conftest import MINERS, answer, gone, liar, nan, with_settings
+
+# DESIGN §2, and what this version adds.
+ROW = {"round", "parent", "model", "applied", "reason", "train_loss", "val_loss", "lr", "tokens", "seconds", "bytes"}
+ROW |= {"miners"} | {"norm"}
+SECONDS = {"total", "send", "wait", "receive", "admit", "rank", "aggregate", "step", "checkpoint"}
+SECONDS |= {"snapshot", "evaluate"}
+MINER = {"hotkey", "axon", "status", "fault", "reason", "claimed_loss", "tokens", "seconds", "bytes_down", "bytes_up"}
+MINER |= {"norm", "score", "rating", "weight"} | {"detail"}
+
+
+def good(value):
+    return lambda ticket: answer(ticket, value)
+
+
+MIXED = dict(zip(MINERS, (good(1e-3), nan, good(2e-3), gone), strict=False))
+
+
+async def test_a_round_has_exactly_the_names_of_the_design(running, config):
+    with running(config, MIXED) as run:
+        rows = [await run_round(run, number, 0, Stop()) for number in (1, 2, 3)]
+        lines = [json.loads(line) for line in run.directory.journal.path.read_text().splitlines()]
+    assert json.loads(json.dumps(rows)) == lines
+    for number, row in enumerate(lines, 1):
+        assert set(row) == ROW | ({"initial_val_loss"} if number == 1 else set())
+        assert set(row["seconds"]) == SECONDS
+        assert set(row["bytes"]) == {"down", "up"}
+        assert len(row["miners"]) == 4
+        assert all(set(miner) == MINER for miner in row["miners"])
+    assert [row["val_loss"] is not None for row in lines] == [False, True, True]  # every 2nd, and the last
+    assert [row["parent"] for row in lines[1:]] == [row["model"] for row in lines[:2]]
+
+
+async def test_the_same_names_when_nobody_is_admitted(running, config):
+    with running(config, {MINERS[0]: nan, MINERS[1]: liar}) as run:
+        row = await run_round(run, 1, 0, Stop())
+        assert run.directory.ledger.admitted(1, 0) == []
+    assert set(row) == ROW | {"initial_val_loss"}
+    assert set(row["seconds"]) == SECONDS
+    assert (row["applied"], row["reason"], row["lr"], row["norm"], row["tokens"]) == (False, "too_few", 0.0, None, 0)
+    assert row["model"] == row["parent"]
+
+
+async def test_tokens_and_weights_are_those_assigned_whatever_is_claimed(running, config):
+    with running(config, MIXED) as run:
+        row = await run_round(run, 1, 0, Stop())
+        before = Training(config, torch.device("cpu")).weights
+        moved = (run.training.weights.flat - before.flat).abs().max()
+    shares = {miner["hotkey"]: miner for miner in row["miners"]}
+    assert [shares[hotkey]["status"] for hotkey in MINERS[:4]] == ["admitted", "refused", "admitted", "failed"]
+    assert [shares[hotkey]["reason"] for hotkey in MINERS[:4]] == [None, "non_finite", None, "unreachable"]
+    assert [shares[hotkey]["fault"] for hotkey in MINERS[:4]] == [None, "MINER", None, "NETWORK"]
+    assert [shares[hotkey]["weight"] for hotkey in MINERS[:4]] == [0.5, 0.0, 0.5, 0.0]
+    assert [shares[hotkey]["tokens"] for hotkey in MINERS[:4]] == [256, 0, 256, 0]
+    assert [shares[hotkey]["claimed_loss"] for hotkey in MINERS[:4]] == [9.5, 9.5, 9.5, None]
+    assert row["tokens"] == 512
+    assert row["bytes"]["down"] == 300
+    assert moved > 0
+
+
+async def test_every_miner_with_an_order_gets_a_receipt_after_the_commit(running, config):
+    with running(config, MIXED) as run:
+        row = await run_round(run, 1, 0, Stop())
+        (receipts,) = run.peers.receipts
+        (tickets,) = run.peers.tickets
+        head = run.directory.ledger.head
+    assert set(receipts) == set(MINERS[:4])
+    for ticket in tickets:
+        receipt = receipts[ticket.seat.hotkey]
+        assert decode(encode(receipt), Receipt) == receipt
+        assert (receipt.sender, receipt.receiver) == (ticket.order.sender, ticket.seat.hotkey)
+        assert (receipt.round, receipt.work_id) == (1, ticket.work_id)
+        assert (receipt.applied, receipt.model, receipt.ledger_head) == (True, row["model"], head)
+    nan_receipt, lost_receipt = receipts[MINERS[1]], receipts[MINERS[3]]
+    assert (nan_receipt.status, nan_receipt.reason) == ("refused", "non_finite")
+    assert (nan_receipt.culprit, nan_receipt.detail) == (Culprit.MINER, "holds NaN or Inf")
+    assert (lost_receipt.status, lost_receipt.culprit, lost_receipt.weight) == ("failed", Culprit.NETWORK, 0.0)
+    assert (receipts[MINERS[0]].weight, receipts[MINERS[0]].tokens) == (0.5, 256)
+
+
+async def test_the_admitted_set_is_committed_before_the_step(running, config, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt  # as good as a power cut
+
+    with running(config, MIXED) as run:
+        monkeypatch.setattr(Training, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            await run_round(run, 1, 0, Stop())
+        assert [a.hotkey for a in run.directory.ledger.admitted(1, 0)] == sorted([MINERS[0], MINERS[2]])
+        assert run.directory.ledger.last_round() == 0
+        assert run.peers.receipts == []
+
+
+async def test_a_step_that_is_refused_keeps_the_weights_and_says_why(running, config, monkeypatch):
+    def refused(*_):
+        raise Refused(Reason.NON_FINITE, "", Culprit.VALIDATOR)
+
+    with running(config, MIXED) as run:
+        monkeypatch.setattr(run.training.optimizer, "step", refused)
+        row = await run_round(run, 1, 0, Stop())
+    assert (row["applied"], row["reason"], row["model"]) == (False, "non_finite", row["parent"])
+    assert {miner["weight"] for miner in row["miners"]} == {0.0}
+
+
+async def test_each_miner_keeps_its_slot_and_those_over_the_last_have_none(running, config):
+    with running(config, dict.fromkeys(MINERS, good(1e-3))) as run:
+        seats = await run.peers.present(1)
+        assert [(slot, seat.hotkey) for seat, slot in seat_slots(run, seats)] == list(enumerate(MINERS[:4]))
+        again = seat_slots(run, seats[::-1])
+        assert [seat.hotkey for seat, _ in again] == MINERS[:4]
+
+
+class Blocked:
+    """A loss that takes until it is let go, the `nth` time it is measured."""
+
+    def __init__(self, monkeypatch, nth):
+        self.entered, self.go = threading.Event(), threading.Event()
+        calls, real = [], Training.loss
+
+        def loss(training, windows):
+            calls.append(1)
+            if len(calls) == nth:
+                self.entered.set()
+                self.go.wait(10)
+            return real(training, windows)
+
+        monkeypatch.setattr(Training, "loss", loss)
+
+
+async def stopped_while(blocked, run):
+    """The round, told to stop once the loss is being measured; the thread ends only afterwards."""
+    stop = Stop()
+    round_ = asyncio.create_task(run_round(run, 1, 0, stop))
+    assert await asyncio.to_thread(blocked.entered.wait, 10)
+    stop.set()
+    try:
+        return await asyncio.wait_for(round_, 5)
+    finally:
+        blocked.go.set()
+
+
+async def test_a_stop_while_a_loss_is_measured_before_the_step_changes_nothing(running, config, monkeypatch):
+    blocked = Blocked(monkeypatch, 1)
+    with running(config, MIXED) as run:
+        before = run.training.digest()
+        with pytest.raises(Stopped):
+            await stopped_while(blocked, run)
+        assert run.directory.ledger.last_round() == 0
+        assert run.training.digest() == before
+        assert run.peers.receipts == []
+
+
+async def test_a_stop_while_a_loss_is_measured_after_the_step_loses_that_loss_only(running, config, monkeypatch):
+    blocked = Blocked(monkeypatch, 3)
+    with running(with_settings(config, run={"eval_every": 1}), MIXED) as run:
+        row = await stopped_while(blocked, run)
+        assert (row["applied"], row["val_loss"]) == (True, None)
+        assert run.directory.ledger.last_round() == 1
+        assert [name for _, name in run.directory.ledger.checkpoints()] == ["round-000001"]
+
+
+async def test_weights_that_have_diverged_are_one_clear_line(running, config):
+    with running(config, MIXED) as run:
+        run.training.weights.flat[0] = float("inf")
+        with pytest.raises(SetupError, match="the loss is nan: training has diverged; start a run with a lower"):
+            await run_round(run, 1, 0, Stop())
