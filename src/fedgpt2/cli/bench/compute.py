@@ -34,6 +34,7 @@ _CANDIDATES = (
 _LIMITS = ("limit.bf16", "limit.fp32")
 _STEP_TOKENS = 256  # tokens of a training step: 200 steps of 124M take two to three minutes on two cores
 _STEP_LR = 3e-4
+_COMPARED = 4  # windows on which gradients are compared
 _BLOCK = 1 << 20  # values whose float64 copies exist at once when gradients are compared
 
 
@@ -117,14 +118,16 @@ def _compare(
     workers: Mapping[str, Worker], rows: Sequence[Row], shape: ModelShape, batch: Batch, steps: int, folder: Path
 ) -> list[Row]:
     """Add to each row how its gradient of real text agrees with the reference, before and after training."""
-    text = _text(batch.length, batch.count + steps * max(1, _STEP_TOKENS // batch.length))
-    np.save(folder / "text.npy", text[: batch.count])
+    compared = min(batch.count, _COMPARED)
+    text = _text(batch.length, compared + steps * max(1, _STEP_TOKENS // batch.length))
+    np.save(folder / "text.npy", text[:compared])
     extra = {row.name: dict(row.extra) for row in rows}
     stages = {"initial": str(folder / "initial.bin")}
     if steps:
-        np.save(folder / "steps.npy", text[batch.count :].reshape(steps, -1, batch.length + 1))
+        np.save(folder / "steps.npy", text[compared:].reshape(steps, -1, batch.length + 1))
         trained = str(folder / "trained.bin")
         workers["fedgpt2"]("train", path=str(folder / "steps.npy"), lr=_STEP_LR, to=trained)
+        _release(workers["fedgpt2"])
         stages["trained"] = trained
     for stage, weights in stages.items():
         reference = _gradient(workers[_REFERENCE], weights, folder)
