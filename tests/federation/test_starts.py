@@ -14,6 +14,15 @@ def test_miners_first(federation, miners):
     assert validator.lines("3 rounds in")
 
 
+def test_weights_and_gradients_in_half_the_bytes(federation, miners):
+    validator = federation.validator(miners, "--codec.state", "bf16", "--codec.gradient", "bf16", rounds=2)
+    validator.ended()
+    first, second = federation.rows()
+    assert second["parent"] == first["model"] != first["parent"]
+    assert all(m["status"] == "admitted" for row in (first, second) for m in row["miners"])
+    assert second["bytes"]["up"] < 2 * 2.1 * 811_712
+
+
 def test_the_founding_commands_validator_first(federation):
     """As in README, on a CPU, on the embedded text, as people start them."""
     here = ("--device", "cpu", "--data.source", "sample")

@@ -1,0 +1,89 @@
+"""Weights as the optimizer moves them and as miners hold them."""
+
+import pytest
+import torch
+
+from fedgpt2 import codec
+from fedgpt2.errors import CheckpointError
+from fedgpt2.ledger.checkpoints import Checkpoint
+from fedgpt2.model.state import FlatState
+from fedgpt2.protocol.digests import blob_digest, model_digest
+from fedgpt2.protocol.tensors import read_header
+from fedgpt2.validator.training import Training
+
+from .conftest import with_settings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def training(config, request):
+    return Training(with_settings(config, codec={"state": request.param}), CPU)
+
+
+def moved(training, steps=2):
+    """The training after some steps along a fixed direction."""
+    for number in range(1, steps + 1):
+        update = training.weights.empty_like()
+        update.flat.normal_(generator=torch.Generator().manual_seed(number))
+        training.step(update, number, 0)
+    return training
+
+
+def received(training, snapshot):
+    """What a miner has after reading the snapshot."""
+    schema = training.config.model.shape.schema()
+    which = codec.get(snapshot.parcel.ref.codec)
+    header, data = snapshot.parcel.header, snapshot.parcel.data
+    assert snapshot.parcel.ref.digest == blob_digest(header, data)
+    assert snapshot.parcel.ref.length == len(header) + data.nbytes
+    return FlatState(schema, which.decode(read_header(header[8:], schema, which.dtype), schema, data))
+
+
+def test_the_parent_of_a_round_is_what_miners_hold(training):
+    for _ in range(2):
+        snapshot = training.snapshot()
+        theirs = received(training, snapshot)
+        assert snapshot.model == training.digest() == model_digest(theirs.schema, theirs.memory())
+        own = training.weights.flat
+        assert torch.equal(theirs.flat, own.bfloat16().float() if training.codec.name == "bf16" else own)
+        moved(training)
+
+
+def test_a_step_moves_the_weights_kept_in_full_and_so_the_digest(training):
+    before, digest = training.weights.flat.clone(), training.digest()
+    moved(training, 1)
+    assert training.digest() != digest
+    assert not torch.equal(training.weights.flat, before)
+
+
+def test_the_loss_is_that_of_the_broadcast_weights(training, corpus):
+    windows = corpus.report(b"k" * 32, 4)
+    moved(training)
+    loss = training.loss(windows)
+    twin = Training(with_settings(training.config, codec={"state": "fp32"}), CPU)
+    twin.weights.copy_(received(training, training.snapshot()))
+    assert twin.loss(windows) == loss
+
+
+def test_a_continuation_is_bit_identical(training):
+    kept = moved(training).capture({"round": 2})
+    copy = Checkpoint(
+        {name: tensor.clone() for name, tensor in kept.model.items()},
+        {name: tensor.clone() for name, tensor in kept.optimizer.items()},
+        kept.state,
+    )
+    again = Training(training.config, CPU)
+    again.restore(lambda model, optimizer: copy)
+    assert again.digest() == training.digest()
+    for each in (training, again):
+        moved(each)
+    assert torch.equal(again.weights.flat, training.weights.flat)
+    assert again.snapshot().parcel.ref == training.snapshot().parcel.ref
+
+
+def test_weights_that_are_not_those_the_state_names_are_refused(training):
+    kept = moved(training).capture({"round": 2})
+    wrong = Checkpoint(kept.model, kept.optimizer, {**kept.state, "model": "0" * 64})
+    with pytest.raises(CheckpointError, match="not those its state names"):
+        Training(training.config, CPU).restore(lambda model, optimizer: wrong)
