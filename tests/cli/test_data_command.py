@@ -107,7 +107,7 @@ def test_slots_without_text_are_counted(serve, tmp_path: Path, capsys: pytest.Ca
     [
         (["data"], 2, ""),
         (["data", "look"], 2, "unknown action look; one of verify, prefetch, show"),
-        (["data", "verifi"], 2, "did you mean verify?"),
+        (["data", "prefetc"], 2, "did you mean prefetch?"),
         (["data", "show"], 2, "two whole numbers are needed"),
         (["data", "show", "3", "-1"], 2, "two whole numbers are needed"),
         (["data", "show", "3", "x"], 2, "two whole numbers are needed"),
