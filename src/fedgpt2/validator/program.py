@@ -35,6 +35,7 @@ from fedgpt2.validator.training import Training
 
 __all__ = ["run_validator"]
 
+RULES = ("mean",)
 _UNIGRAM_PAGES = 2000  # about a second of tokenising
 
 
@@ -45,7 +46,7 @@ async def run_validator(config: ValidatorConfig, stop: Stop, observer: Observer)
     """
     device = prepare(config.device, config.run.threads)
     addresses = _addresses(config)
-    codec.get(config.codec.state), codec.get(config.codec.gradient)
+    _check_names(config)
     try:
         return await _train(config, device, addresses, stop, observer)
     except Stopped:
@@ -103,6 +104,15 @@ def _addresses(config: ValidatorConfig) -> list[Address]:
         raise UsageError("--axons names an address twice")
     require_pins(addresses)
     return addresses
+
+
+def _check_names(config: ValidatorConfig) -> None:
+    """What a run names and this version does not know is found before anything is opened."""
+    for flag, name in (("--codec.state", config.codec.state), ("--codec.gradient", config.codec.gradient)):
+        if name not in codec.NAMES:
+            raise UsageError(f"{flag} {name}: no such codec; one of {', '.join(codec.NAMES)}")
+    if config.aggregation.rule not in RULES:
+        raise UsageError(f"--aggregation.rule {config.aggregation.rule}: no such rule; one of {', '.join(RULES)}")
 
 
 def _check_sequence(config: ValidatorConfig, manifest: Manifest) -> None:
