@@ -16,10 +16,11 @@ __all__ = ["gram", "norm"]
 
 _VALUES = 1 << 21  # of all rows of a block together: 8 MiB, so that it stays in the cache between copy and product
 _SHORTEST = 1 << 12  # values a block of each row, however many rows there are
+_PRODUCT = 1 << 16  # values of each row whose fp32 products are one sum, right to 2e-6
 _NORM_BLOCK = 1 << 18
 _LARGEST = 50  # binary exponent of the longest norm multiplied as it is: squares are then far below fp32's 2^128
 _COMMON = 40  # and of a typical norm, either way: squares of its parts are then far above fp32's 2^-126
-_CLOSE = 0.1  # a centre this much further from the others than the best one costs two digits of the distances
+_NEAR = 0.1  # of the typical norm: where rows lie nearer to each other, sums about the origin are too coarse
 
 
 def norm(row: Float32[Tensor, " d"]) -> float:
@@ -36,8 +37,9 @@ def norm(row: Float32[Tensor, " d"]) -> float:
 def gram(rows: Sequence[Float32[Tensor, " d"]], norms: Sequence[float]) -> Span:
     """The span of `rows` (on the CPU, in memory or mapped from files), whose norms are `norms`.
 
-    The centre is the row of median norm. Where that one proves to lie far from the rest (a sign flip of median norm,
-    when honest gradients nearly coincide), a second pass takes the row nearest to the others instead.
+    Inner products are taken about the origin. Where the rows then prove to lie near each other for their length, a
+    second pass takes them about the row nearest to most others, and distances are again right to 1e-5. (About the
+    mean, or a row of median norm, would be cheaper, and f flipped signs could spoil it.)
 
     Raises ValueError if there is no row, or a norm is not finite or does not belong to its row.
     """
@@ -45,11 +47,12 @@ def gram(rows: Sequence[Float32[Tensor, " d"]], norms: Sequence[float]) -> Span:
     if not len(rows) or len(rows) != len(lengths) or not np.isfinite(lengths).all():
         raise ValueError(f"need rows and a finite norm of each, got {len(rows)} rows and norms {list(norms)}")
     scales = _scales(lengths)
-    centre = int(np.argsort(lengths * scales, kind="stable")[(len(rows) - 1) // 2])
-    span = _span(rows, scales, centre)
+    span = _span(_products(rows, scales), scales)
     spread = np.median(span.distances(), axis=1)
-    best = int(np.argmin(spread))
-    return span if spread[best] >= _CLOSE * spread[centre] else _span(rows, scales, best)
+    central = int(np.argmin(spread))
+    if spread[central] >= _NEAR * np.median(lengths):
+        return span
+    return _span(_products(rows, scales, central), scales, central)
 
 
 def _scales(norms: Float64) -> Float64:
@@ -62,24 +65,24 @@ def _scales(norms: Float64) -> Float64:
     return scales
 
 
-def _span(rows: Sequence[Tensor], scales: Float64, centre: int) -> Span:
-    """The rows themselves as vectors, their inner products taken about row `centre`."""
-    products = _products(rows, scales, centre)
+def _span(products: Float64, scales: Float64, centre: int | None = None) -> Span:
+    """The rows themselves as vectors, from what `_products` says of them."""
     if not np.isfinite(products).all():
         raise ValueError("a row holds values that its norm does not tell of")
-    inner = np.zeros((len(rows) + 1, len(rows) + 1))
+    inner = np.zeros((len(scales) + 1, len(scales) + 1))
     inner[1:, 1:] = products
-    inner[0, 1:] = inner[1:, 0] = products[centre]
-    inner[centre + 1, :] = inner[:, centre + 1] = 0.0  # z of the centre itself
-    inner[0, 0] = products[centre, centre]
+    if centre is not None:
+        inner[0, 1:] = inner[1:, 0] = products[centre]
+        inner[centre + 1, :] = inner[:, centre + 1] = 0.0  # z of the centre itself
+        inner[0, 0] = products[centre, centre]
     return Span(inner, scales, np.diag(1.0 / scales))
 
 
-def _products(rows: Sequence[Tensor], scales: Float64, centre: int) -> Float64:
-    """Z Z^T, [n, n]; row `centre` of Z is r itself, the others are z_i = x_i - r.
+def _products(rows: Sequence[Tensor], scales: Float64, centre: int | None = None) -> Float64:
+    """Z Z^T, [n, n], of the scaled rows; with a centre its row of Z is r itself, the others are z_i = x_i - r.
 
-    fp32 products within a block, float64 sums across blocks. n rows and not n + 1: 16 of them multiply twice as fast
-    as 17.
+    Blocks as large as the cache takes, fp32 products of a piece of one, float64 sums across pieces. With r in the
+    place of its own zeros there are n rows and not n + 1: 16 of them multiply twice as fast as 17.
     """
     n, d = len(rows), rows[0].numel()
     size = min(d, max(_SHORTEST, _VALUES // n))
@@ -90,8 +93,10 @@ def _products(rows: Sequence[Tensor], scales: Float64, centre: int) -> Float64:
         block = torch.stack(parts, out=buffer[:, : len(parts[0])])
         if factors is not None:
             block *= factors
-        block[:centre] -= block[centre]
-        block[centre + 1 :] -= block[centre]
-        total += block @ block.T
+        if centre is not None:
+            block[:centre] -= block[centre]
+            block[centre + 1 :] -= block[centre]
+        for piece in torch.split(block, _PRODUCT, dim=1):
+            total += piece @ piece.T
     result: Float64 = total.numpy()
     return result

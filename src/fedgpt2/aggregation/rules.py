@@ -4,9 +4,10 @@ Weights are at least 0 and add up to 1, so that no aggregate is longer than the 
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedgpt2.aggregation.span import Float64, Span
 
@@ -16,6 +17,7 @@ _RELATIVE = 1e-6  # smoothing of distances, as a share of the median one: an abs
 _SETTLED = 1e-9  # largest change of a weight after which an iteration is done
 
 
+@runtime_checkable
 class SpanRule(Protocol):
     """A rule whose result is a combination of its inputs."""
 
@@ -41,9 +43,9 @@ class Krum:
     """
 
     def __call__(self, span: Span, f: int) -> Float64:
-        """One at the chosen vector."""
-        weights = np.zeros(span.m)
-        weights[np.argmin(_krum_scores(span, f))] = 1.0
+        """One at the chosen vector; two vectors, say, have the same score and share it."""
+        chosen = _least(_krum_scores(span, f))
+        weights: Float64 = chosen / np.count_nonzero(chosen)
         return weights
 
 
@@ -91,18 +93,17 @@ class GeometricMedian:
 
 @dataclass(frozen=True)
 class CenteredClipping:
-    """v <- v + (1 / m) sum_i (y_i - v) min(1, tau / |y_i - v|), from the vector nearest to most others.
+    """v <- v + (1 / m) sum_i (y_i - v) min(1, tau / |y_i - v|), from among the nearer half.
 
     Karimireddy, He, Jaggi, "Learning from History", 2021, arXiv 2012.10333, equation 3; tau is the median distance
-    from v, and v starts at a vector, for a mean to start from would be the attacker's.
+    from v, and v starts where `GeometricMedian` does, for a mean to start from would be the attacker's.
     """
 
     iterations: int = 5
 
     def __call__(self, span: Span, f: int) -> Float64:
         """Weights of the iterate."""
-        weights = np.zeros(span.m)
-        weights[np.argmin(np.median(span.distances(), axis=1))] = 1.0
+        weights = _nearer_half(span)
         for _ in range(self.iterations):
             distances = span.distances_to(weights)
             tau = float(np.median(distances))
@@ -124,7 +125,7 @@ def _krum_scores(span: Span, f: int) -> Float64:
 def _vertex(span: Span) -> Float64 | None:
     """One at the vector that is the geometric median, if one is: those at its place hold it against all others' pull.
 
-    Vardi, Zhang, "The multivariate L1-median and associated data depth", PNAS 97 (4), 2000, equation 2.6.
+    Vardi, Zhang, "The multivariate L1-median and associated data depth", PNAS 97 (4), 2000.
     """
     distances = span.distances()
     best = int(np.argmin(distances.sum(1)))
@@ -139,10 +140,18 @@ def _vertex(span: Span) -> Float64 | None:
 
 
 def _nearer_half(span: Span) -> Float64:
-    """Equal weights of the m // 2 + 1 vectors nearest to the one that is nearest to most."""
+    """Equal weights of the m // 2 + 1 vectors nearest to the one that is nearest to most; ties share.
+
+    More than half of the vectors lie around it, so at least one honest one: it is no further out than they spread.
+    """
     distances = span.distances()
-    central = np.argmin(np.median(distances, axis=1))
-    nearest = np.argsort(distances[central], kind="stable")[: span.m // 2 + 1]
-    weights = np.zeros(span.m)
-    weights[nearest] = 1.0 / len(nearest)
+    reach = np.median(distances, axis=1)
+    nearest = np.argsort(distances[_least(reach)], axis=1, kind="stable")[:, : span.m // 2 + 1]
+    weights: Float64 = np.bincount(nearest.ravel(), minlength=span.m) / nearest.size
     return weights
+
+
+def _least(values: Float64) -> NDArray[np.bool_]:
+    """Where the smallest value is, ties included: so that no order of contributions decides."""
+    least: NDArray[np.bool_] = values <= values.min() * (1.0 + _SETTLED)
+    return least

@@ -22,10 +22,10 @@ class Span:
     """m vectors y = mixing @ x over n scaled contributions x, with the inner products of the x.
 
     x_i is scales[i], a power of two, times contribution i: 1 but for norms whose squares fp32 cannot hold.
-    Inner products are kept about a centre r, one of the x: `inner[0, 0]` is <r, r>, `inner[0, 1:]` is <r, z_i>,
-    `inner[1:, 1:]` is <z_i, z_j> with z_i = x_i - r. Distances then do not suffer from what all x share: where
-    updates are 1e-4 of what they are added to, squared distances from fp32 sums about the origin are 126x off,
-    about a centre 5e-7.
+    Inner products are kept about a centre r, one of the x or the origin: `inner[0, 0]` is <r, r>, `inner[0, 1:]` is
+    <r, z_i>, `inner[1:, 1:]` is <z_i, z_j> with z_i = x_i - r, all 0 for the centre itself. Distances then do not
+    suffer from what all x share: where updates are 1e-4 of what they are added to, squared distances from fp32 sums
+    about the origin are 126x off, about a centre 1e-5.
     """
 
     inner: Float64  # [n + 1, n + 1]
@@ -51,7 +51,7 @@ class Span:
         about = _about(self.mixing - self.mixing[middle])
         products = about @ self.inner @ about.T
         squares = np.diagonal(products)
-        apart = squares[:, None] + squares[None, :] - products - products.T
+        apart = squares[:, None] + squares[None, :] - (products + products.T)
         np.fill_diagonal(apart, 0.0)
         distances: Float64 = np.sqrt(np.maximum(apart, 0.0))
         return distances

@@ -4,7 +4,7 @@ Every stage takes f, the number of vectors that may be hostile, and the seed of 
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from fedgpt2.aggregation.span import Float64, Span
 __all__ = ["ARC", "NNM", "Bucketing", "NormClip", "Stage", "shrink"]
 
 
+@runtime_checkable
 class Stage(Protocol):
     """A pre-aggregation."""
 

@@ -1,0 +1,237 @@
+"""What f liars who know every honest gradient, and each other, can send instead of their own.
+
+Pure functions `(honest, f, rng, …) -> hostile`, but for what they draw from rng. All but `gaussian`, `opt_ipm` and
+`opt_alie` give f equal rows, which count as one vote; liars who want all of theirs send them `apart`.
+
+Letters: h honest gradients, f hostile ones, d parameters.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from types import MappingProxyType
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "Defence",
+    "alie",
+    "apart",
+    "gaussian",
+    "ipm",
+    "mimic",
+    "min_max",
+    "opt_alie",
+    "opt_ipm",
+    "scale",
+    "sign_flip",
+    "zero",
+]
+
+Defence = Callable[[Float32[Tensor, "n d"], int], Float32[Tensor, " d"]]  # rows, f -> their aggregate
+
+_EVALUATIONS = 20  # of the defence, in a line search
+_COARSE = 0.6  # of them, over the whole range; the others close in on the best
+_HALVINGS = 20  # of an interval: six digits
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """What f liars send."""
+
+    def __call__(self, honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, "f d"]:
+        """f rows, from all honest ones."""
+        ...
+
+
+def sign_flip(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, "f d"]:
+    """-mean.
+
+    Li, Xu, Chen, Giannakis, Ling, "RSA: Byzantine-Robust Stochastic Aggregation", 2019, arXiv 1811.03761.
+    """
+    return _same(-honest.mean(0), f)
+
+
+def ipm(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator, strength: float = 0.5) -> Float32[Tensor, "f d"]:
+    """Inner product manipulation: -strength mean.
+
+    Xie, Koyejo, Gupta, "Fall of Empires: Breaking Byzantine-tolerant SGD by Inner Product Manipulation", 2019,
+    arXiv 1903.03936: weak ones (0.1, 0.5) slip past rules of distance, strong ones (100) turn means.
+    """
+    return _same(honest.mean(0) * -strength, f)
+
+
+def alie(
+    honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator, strength: float | None = None
+) -> Float32[Tensor, "f d"]:
+    """A little is enough: mean + strength std, coordinate by coordinate; negative strengths aim the other way.
+
+    Baruch, Baruch, Goldberg, "A Little Is Enough: Circumventing Defenses For Distributed Learning", 2019,
+    arXiv 1902.06156. By default the paper's z_max: the quantile of a normal variable at
+    (n - f - s) / (n - f), s = floor(n / 2 + 1) - f supporters being needed for a majority.
+    """
+    return _same(honest.mean(0) + (_z_max(len(honest), f) if strength is None else strength) * _std(honest), f)
+
+
+def opt_ipm(
+    honest: Float32[Tensor, "h d"],
+    f: int,
+    rng: torch.Generator,
+    defence: Defence,
+    evaluations: int = _EVALUATIONS,
+) -> Float32[Tensor, "f d"]:
+    """`ipm` of the strength that moves the aggregate of `defence` furthest from the honest mean, sent `apart`.
+
+    After González, Guerraoui, Pinot, Rizk, Stephan, Taïani, "ByzFL", 2025, arXiv 2505.24802, whose steps double while
+    they gain, and so run past the weak strengths that robust rules let through; here a coarse search comes first.
+    """
+    mean = honest.mean(0)
+    search = _Search(honest, f, rng, defence)
+    return search.furthest(lambda strength: mean * -strength, evaluations, between=(0.1, 100.0))[1]
+
+
+def opt_alie(
+    honest: Float32[Tensor, "h d"],
+    f: int,
+    rng: torch.Generator,
+    defence: Defence,
+    evaluations: int = _EVALUATIONS,
+) -> Float32[Tensor, "f d"]:
+    """`alie` of the strength, of either sign, that moves the aggregate furthest (search as in `opt_ipm`)."""
+    mean, std = honest.mean(0), _std(honest)
+    search = _Search(honest, f, rng, defence)
+    up = search.furthest(lambda strength: mean + strength * std, evaluations // 2, between=(0.25, 8.0))
+    down = search.furthest(lambda strength: mean - strength * std, evaluations - evaluations // 2, between=(0.25, 8.0))
+    return max(up, down, key=lambda found: found[0])[1]
+
+
+def min_max(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, "f d"]:
+    """mean - gamma std, with the largest gamma at which no honest gradient is further away than two are apart.
+
+    Shejwalkar, Houmansadr, "Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for Federated
+    Learning", NDSS 2021 (AGR-agnostic, inverse standard deviation).
+    """
+    mean, std = honest.mean(0), _std(honest)
+    limit = float(torch.cdist(honest, honest, compute_mode="donot_use_mm_for_euclid_dist").max())
+    low, high = 0.0, 2.0 * limit / max(float(std.norm()), torch.finfo(torch.float32).tiny)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        reaches = float((honest - (mean - middle * std)).norm(dim=1).max()) <= limit
+        low, high = (middle, high) if reaches else (low, middle)
+    return _same(mean - low * std, f)
+
+
+def mimic(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, "f d"]:
+    """What one honest miner sends: the one furthest out along the direction in which honest gradients differ most.
+
+    Karimireddy, He, Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", 2022,
+    arXiv 2006.09365; the direction is exact here, not an estimate over rounds.
+    """
+    apart = honest - honest.mean(0)
+    _, directions = torch.linalg.eigh((apart @ apart.T).double())
+    return _same(honest[int(directions[:, -1].abs().argmax())], f)
+
+
+def gaussian(
+    honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator, strength: float = 1.0
+) -> Float32[Tensor, "f d"]:
+    """Noise that is `strength` times as long as an honest gradient, independent from liar to liar."""
+    return _noise(f, honest.shape[1], rng) * (strength * _typical(honest))
+
+
+def zero(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, "f d"]:
+    """Nothing: a free rider."""
+    return torch.zeros(f, honest.shape[1])
+
+
+def scale(
+    honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator, strength: float = 1e6
+) -> Float32[Tensor, "f d"]:
+    """strength mean: the right direction, out of all proportion."""
+    return _same(honest.mean(0) * strength, f)
+
+
+def apart(
+    hostile: Float32[Tensor, "f d"], honest: Float32[Tensor, "h d"], rng: torch.Generator, by: float = 0.25
+) -> Float32[Tensor, "f d"]:
+    """`hostile` with noise `by` times as long as each row or as a typical honest one, whichever is shorter.
+
+    Enough not to be taken for copies of each other, little enough to change nothing else.
+    """
+    lengths: Tensor = hostile.norm(dim=1, keepdim=True).clamp(max=_typical(honest))
+    return hostile + _noise(len(hostile), hostile.shape[1], rng) * (by * lengths)
+
+
+ATTACKS: Mapping[str, Attack] = MappingProxyType(
+    {
+        "sign_flip": sign_flip,
+        "ipm": ipm,
+        "alie": alie,
+        "min_max": min_max,
+        "mimic": mimic,
+        "gaussian": gaussian,
+        "zero": zero,
+        "scale": scale,
+    }
+)  # those that need no knowledge of the defence
+
+
+def _same(row: Tensor, f: int) -> Tensor:
+    return row.expand(f, -1).clone()
+
+
+def _noise(f: int, d: int, rng: torch.Generator) -> Tensor:
+    """f rows of independent noise, each about 1 long."""
+    noise: Tensor = torch.randn(f, d, generator=rng)
+    return noise.div_(max(d, 1) ** 0.5)
+
+
+def _std(honest: Tensor) -> Tensor:
+    return honest.std(0, correction=min(1, len(honest) - 1))
+
+
+def _typical(honest: Tensor) -> float:
+    return float(honest.norm(dim=1).median())
+
+
+def _z_max(h: int, f: int) -> float:
+    """Strength at which as many honest values as a majority needs are still expected beyond the liars'."""
+    n = h + f
+    supporters = n // 2 + 1 - f
+    share = min(max((h - supporters) / h, 1e-3), 1 - 1e-3)
+    return NormalDist().inv_cdf(share)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Trials of a defence that the liars can run themselves."""
+
+    honest: Tensor
+    f: int
+    rng: torch.Generator
+    defence: Defence
+
+    def furthest(
+        self, row: Callable[[float], Tensor], evaluations: int, between: tuple[float, float]
+    ) -> tuple[float, Tensor]:
+        """The most damage of f rows near row(x), over x in a range searched by ratios, and those rows."""
+        coarse = max(2, round(_COARSE * evaluations))
+        step = (between[1] / between[0]) ** (1.0 / (coarse - 1))
+        strengths = [between[0] * step**i for i in range(coarse)]
+        tried = {x: self._trial(row(x)) for x in strengths}
+        while len(tried) < evaluations:
+            best, step = max(tried, key=lambda x: tried[x][0]), step**0.5
+            for x in (best * step, best / step)[: evaluations - len(tried)]:
+                tried[x] = self._trial(row(x))
+        return max(tried.values(), key=lambda found: found[0])
+
+    def _trial(self, row: Tensor) -> tuple[float, Tensor]:
+        """How far the aggregate lies from the honest mean, and what was sent."""
+        hostile = apart(_same(row, self.f), self.honest, self.rng)
+        aggregate = self.defence(torch.cat([self.honest, hostile]), self.f)
+        return float((aggregate - self.honest.mean(0)).norm()), hostile
