@@ -18,6 +18,7 @@ _PARENT_DIES = 1  # linux/prctl.h: PR_SET_PDEATHSIG
 def _become() -> None:
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGKILL)  # nothing outlives a test run that is killed
+    os.closerange(3, 1024)  # among them what keeps the parent alive for as long as anybody holds it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for descriptor, path in enumerate((os.devnull, ORDERS["stdout"], ORDERS["stderr"])):
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
