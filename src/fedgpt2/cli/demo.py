@@ -126,7 +126,7 @@ def _show(lines: list[bytes], observer: Observer, board: Board) -> None:
 
 @contextmanager
 def _interrupts() -> Iterator[None]:
-    """SIGTERM and SIGHUP end us as Ctrl-C does, children first."""
+    """SIGTERM and SIGHUP end us as Ctrl-C does, children first; Ctrl-C too where a script's shell had it ignored."""
     before = {number: signal.signal(number, signal.default_int_handler) for number in _SIGNALS}
     try:
         yield
@@ -135,4 +135,4 @@ def _interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else (signal.SIGTERM,)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if os.name == "posix" else ()))
