@@ -31,6 +31,7 @@ bench: $(TEST_STAMP)
 	$(BIN)/fedgpt2 bench transport $(ARGS)
 	$(BIN)/fedgpt2 bench compute $(ARGS)
 	$(BIN)/fedgpt2 bench round $(ARGS)
+	$(BIN)/fedgpt2 bench aggregation $(ARGS)
 
 docs: $(RUN_STAMP)
 	$(BIN)/python scripts/write_settings.py

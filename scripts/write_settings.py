@@ -23,6 +23,7 @@ PROGRAMS: Mapping[str, type] = {
     "data prefetch": Prefetch,
     "data show": Show,
     "bench transport": Bench,
+    "bench aggregation": Bench,
     "bench round": RoundBench,
     "bench compute": ComputeBench,
     "bench data": DataBench,

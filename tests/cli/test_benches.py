@@ -40,7 +40,10 @@ def test_every_bench_takes_what_it_is_given(name: str) -> None:
 
 def test_a_bench_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.main(["bench", "nothing"]) == 2
-    assert capsys.readouterr().err == "fedgpt2 bench: unknown bench nothing; one of transport, compute, round, data\n"
+    assert (
+        capsys.readouterr().err
+        == "fedgpt2 bench: unknown bench nothing; one of transport, compute, round, aggregation, data\n"
+    )
     assert entry.main(["bench"]) == 2
     text = capsys.readouterr().out
     assert all(name in text for name in benches.BENCHES)

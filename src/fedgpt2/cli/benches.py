@@ -16,6 +16,7 @@ BENCHES: Mapping[str, str] = {
     "transport": "the state to miners and their gradients back, over loopback, without compute",
     "compute": "the gradient of one batch on this CPU",
     "round": "a whole round: send, compute, receive, admit, step",
+    "aggregation": "16 contributions into one gradient, by every rule",
     "data": "how fast pages become windows, against how fast a model uses them",
 }
 
@@ -77,4 +78,4 @@ def _present() -> list[str]:
 
 def _help() -> str:
     lines = ["usage: fedgpt2 bench NAME [--preset NAME] [--repeats N] [--json]", ""]
-    return "\n".join(lines + [f"  {name:10} {BENCHES[name]}" for name in _present()])
+    return "\n".join(lines + [f"  {name:12} {BENCHES[name]}" for name in _present()])

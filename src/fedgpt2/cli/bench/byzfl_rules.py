@@ -42,6 +42,7 @@ def byzfl_rules(f: int, clip: float, smoothing: float = 0.1, iterations: int = 3
         "krum": byzfl.Krum(f),
         "multi_krum": byzfl.MultiKrum(f),
         "geometric_median": median,
+        "nnm_geometric_median": lambda rows: median(nnm(rows)),
         "nnm_trimmed_mean": lambda rows: byzfl.TrMean(f)(nnm(rows)),
         "nnm_median": lambda rows: byzfl.Median()(nnm(rows)),
         "arc_nnm_trimmed_mean": lambda rows: byzfl.TrMean(f)(nnm(byzfl.ARC(f)(rows))),

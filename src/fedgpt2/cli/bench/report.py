@@ -24,12 +24,16 @@ __all__ = ["Row", "commit", "hardware", "interleave", "ratios", "report"]
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate: its times turn by turn (s), peak memory of its process (MB), and what else it shows."""
+    """One candidate: its times turn by turn (s), peak memory of its process (MB), and what else it shows.
+
+    Only rows of one `group` did the same work and are compared; a name may end in @ and a word for its group.
+    """
 
     name: str
     seconds: Sequence[float]
     peak_mb: float
     extra: Mapping[str, float | str] = field(default_factory=dict)
+    group: str = ""
 
     def as_json(self) -> dict[str, object]:
         """The row as JSON prints it."""
@@ -69,12 +73,16 @@ def interleave(
 
 
 def ratios(rows: Sequence[Row]) -> dict[str, float]:
-    """`a/b` for each ordered pair of rows with equally many turns: median of a's time over b's, by turn."""
-    return {
-        f"{a.name}/{b.name}": round(median(x / y for x, y in zip(a.seconds, b.seconds, strict=True)), 4)
-        for a, b in permutations(rows, 2)
-        if len(a.seconds) == len(b.seconds)
-    }
+    """`a/b` for each ordered pair of rows of a group with equally many turns: median of a's time over b's, by turn.
+
+    Names are without their group; of two pairs of the same names the one that comes first counts.
+    """
+    found: dict[str, float] = {}
+    for a, b in permutations(rows, 2):
+        if a.group == b.group and len(a.seconds) == len(b.seconds):
+            pair = "/".join(row.name.partition("@")[0] for row in (a, b))
+            found.setdefault(pair, round(median(x / y for x, y in zip(a.seconds, b.seconds, strict=True)), 4))
+    return found
 
 
 def hardware() -> str:
