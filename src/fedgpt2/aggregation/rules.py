@@ -82,9 +82,7 @@ class GeometricMedian:
         for _ in range(self.iterations):
             distances = span.distances_to(weights)
             smallest = _RELATIVE * float(np.median(distances))
-            if smallest == 0.0:  # most vectors are at this point: no other one is nearer to all
-                return weights
-            inverse = smallest / np.maximum(distances, smallest)
+            inverse = np.divide(smallest, distances, out=np.ones(span.m), where=distances > smallest)
             before, weights = weights, inverse / inverse.sum()
             if np.abs(weights - before).max() < _SETTLED:
                 break
