@@ -20,12 +20,13 @@ not hold them.
 
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from fedgpt2.data.manifest import Manifest
 from fedgpt2.data.pages import Pool
-from fedgpt2.data.permutation import Permutation, permutation
+from fedgpt2.data.permutation import Permutation
 from fedgpt2.data.tokens import Tokens, page_windows, window_count
 from fedgpt2.errors import EmptyShareError, Reason, Refused, UsageError
 from fedgpt2.types import Digest
@@ -60,7 +61,7 @@ def assigned_page(manifest: Manifest, round: int, slot: int, j: int) -> int:
 def page_of(manifest: Manifest, epoch: int, counter: int) -> int:
     """Page of the assign pool behind a counter of an epoch."""
     run, place = divmod(counter, manifest.run)
-    runs = permutation(_label(manifest, "pages", epoch), manifest.pools[Pool.ASSIGN] // manifest.run)
+    runs = _runs(manifest.digest(), manifest.seed, epoch, manifest.pools[Pool.ASSIGN] // manifest.run)
     return runs(run) * manifest.run + place
 
 
@@ -71,7 +72,7 @@ def slice_windows(manifest: Manifest, round: int, j: int, page: int, count: int)
     if low == high:
         return ()
     epoch = round // manifest.span // manifest.epoch_spans
-    order = Permutation(_label(manifest, "windows", epoch, page), count)
+    order = Permutation(_label(manifest.digest(), manifest.seed, "windows", epoch, page), count)
     return tuple(order(place) for place in range(low, high))
 
 
@@ -154,7 +155,13 @@ def _wrong(detail: str) -> Refused:
     return Refused(Reason.WRONG_ASSIGNMENT, detail)
 
 
-def _label(manifest: Manifest, use: str, epoch: int, page: int | None = None) -> bytes:
+@lru_cache(maxsize=8)
+def _runs(manifest: Digest, seed: int, epoch: int, size: int) -> Permutation:
+    """The permutation of the runs of an epoch; the last few are kept, since one serves many rounds."""
+    return Permutation(_label(manifest, seed, "pages", epoch), size)
+
+
+def _label(manifest: Digest, seed: int, use: str, epoch: int, page: int | None = None) -> bytes:
     """What keys a permutation: its use, the seed, the manifest, the pool, the epoch and the page."""
-    parts = ["fedgpt2", "1", use, str(manifest.seed), manifest.digest(), Pool.ASSIGN.value, str(epoch)]
+    parts = ["fedgpt2", "1", use, str(seed), manifest, Pool.ASSIGN.value, str(epoch)]
     return "\n".join(parts if page is None else [*parts, str(page)]).encode("ascii")

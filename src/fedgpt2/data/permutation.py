@@ -7,13 +7,12 @@ The round functions are tables, read from the BLAKE3 output stream of the label,
 eight look-ups. docs/data.md states it byte by byte.
 """
 
-from functools import lru_cache
 from math import isqrt
 
 import blake3
 import numpy as np
 
-__all__ = ["ROUNDS", "Permutation", "permutation"]
+__all__ = ["ROUNDS", "Permutation"]
 
 ROUNDS = 8
 
@@ -28,7 +27,8 @@ class Permutation:
         stream = blake3.blake3(label).digest(length=8 * ROUNDS * self._a)
         words = np.frombuffer(stream, dtype="<u8").reshape(ROUNDS, self._a)
         moduli = np.array([self._a, self._b] * (ROUNDS // 2), dtype=np.uint64)
-        self._tables: list[list[int]] = (words % moduli[:, None]).tolist()
+        tables: list[list[int]] = (words % moduli[:, None]).tolist()
+        self._rounds = list(zip(tables[::2], tables[1::2], strict=True))  # to the left half, to the right half
 
     def __call__(self, index: int) -> int:
         """Image of `index`, 0 <= index < size."""
@@ -40,14 +40,7 @@ class Permutation:
     def _step(self, place: int) -> int:
         a, b = self._a, self._b
         left, right = divmod(place, b)
-        tables = iter(self._tables)
-        for to_left, to_right in zip(tables, tables, strict=True):
+        for to_left, to_right in self._rounds:
             left = (left + to_left[right]) % a
             right = (right + to_right[left]) % b
         return left * b + right
-
-
-@lru_cache(maxsize=8)
-def permutation(label: bytes, size: int) -> Permutation:
-    """The permutation of a label; the last few are kept, since a table of pages serves an epoch."""
-    return Permutation(label, size)

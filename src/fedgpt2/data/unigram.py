@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fedgpt2.data.manifest import Manifest
 from fedgpt2.data.pages import Pool
-from fedgpt2.data.permutation import permutation
+from fedgpt2.data.permutation import Permutation
 from fedgpt2.data.tokenizer import VOCAB_SIZE
 from fedgpt2.data.tokens import Tokens
 
@@ -35,7 +35,7 @@ def fit_unigram(manifest: Manifest, loader: Callable[[int], Tokens]) -> Unigram:
     """
     counts = np.ones(VOCAB_SIZE, dtype=np.int64)
     pages = manifest.pools[Pool.ASSIGN]
-    order = permutation(f"fedgpt2\n1\nunigram\n{manifest.digest()}".encode("ascii"), pages)
+    order = Permutation(f"fedgpt2\n1\nunigram\n{manifest.digest()}".encode("ascii"), pages)
     for place in range(pages):
         counts += np.bincount(loader(order(place)), minlength=VOCAB_SIZE)
         if counts.sum() >= FIT_TOKENS + VOCAB_SIZE:
