@@ -160,7 +160,15 @@ class Optimizer:
 class Aggregation:
     """How admitted gradients become one."""
 
-    rule: str = setting("mean", "mean (by assigned tokens)")
+    rule: str = setting(
+        "default",
+        "default (norm clipping, NNM, geometric median; below 4 miners the clipped mean), mean (by assigned tokens, "
+        "trusts everybody), or another of docs/aggregation.md",
+    )
+    gate: bool = setting(
+        True, "take a step only if it does not raise the loss on held-out windows; else half of it, or none"
+    )
+    tolerance: float = setting(0.05, "how far a step may raise that loss, nats a token", least=0)
 
 
 @dataclass(frozen=True)
@@ -193,7 +201,7 @@ class Limits:
     message_bytes: int = setting(1 << 20, "largest JSON message", least=4096)
     header_bytes: int = setting(1 << 20, "largest safetensors header", least=4096)
     model_parameters: int = setting(2_000_000_000, "largest model, in parameters, that a miner takes on", least=1)
-    gradient_norm: float = setting(1e3, "largest norm of an admitted gradient", least=0)
+    gradient_norm: float = setting(1e3, "largest norm of an admitted gradient", least=0, most=1e36)
     request_seconds: float = setting(10.0, "time to answer one control request", least=0.1)
     progress_seconds: float = setting(30.0, "time a transfer may stand still", least=0.1)
 

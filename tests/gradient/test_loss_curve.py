@@ -30,6 +30,7 @@ def train(steps, precision):
     gradient, losses = model.weights.empty_like(), []
     for r, windows in enumerate(steps_taken.cumsum(-1) % SHAPE.vocab_size):
         losses.append(compute(model, windows, out=gradient, stop=threading.Event()).loss)
+        optimizer.clip(gradient)
         optimizer.step(gradient, learning_rate(r, config, steps))
     return losses
 

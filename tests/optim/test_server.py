@@ -19,8 +19,14 @@ def normal(seed, scale=1.0):
     return FlatState(SCHEMA, scale * torch.randn(SIZE, generator=torch.Generator().manual_seed(seed)))
 
 
+def step(optimizer, gradient, lr):
+    norm = optimizer.clip(gradient)
+    optimizer.step(gradient, lr)
+    return norm
+
+
 def run(optimizer, rounds, lr=0.01):
-    return [optimizer.step(normal(100 + r), lr / (r + 1)) for r in rounds]
+    return [step(optimizer, normal(100 + r), lr / (r + 1)) for r in rounds]
 
 
 def test_adamw_is_torch_adamw_with_decay_of_matrices_only():
@@ -53,10 +59,10 @@ def test_sgd_is_one_subtraction():
 
 
 @pytest.mark.parametrize(("scale", "clipped"), [(10.0, True), (1e-3, False)])
-def test_step_returns_the_norm_before_clipping(scale, clipped):
+def test_clip_returns_the_norm_before_clipping(scale, clipped):
     weights, gradient = normal(1), normal(2, scale)
     before, start = gradient.clone(), weights.clone()
-    norm = build(Optimizer(name="sgd", clip=1.0), weights).step(gradient, 1.0)
+    norm = step(build(Optimizer(name="sgd", clip=1.0), weights), gradient, 1.0)
     assert norm == pytest.approx(float(before.flat.double().norm()), rel=1e-12)
     moved = float((start.flat - weights.flat).double().norm())
     assert moved == pytest.approx(1.0 if clipped else norm, rel=1e-4)
@@ -64,8 +70,21 @@ def test_step_returns_the_norm_before_clipping(scale, clipped):
 
 def test_zero_clip_means_no_clipping():
     gradient = normal(2, 100.0)
-    build(Optimizer(clip=0.0), normal(1)).step(gradient, 0.1)
+    build(Optimizer(clip=0.0), normal(1)).clip(gradient)
     assert torch.equal(gradient.flat, normal(2, 100.0).flat)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_preview_is_the_step_to_the_bit_and_changes_nothing(name):
+    optimizer, out, gradient = build(Optimizer(name=name), normal(1)), normal(9), normal(3)
+    run(optimizer, range(3))
+    before = {key: tensor.clone() for key, tensor in {**optimizer.tensors(), "w": optimizer.weights.flat}.items()}
+    for lr in (0.02, 0.01):
+        optimizer.preview(gradient, lr, out)
+    after = {**optimizer.tensors(), "w": optimizer.weights.flat}
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    optimizer.step(gradient, 0.01)
+    assert torch.equal(out.flat, optimizer.weights.flat)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
@@ -99,7 +118,7 @@ def test_a_non_finite_aggregate_changes_nothing(bad):
     optimizer, gradient = build(Optimizer(), normal(1)), normal(2)
     gradient.flat[17] = bad
     with pytest.raises(Refused) as caught:
-        optimizer.step(gradient, 0.1)
+        optimizer.clip(gradient)
     assert caught.value.reason is Reason.NON_FINITE
     assert torch.equal(optimizer.weights.flat, normal(1).flat)
     assert optimizer.steps == 0

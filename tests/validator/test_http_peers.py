@@ -215,6 +215,7 @@ async def test_a_quorum_of_answers_ends_the_wait(monkeypatch, tickets):
     async with Peers(MINERS[:3], monkeypatch) as told:
         outcomes, seconds = await gather(told, tickets, quorum=0.5)
         assert [outcome.answer is not None for outcome in outcomes] == [True, True, False]
+        assert (outcomes[2].failure.reason, outcomes[2].failure.culprit) == (Reason.CANCELLED, Culprit.VALIDATOR)
         assert seconds < 2
 
 

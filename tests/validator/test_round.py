@@ -18,11 +18,11 @@ from .conftest import MINERS, answer, gone, liar, nan, with_settings
 
 # DESIGN §2, and what this version adds.
 ROW = {"round", "parent", "model", "applied", "reason", "train_loss", "val_loss", "lr", "tokens", "seconds", "bytes"}
-ROW |= {"miners"} | {"norm"}
+ROW |= {"miners"} | {"norm", "rule", "f", "gate"}
 SECONDS = {"total", "send", "wait", "receive", "admit", "rank", "aggregate", "step", "checkpoint"}
-SECONDS |= {"snapshot", "evaluate"}
+SECONDS |= {"snapshot", "gate", "evaluate"}
 MINER = {"hotkey", "axon", "status", "fault", "reason", "claimed_loss", "tokens", "seconds", "bytes_down", "bytes_up"}
-MINER |= {"norm", "score", "rating", "weight"} | {"detail"}
+MINER |= {"norm", "score", "rating", "weight"} | {"detail", "cluster"}
 
 
 def good(value):
@@ -112,7 +112,7 @@ async def test_a_step_that_is_refused_keeps_the_weights_and_says_why(running, co
         raise Refused(Reason.NON_FINITE, "", Culprit.VALIDATOR)
 
     with running(config, MIXED) as run:
-        monkeypatch.setattr(run.training.optimizer, "step", refused)
+        monkeypatch.setattr(run.training.optimizer, "clip", refused)
         row = await run_round(run, 1, 0, Stop())
     assert (row["applied"], row["reason"], row["model"]) == (False, "non_finite", row["parent"])
     assert {miner["weight"] for miner in row["miners"]} == {0.0}

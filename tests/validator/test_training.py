@@ -21,12 +21,16 @@ def training(config, request):
     return Training(with_settings(config, codec={"state": request.param}), CPU)
 
 
+def normal(seed):
+    """Forms a random aggregate."""
+    return lambda out: out.normal_(generator=torch.Generator().manual_seed(seed))
+
+
 def moved(training, steps=2):
     """The training after some steps along a fixed direction."""
     for number in range(1, steps + 1):
-        update = training.weights.empty_like()
-        update.flat.normal_(generator=torch.Generator().manual_seed(number))
-        training.step(update, number, 0)
+        training.aggregate(normal(number))
+        training.step(training.rate(number, 0))
     return training
 
 

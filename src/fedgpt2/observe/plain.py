@@ -54,7 +54,7 @@ def round_line(row: RoundRow, rounds: int = 0) -> str:
     parts = [
         f"round {row.round}{of}",
         f"train {loss(row.train_loss)}{held_out}",
-        f"lr {row.lr:.2e}" if row.applied else f"weights kept: {row.reason}",
+        f"lr {row.lr:.2e}{f' ({row.reason})' if row.reason else ''}" if row.applied else f"weights kept: {row.reason}",
         f"{admitted}/{len(row.miners)} admitted",
         f"{row.tokens:,} tokens",
         f"{row.seconds.get('total', 0.0):.2f} s",

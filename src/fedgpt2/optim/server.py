@@ -1,7 +1,7 @@
 """The optimizer step of the validator, over weights, gradient and moments that are each one buffer."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from fedgpt2.model.state import FlatState
 __all__ = ["OPTIMIZERS", "ServerOptimizer", "build"]
 
 OPTIMIZERS = ("adamw", "sgd")
+_Views = Mapping[str, Tensor]
 _MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ()}
 
 
@@ -34,23 +35,34 @@ class ServerOptimizer:
         self.steps = 0
         self._moments = {name: weights.empty_like() for name in _MOMENTS[config.name]}
 
-    def step(self, gradient: FlatState, lr: float) -> float:
-        """Move the weights by one step against `gradient`; returns its norm before clipping.
+    def clip(self, gradient: FlatState) -> float:
+        """Scale `gradient` in place to `config.clip` where its norm is above; returns the norm it had.
 
-        `gradient` is scaled in place when its norm is above `config.clip`. Raises Refused (non_finite)
-        before anything is changed when the norm is not a finite number.
+        Raises Refused (non_finite), with nothing changed, when that is not a finite number.
         """
         norm = gradient.norm()
         if not math.isfinite(norm):
             raise Refused(Reason.NON_FINITE, "the aggregate is not finite", Culprit.VALIDATOR)
         if self.config.clip and norm > self.config.clip:
             gradient.flat.mul_(self.config.clip / norm)
-        if self.config.name == "sgd":
-            self.weights.flat.sub_(gradient.flat, alpha=lr)
-        else:
-            self._adamw(gradient, lr)
-        self.steps += 1
         return norm
+
+    def step(self, gradient: FlatState, lr: float) -> None:
+        """Move the weights by one step against `gradient`, which is finite."""
+        names = list(self.weights.views)
+        moments = [moment.views for moment in self._moments.values()]
+        self._move(names, self.weights.views, gradient.views, moments, lr)
+        self.steps += 1
+
+    def preview(self, gradient: FlatState, lr: float, out: FlatState) -> None:
+        """Write into `out` what `step(gradient, lr)` would make of the weights, bit for bit; they stay as they are.
+
+        Tensor by tensor, so that no second pair of moments is in memory.
+        """
+        for name, view in out.views.items():
+            view.copy_(self.weights.views[name])
+            moments = [{name: moment.views[name].clone()} for moment in self._moments.values()]
+            self._move([name], out.views, gradient.views, moments, lr)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a continuation needs besides the weights: `step`, int64 [], and each moment, fp32 [d].
@@ -75,27 +87,46 @@ class ServerOptimizer:
         for name, moment in self._moments.items():
             moment.flat.copy_(tensors[name])
 
-    def _adamw(self, gradient: FlatState, lr: float) -> None:
-        config = self.config
+    def _move(
+        self, names: Sequence[str], weights: _Views, gradient: _Views, moments: Sequence[_Views], lr: float
+    ) -> None:
+        if self.config.name == "sgd":
+            for name in names:
+                weights[name].sub_(gradient[name], alpha=lr)
+            return
         for matrices in (True, False):
-            names = [name for name, view in self.weights.views.items() if (view.ndim >= 2) == matrices]
-            adamw(
-                [self.weights.views[name] for name in names],
-                [gradient.views[name] for name in names],
-                [self._moments["exp_avg"].views[name] for name in names],
-                [self._moments["exp_avg_sq"].views[name] for name in names],
-                [],
-                # one step counter a tensor: the fused kernel advances each of them
-                list(torch.full((len(names),), float(self.steps), device=gradient.device).unbind()),
-                fused=True,
-                amsgrad=False,
-                beta1=config.beta1,
-                beta2=config.beta2,
-                lr=lr,
-                weight_decay=config.weight_decay if matrices else 0.0,
-                eps=config.eps,
-                maximize=False,
-            )
+            chosen = [name for name in names if (weights[name].ndim >= 2) == matrices]
+            if chosen:
+                self._adamw(chosen, weights, gradient, moments, lr, self.config.weight_decay if matrices else 0.0)
+
+    def _adamw(
+        self,
+        names: Sequence[str],
+        weights: _Views,
+        gradient: _Views,
+        moments: Sequence[_Views],
+        lr: float,
+        weight_decay: float,
+    ) -> None:
+        config = self.config
+        first, second = moments
+        adamw(
+            [weights[name] for name in names],
+            [gradient[name] for name in names],
+            [first[name] for name in names],
+            [second[name] for name in names],
+            [],
+            # one step counter a tensor: the fused kernel advances each of them
+            list(torch.full((len(names),), float(self.steps), device=gradient[names[0]].device).unbind()),
+            fused=True,
+            amsgrad=False,
+            beta1=config.beta1,
+            beta2=config.beta2,
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=config.eps,
+            maximize=False,
+        )
 
 
 def build(config: Optimizer, weights: FlatState) -> ServerOptimizer:

@@ -147,14 +147,16 @@ class HttpPeers:
             asyncio.create_task(self._exchange(ticket, parcels, spent))
             for ticket, spent in zip(tickets, traffic, strict=True)
         ]
+        missing = Refused(Reason.CANCELLED, "others were enough")  # no fault of a miner that had time left
         try:
-            await _enough(tasks, math.ceil(quorum * len(tasks)), deadline)
+            if not await _enough(tasks, math.ceil(quorum * len(tasks)), deadline):
+                missing = Refused(Reason.LATE, "no answer by the deadline")
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         return [
-            self._late(ticket, spent) if task.cancelled() else task.result()
+            self._given_up(ticket, spent, missing) if task.cancelled() else task.result()
             for ticket, task, spent in zip(tickets, tasks, traffic, strict=True)
         ]
 
@@ -178,9 +180,9 @@ class HttpPeers:
 
         return lease
 
-    def _late(self, ticket: Ticket, traffic: Traffic) -> Outcome:
+    def _given_up(self, ticket: Ticket, traffic: Traffic, why: Refused) -> Outcome:
         self._spawn(self._cancel(ticket))
-        return Outcome(ticket, failure=Refused(Reason.LATE, "no answer by the deadline"), traffic=traffic)
+        return Outcome(ticket, failure=why, traffic=traffic)
 
     async def _cancel(self, ticket: Ticket) -> None:
         with suppress(PeerError):
@@ -213,12 +215,13 @@ class HttpPeers:
             self._changed.set()
 
 
-async def _enough(tasks: Sequence[asyncio.Task[Outcome]], wanted: int, deadline: float) -> None:
-    """Wait until `wanted` tasks brought an answer, all are done, or the deadline."""
+async def _enough(tasks: Sequence[asyncio.Task[Outcome]], wanted: int, deadline: float) -> bool:
+    """Wait until `wanted` tasks brought an answer, or all are done; False if the deadline came first."""
     pending = set(tasks)
-    with suppress(TimeoutError):
+    try:
         async with asyncio.timeout(deadline):
-            while pending:
+            while pending and sum(task.done() and task.result().answer is not None for task in tasks) < wanted:
                 _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                if sum(task.done() and task.result().answer is not None for task in tasks) >= wanted:
-                    return
+    except TimeoutError:
+        return False
+    return True

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import torch
 
 from fedgpt2 import codec
+from fedgpt2.aggregation.combine import check_rule
 from fedgpt2.config import ValidatorConfig
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.manifest import Manifest
@@ -35,7 +36,6 @@ from fedgpt2.validator.training import Training
 
 __all__ = ["run_validator"]
 
-RULES = ("mean",)
 _UNIGRAM_PAGES = 2000  # about a second of tokenising
 
 
@@ -111,8 +111,7 @@ def _check_names(config: ValidatorConfig) -> None:
     for flag, name in (("--codec.state", config.codec.state), ("--codec.gradient", config.codec.gradient)):
         if name not in codec.NAMES:
             raise UsageError(f"{flag} {name}: no such codec; one of {', '.join(codec.NAMES)}")
-    if config.aggregation.rule not in RULES:
-        raise UsageError(f"--aggregation.rule {config.aggregation.rule}: no such rule; one of {', '.join(RULES)}")
+    check_rule(config.aggregation.rule)
 
 
 def _check_sequence(config: ValidatorConfig, manifest: Manifest) -> None:
@@ -171,11 +170,15 @@ def _manifest_parcel(manifest: Manifest) -> Parcel:
 async def _rounds(run: Run, done: int, stop: Stop, observer: Observer) -> None:
     """Rounds until enough are done; told to stop, the round in flight is left for a later run to finish."""
     attempt, last = run.directory.ledger.attempt(), run.config.rounds
-    number = done + 1
+    number, rule = done + 1, run.config.aggregation.rule
     observer.waiting("looking for miners")
     try:
         while not last or number <= last:
-            observer.round_done(await run_round(run, number, attempt, stop))
+            row = await run_round(run, number, attempt, stop)
+            observer.round_done(row)
+            if row["rule"] != rule:
+                rule = str(row["rule"])
+                observer.notice(f"{_count(row['miners'])} at work: aggregated by {rule} from here on")
             number += 1
             if stop.is_set() and number <= (last or number):
                 raise Stopped
@@ -183,6 +186,11 @@ async def _rounds(run: Run, done: int, stop: Stop, observer: Observer) -> None:
         observer.notice(f"stopped before the end of round {number}; start again to go on from there")
         return
     run.directory.reveal_key()
+
+
+def _count(miners: object) -> str:
+    number = len(miners) if isinstance(miners, list) else 0
+    return f"{number} miner{'s' if number != 1 else ''}"
 
 
 def _facts(run: Run, addresses: list[Address], done: int) -> Mapping[str, object]:

@@ -2,28 +2,30 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 
 from fedgpt2.protocol.messages import Receipt
 from fedgpt2.types import Digest, Hotkey
 from fedgpt2.validator.admission import Status, Verdict
 from fedgpt2.validator.peers import Traffic
+from fedgpt2.validator.step import Step
 
-__all__ = ["Clock", "Step", "receipts", "round_row"]
-
-
-_PHASES = ("snapshot", "send", "wait", "receive", "admit", "rank", "aggregate", "step", "evaluate", "checkpoint")
+__all__ = ["Clock", "receipts", "round_row"]
 
 
-@dataclass(frozen=True)
-class Step:
-    """What the optimizer did: weights per admitted hotkey, or the reason why nothing was done."""
-
-    applied: bool
-    reason: str | None
-    lr: float
-    norm: float | None
-    weights: Mapping[Hotkey, float]
+_PHASES = (
+    "snapshot",
+    "send",
+    "wait",
+    "receive",
+    "admit",
+    "rank",
+    "aggregate",
+    "gate",
+    "step",
+    "evaluate",
+    "checkpoint",
+)
 
 
 class Clock:
@@ -77,6 +79,9 @@ def round_row(
         **losses,
         "lr": step.lr,
         "norm": step.norm,
+        "rule": step.combined.by.rule,
+        "f": step.combined.by.f,
+        "gate": asdict(step.gate) if step.gate else None,
         "tokens": sum(v.outcome.ticket.tokens for v in verdicts if v.status is Status.ADMITTED),
         "seconds": {},
         "bytes": {"down": sum(t.bytes_down for t in traffic), "up": sum(t.bytes_up for t in traffic)},
@@ -103,6 +108,7 @@ def _miner_row(verdict: Verdict, step: Step) -> dict[str, object]:
         "score": None,
         "rating": None,
         "weight": step.weights.get(seat.hotkey, 0.0),
+        "cluster": step.combined.clusters.get(seat.hotkey),
     }
 
 

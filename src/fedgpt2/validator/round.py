@@ -1,12 +1,11 @@
 """The round, on one page.
 
-Who could hurt the model, and where it is stopped: see `admission`, which each contribution passes before the mean.
+Who could hurt the model, and where it is stopped: `admission` lists what a contribution must pass before it counts,
+`step` what those that passed can still do.
 """
 
 from collections.abc import Sequence
 
-from fedgpt2.aggregation import token_weights
-from fedgpt2.errors import Refused
 from fedgpt2.ledger.ledger import Admission
 from fedgpt2.network.loop import Stop
 from fedgpt2.network.threads import off_loop
@@ -14,8 +13,9 @@ from fedgpt2.types import Digest
 from fedgpt2.validator.admission import Status, Verdict, admit
 from fedgpt2.validator.patience import Stopped, unless
 from fedgpt2.validator.peers import Seat
-from fedgpt2.validator.report import Clock, Step, receipts, round_row
+from fedgpt2.validator.report import Clock, receipts, round_row
 from fedgpt2.validator.run import Run
+from fedgpt2.validator.step import aggregate, gate, take
 
 __all__ = ["run_round"]
 
@@ -48,13 +48,21 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     # 7  the validator's own loss, on windows that nobody could know before the admitted set was fixed
     digests = [admission.digest for admission in admissions]
     windows = await unless(stop, off_loop(run.corpus.score, run.key, number, digests, config.run.score_windows))
-    losses: dict[str, float | None] = {"train_loss": await unless(stop, off_loop(training.loss, windows))}
+    train_loss = await unless(stop, off_loop(training.loss, windows))
+    losses: dict[str, float | None] = {"train_loss": train_loss}
     if number == 1:
         losses["initial_val_loss"] = await unless(stop, off_loop(training.loss, run.report))
     clock.mark("rank")
 
-    # 8-9  aggregate and step, or keep the weights and say why
-    step = await off_loop(_step, run, chosen, number, clock)
+    # 8  aggregate: how many may be hostile was fixed by how many were asked, less those caught above
+    combined = await unless(stop, off_loop(aggregate, run, number, verdicts))
+    clock.mark("aggregate")
+
+    # 9  loss gate on the windows of 7, then the optimizer step; or keep the weights and say why
+    passed = await unless(stop, off_loop(gate, run, number, combined, windows, train_loss))
+    clock.mark("gate")
+    step = await off_loop(take, run, number, combined, passed)
+    clock.mark("step")
 
     # 10  evaluate on schedule, checkpoint, commit; receipts leave after the commit
     losses["val_loss"] = await _held_out_loss(run, number, stop)
@@ -80,23 +88,6 @@ def _admission(verdict: Verdict) -> Admission:
     ticket, answer = verdict.outcome.ticket, verdict.outcome.answer
     digest = Digest(answer.contribution.blob.digest if answer else "")
     return Admission(ticket.seat.hotkey, ticket.work_id, digest, ticket.tokens)
-
-
-def _step(run: Run, chosen: Sequence[Verdict], number: int, clock: Clock) -> Step:
-    """Mean by assigned tokens, then one optimizer step."""
-    if not chosen:
-        return Step(applied=False, reason="too_few", lr=0.0, norm=None, weights={})
-    weights = token_weights([verdict.outcome.ticket.tokens for verdict in chosen])
-    update = run.training.aggregate([v.values for v in chosen if v.values is not None], weights)
-    clock.mark("aggregate")
-    try:
-        lr, norm = run.training.step(update, number, run.horizon)
-    except Refused as refusal:
-        return Step(applied=False, reason=refusal.reason.value, lr=0.0, norm=None, weights={})
-    finally:
-        clock.mark("step")
-    by_miner = {v.outcome.ticket.seat.hotkey: w for v, w in zip(chosen, weights, strict=True)}
-    return Step(applied=True, reason=None, lr=lr, norm=norm, weights=by_miner)
 
 
 async def _held_out_loss(run: Run, number: int, stop: Stop) -> float | None:

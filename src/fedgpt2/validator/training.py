@@ -1,15 +1,15 @@
 """The training state: weights, optimizer, and what is measured on them. Off the event loop, all of it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedgpt2 import codec
-from fedgpt2.aggregation import weighted_mean
 from fedgpt2.config import ValidatorConfig
 from fedgpt2.errors import CheckpointError, SetupError
 from fedgpt2.ledger.checkpoints import Checkpoint
@@ -24,6 +24,8 @@ from fedgpt2.types import Digest
 from fedgpt2.validator.peers import Parcel
 
 __all__ = ["Snapshot", "Training"]
+
+T = TypeVar("T")
 
 _EVAL_TOKENS = 4096  # tokens of one forward pass when measuring a loss
 
@@ -58,6 +60,7 @@ class Training:
         )
         self._aggregate = FlatState(schema)
         self._gradient = self._aggregate if device.type == "cpu" else self.weights.empty_like()
+        self._candidate: FlatState | None = None  # made by the first trial
         self._model = GPT2(config.model.shape, self._broadcast.to(device))
         self._digest: Digest | None = None
         self._stale = True
@@ -90,29 +93,43 @@ class Training:
 
         Raises SetupError, one line, when it is not finite: these weights have nothing left to train.
         """
-        self._model.bind(self._refresh().to(self.device))
-        micro_batch = max(1, _EVAL_TOKENS // windows.shape[1])
-        loss = mean_loss(self._model, windows, micro_batch=micro_batch, precision="fp32")
+        loss = self._loss_of(self._refresh().to(self.device), windows)
         if not math.isfinite(loss):
             raise SetupError(f"the loss is {loss}: training has diverged; start a run with a lower --optimizer.lr")
         return loss
 
-    def aggregate(self, rows: Sequence[Tensor], weights: Sequence[float]) -> FlatState:
-        """The weighted mean of the admitted gradients, on `device`."""
-        weighted_mean(rows, weights, self._aggregate.flat)
+    def _loss_of(self, weights: FlatState, windows: np.ndarray) -> float:
+        self._model.bind(weights)
+        micro_batch = max(1, _EVAL_TOKENS // windows.shape[1])
+        return mean_loss(self._model, windows, micro_batch=micro_batch, precision="fp32")
+
+    def aggregate(self, form: Callable[[Tensor], T]) -> tuple[float, T]:
+        """Let `form` write the round's aggregate, [d] fp32 on the CPU; returns its norm and what `form` returned.
+
+        It is then clipped and kept for the step. Raises Refused(non_finite).
+        """
+        formed = form(self._aggregate.flat)
         if self._gradient is not self._aggregate:
             self._gradient.copy_(self._aggregate)
-        return self._gradient
+        return self.optimizer.clip(self._gradient), formed
 
-    def step(self, update: FlatState, number: int, horizon: int) -> tuple[float, float]:
-        """One optimizer step of round `number`; returns learning rate and norm of the aggregate.
+    def trial(self, lr: float, windows: np.ndarray) -> float:
+        """What `loss` would be after `step(lr)`, finite or not; nothing is changed."""
+        if self._candidate is None:
+            self._candidate = self.weights.empty_like()
+        self.optimizer.preview(self._gradient, lr, self._candidate)
+        if self.codec.relative_error:
+            self._candidate.flat.copy_(self._candidate.flat.bfloat16())
+        return self._loss_of(self._candidate, windows)
 
-        Raises Refused(non_finite), leaving the weights as they were.
-        """
-        lr = learning_rate(number - 1, self.config.optimizer, horizon)  # the schedule counts from 0
-        norm = self.optimizer.step(update, lr)
+    def rate(self, number: int, horizon: int) -> float:
+        """Learning rate of round `number`."""
+        return learning_rate(number - 1, self.config.optimizer, horizon)  # the schedule counts from 0
+
+    def step(self, lr: float) -> None:
+        """One optimizer step against the round's aggregate."""
+        self.optimizer.step(self._gradient, lr)
         self._changed()
-        return lr, norm
 
     def capture(self, state: Mapping[str, object]) -> Checkpoint:
         """A view of everything a continuation needs; write it before the next step."""

@@ -81,6 +81,7 @@ class Ours:
         losses = []
         for step, windows in enumerate(steps):
             losses.append(self.compute(self.model, windows, out=self.out, stop=threading.Event()).loss)
+            optimizer.clip(self.out)
             optimizer.step(self.out, learning_rate(step, config))
         Path(to).write_bytes(self.model.weights.memory())
         return {"first": losses[0], "last": float(np.mean(losses[-10:]))}

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fedgpt2 import codec
-from fedgpt2.aggregation import token_weights
+from fedgpt2.aggregation import token_weights, weighted_mean
 from fedgpt2.cli.bench.async_worker import MEMORY, memory, serve_async
 from fedgpt2.config import Axons, Data, Model, ValidatorConfig, Wallet
 from fedgpt2.data.corpus import Corpus
@@ -140,7 +140,8 @@ class _Traveller:
                 raise FedGPT2Error(f"{verdict.outcome.ticket.seat.axon}: {verdict.failure}")
         values = [verdict.values for verdict in verdicts if verdict.values is not None]
         weights = token_weights([verdict.outcome.ticket.tokens for verdict in verdicts])
-        self._training.step(self._training.aggregate(values, weights), self._attempt, 0)
+        self._training.aggregate(lambda out: weighted_mean(values, weights, out))
+        self._training.step(self._training.rate(self._attempt, 0))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,130 @@
+"""From admitted contributions to new weights, or to the reason why they stay. Blocking; nothing here waits for miners.
+
+Who could hurt the model with a contribution that was admitted, and where it is stopped:
+
+    up to f liars with any values                 the rule's stages (aggregation.pipeline)
+    one gradient under many hotkeys               clusters: one vote
+    a step that does harm all the same            the gate: measured on windows nobody could know
+"""
+
+import hmac
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from torch import Tensor
+
+from fedgpt2.aggregation.combine import Terms, combine, terms
+from fedgpt2.aggregation.pipeline import Aggregate
+from fedgpt2.data.tokens import Tokens
+from fedgpt2.errors import Culprit, Refused
+from fedgpt2.types import Hotkey
+from fedgpt2.validator.admission import Status, Verdict
+from fedgpt2.validator.run import Run
+
+__all__ = ["Combined", "Gate", "Kept", "Step", "aggregate", "gate", "take"]
+
+_SHARES = (1.0, 0.5)  # of the learning rate, tried in turn
+
+
+class Kept(StrEnum):
+    """Why the weights stay as they are, or why only half a step was taken."""
+
+    TOO_FEW = "too_few"  # fewer than 3 f + 1 admitted
+    NON_FINITE = "non_finite"
+    LOSS_GATE = "loss_gate"
+    HALVED = "halved"  # the whole step would have raised the loss, half of it does not
+
+
+@dataclass(frozen=True)
+class Combined:
+    """An aggregate waiting to be used; without a norm there is none, and `reason` says why."""
+
+    by: Terms
+    reason: Kept | None
+    norm: float | None = None
+    weights: Mapping[Hotkey, float] = field(default_factory=dict)
+    clusters: Mapping[Hotkey, int] = field(default_factory=dict)  # hotkeys of one number sent one computation
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What the loss gate measured, nats a token, and the share of the step it let pass."""
+
+    before: float
+    after: float | None  # at the last share tried; None where it was no number
+    share: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the optimizer did: weights per admitted hotkey, or the reason why nothing was done."""
+
+    combined: Combined
+    applied: bool
+    reason: Kept | None
+    lr: float
+    gate: Gate | None
+
+    @property
+    def norm(self) -> float | None:
+        """Norm of the aggregate before clipping."""
+        return self.combined.norm
+
+    @property
+    def weights(self) -> Mapping[Hotkey, float]:
+        """Each contribution's weight in what was applied."""
+        return self.combined.weights if self.applied else {}
+
+
+def aggregate(run: Run, number: int, verdicts: Sequence[Verdict]) -> Combined:
+    """Form the aggregate of the admitted, by terms fixed by how many were asked and how many of them were caught."""
+    faults = [v for v in verdicts if v.failure is not None and v.failure.culprit is Culprit.MINER]
+    chosen = [v for v in verdicts if v.status is Status.ADMITTED]
+    by = terms(run.config.aggregation.rule, len(verdicts), len(faults))
+    if not by.met_by(len(chosen)):
+        return Combined(by, Kept.TOO_FEW)
+    try:
+        norm, formed = run.training.aggregate(lambda out: _form(run, number, by, chosen, out))
+    except Refused:
+        return Combined(by, Kept.NON_FINITE)
+    hotkeys = [v.outcome.ticket.seat.hotkey for v in chosen]
+    clusters = {hotkeys[i]: number for number, group in enumerate(formed.groups) for i in group}
+    return Combined(by, None, norm, dict(zip(hotkeys, formed.weights, strict=True)), clusters)
+
+
+def _form(run: Run, number: int, by: Terms, chosen: Sequence[Verdict], out: Tensor) -> Aggregate:
+    rows = [v.values for v in chosen if v.values is not None]
+    norms = [v.norm for v in chosen if v.norm is not None]
+    tokens = [v.outcome.ticket.tokens for v in chosen]
+    return combine(by, rows, norms, tokens, out, _seed(run.key, number, chosen))
+
+
+def _seed(key: bytes, number: int, chosen: Sequence[Verdict]) -> int:
+    """For stages that draw: nobody knows it before the answers are in, everybody can check it after the run."""
+    digests = sorted(v.outcome.answer.contribution.blob.digest for v in chosen if v.outcome.answer is not None)
+    message = b"aggregate" + number.to_bytes(8, "big") + "".join(digests).encode("ascii")
+    return int.from_bytes(hmac.digest(key, message, "sha256")[:8], "big")
+
+
+def gate(run: Run, number: int, combined: Combined, windows: Tokens, before: float) -> Gate | None:
+    """Measure the step, and half of it if need be, against `before`, the loss on the same windows; None without one."""
+    if combined.norm is None or not run.config.aggregation.gate:
+        return None
+    lr, after = run.training.rate(number, run.horizon), math.nan
+    for share in _SHARES:
+        after = run.training.trial(share * lr, windows)
+        if after <= before + run.config.aggregation.tolerance:
+            return Gate(before, after, share)
+    return Gate(before, after if math.isfinite(after) else None, 0.0)
+
+
+def take(run: Run, number: int, combined: Combined, passed: Gate | None) -> Step:
+    """One optimizer step, as much of it as was let pass."""
+    share = passed.share if passed else 1.0
+    if combined.norm is None or share == 0.0:
+        return Step(combined, applied=False, reason=combined.reason or Kept.LOSS_GATE, lr=0.0, gate=passed)
+    lr = share * run.training.rate(number, run.horizon)
+    run.training.step(lr)
+    return Step(combined, applied=True, reason=Kept.HALVED if share < 1.0 else None, lr=lr, gate=passed)
