@@ -10,7 +10,7 @@ from fedgpt2.validator.admission import Status, Verdict
 from fedgpt2.validator.peers import Traffic
 from fedgpt2.validator.step import Step
 
-__all__ = ["Clock", "receipts", "round_row"]
+__all__ = ["Clock", "lapses", "receipts", "round_row"]
 
 
 _PHASES = (
@@ -87,6 +87,11 @@ def round_row(
         "bytes": {"down": sum(t.bytes_down for t in traffic), "up": sum(t.bytes_up for t in traffic)},
         "miners": [_miner_row(verdict, step) for verdict in verdicts],
     }
+
+
+def lapses(verdicts: Sequence[Verdict]) -> dict[Hotkey, str | None]:
+    """For each miner that was given an order, the reason it failed or was refused for."""
+    return {v.outcome.ticket.seat.hotkey: v.failure.reason if v.failure else None for v in verdicts}
 
 
 def _miner_row(verdict: Verdict, step: Step) -> dict[str, object]:

@@ -13,7 +13,7 @@ from fedgpt2.types import Digest
 from fedgpt2.validator.admission import Status, Verdict, admit
 from fedgpt2.validator.patience import Stopped, unless
 from fedgpt2.validator.peers import Seat
-from fedgpt2.validator.report import Clock, receipts, round_row
+from fedgpt2.validator.report import Clock, lapses, receipts, round_row
 from fedgpt2.validator.run import Run
 from fedgpt2.validator.step import aggregate, gate, take
 
@@ -25,7 +25,8 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     config, training, directory = run.config, run.training, run.directory
 
     # 1-3  select miners, assign each a disjoint slice, encode and digest the state once
-    seats = seat_slots(run, await unless(stop, run.peers.present(config.round.min_miners)))
+    present = await unless(stop, run.peers.present(config.round.min_miners))
+    seats = seat_slots(run, run.absences.at_work(present, number, config.round.min_miners))
     clock = Clock()
     snapshot = await off_loop(training.snapshot)
     writing = off_loop(run.orders.write, number, attempt, snapshot.model, snapshot.parcel.ref, seats)
@@ -72,6 +73,7 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     checkpoint = await off_loop(directory.save, number, training, {"attempt": attempt}) if due else None
     clock.mark("checkpoint")
     row = {**row, "seconds": clock.seconds()}
+    run.absences.add(number, lapses(verdicts))
     head = directory.commit(number, attempt, row, checkpoint, config.checkpoint.keep)
     run.peers.deliver(receipts(directory.run_id, run.orders.signer.hotkey, row, verdicts, step, head))
     return row

@@ -1,10 +1,11 @@
 """What a round works with, built once and passed in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedgpt2.config import ValidatorConfig
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.tokens import Tokens
+from fedgpt2.validator.absences import Absences
 from fedgpt2.validator.orders import OrderBook
 from fedgpt2.validator.peers import Peers
 from fedgpt2.validator.run_directory import RunDirectory
@@ -24,6 +25,7 @@ class Run:
     orders: OrderBook
     peers: Peers
     report: Tokens  # held-out windows of val_loss, uint16 [n, seq_len + 1]
+    absences: Absences = field(default_factory=Absences)
 
     @property
     def key(self) -> bytes:

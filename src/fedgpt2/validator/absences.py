@@ -1,0 +1,64 @@
+"""Who is given no work for a while, because it took orders and let the deadline pass.
+
+Such a miner costs every round its whole deadline. A first lapse costs it nothing; from then on it sits out twice as
+many rounds each time, and it takes two answers to make up for one lapse: whoever answers every other round is found
+out as well.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from fedgpt2.errors import Reason
+from fedgpt2.types import Hotkey
+from fedgpt2.validator.peers import Seat
+
+__all__ = ["Absences"]
+
+_REMEMBERED = 128  # rounds that a resumed run looks back over
+_LAPSE = 2  # points for a lapse; an answer takes one off
+_MOST = 7  # points: 31 rounds at a time
+
+
+class _Miner(msgspec.Struct):
+    hotkey: Hotkey
+    reason: str | None
+
+
+class _Row(msgspec.Struct):
+    round: int
+    miners: list[_Miner]
+
+
+class Absences:
+    """Points of every miner that was late, and until when it sits out."""
+
+    def __init__(self) -> None:
+        self._points: dict[Hotkey, int] = {}
+        self._until: dict[Hotkey, int] = {}  # the last round it is left out of
+
+    def add(self, number: int, reasons: Mapping[Hotkey, str | None]) -> None:
+        """Take in round `number`: for each miner that was given work, the reason it failed or was refused for."""
+        for hotkey, reason in reasons.items():
+            points = self._points.pop(hotkey, 0)
+            if reason == Reason.LATE:
+                points = min(points + _LAPSE, _MOST)
+                self._until[hotkey] = number + 2 ** (points - _LAPSE) - 1
+            elif reason is None:
+                points -= 1
+            if points > 0:
+                self._points[hotkey] = points
+
+    def at_work(self, seats: Sequence[Seat], number: int, at_least: int) -> Sequence[Seat]:
+        """The seats that get work in round `number`; all of them when fewer than `at_least` would be left."""
+        working = [seat for seat in seats if number > self._until.get(seat.hotkey, 0)]
+        return working if len(working) >= max(1, at_least) else seats
+
+    @classmethod
+    def of(cls, lines: Iterable[str]) -> "Absences":
+        """Remembered from the last lines of rounds.jsonl."""
+        absences = cls()
+        for line in list(lines)[-_REMEMBERED:]:
+            row = msgspec.json.decode(line, type=_Row)
+            absences.add(row.round, {miner.hotkey: miner.reason for miner in row.miners})
+        return absences

@@ -1,0 +1,73 @@
+"""Who took orders and let the deadline pass sits out; everybody else does not."""
+
+import json
+
+import pytest
+
+from fedgpt2.errors import Reason, Refused
+from fedgpt2.network.loop import Stop
+from fedgpt2.validator.absences import Absences
+from fedgpt2.validator.peers import Outcome, Seat
+from fedgpt2.validator.round import run_round
+
+from .conftest import MINERS, answer, gone, nan
+
+HERE, THERE = Seat(MINERS[0], "127.0.0.1:1"), Seat(MINERS[1], "127.0.0.1:2")
+LATE = Reason.LATE.value
+
+
+def late(ticket):
+    return Outcome(ticket, failure=Refused(Reason.LATE, "no answer by the deadline"))
+
+
+def at_work(reasons, rounds, *, at_least=1):
+    """Rounds of `rounds` in which the first of two miners had work, if it then does what `reasons` says, in turn."""
+    absences, turns, worked = Absences(), iter(reasons), []
+    for number in range(1, rounds + 1):
+        seats = absences.at_work([HERE, THERE], number, at_least)
+        absences.add(number, {seat.hotkey: next(turns, None) if seat == HERE else None for seat in seats})
+        worked += [number] if HERE in seats else []
+    return worked
+
+
+def test_one_lapse_is_free_and_each_further_one_costs_twice_as_much():
+    assert at_work([LATE] * 6, 100)[:7] == [1, 2, 6, 22, 54, 86]
+
+
+def test_two_answers_make_up_for_a_lapse():
+    assert at_work([LATE, None, None, LATE, None], 8) == list(range(1, 9))
+
+
+def test_whoever_answers_every_other_round_is_found_out():
+    worked = at_work([LATE, None] * 20, 60)
+    assert len(worked) < 30
+
+
+@pytest.mark.parametrize("reason", [None, "unreachable", "non_finite", "busy", "cancelled"])
+def test_nothing_else_makes_anybody_sit_out(reason):
+    assert at_work([reason] * 9, 9) == list(range(1, 10))
+
+
+def test_where_too_few_would_be_left_all_have_work():
+    assert at_work([LATE] * 9, 9, at_least=2) == list(range(1, 10))
+
+
+def test_a_resumed_run_remembers():
+    absences = Absences()
+    rows = []
+    for number in (1, 2):
+        absences.add(number, {HERE.hotkey: LATE, THERE.hotkey: None})
+        miners = [{"hotkey": HERE.hotkey, "reason": LATE, "more": 1}, {"hotkey": THERE.hotkey, "reason": None}]
+        rows.append(json.dumps({"round": number, "miners": miners, "val_loss": None}))
+    again = Absences.of(rows)
+    for number in range(3, 9):
+        assert again.at_work([HERE, THERE], number, 1) == absences.at_work([HERE, THERE], number, 1)
+    assert again.at_work([HERE, THERE], 3, 1) == [THERE]
+
+
+async def test_the_round_gives_a_silent_miner_a_rest_and_nobody_else(running, config):
+    with running(config, {MINERS[0]: answer, MINERS[1]: late, MINERS[2]: nan, MINERS[3]: gone}) as run:
+        rows = [await run_round(run, number, 0, Stop()) for number in (1, 2, 3)]
+        assert Absences.of(run.directory.ledger.rounds()).at_work([THERE], 4, 0) == [THERE]
+    assert [len(row["miners"]) for row in rows] == [4, 4, 3]
+    assert MINERS[1] not in [miner["hotkey"] for miner in rows[2]["miners"]]
