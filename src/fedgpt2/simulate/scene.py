@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from fedgpt2.aggregation.pipeline import Pipeline
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import PeerError
 from fedgpt2.protocol.messages import Order
@@ -25,7 +26,7 @@ class Reply:
     """What one liar sends for its order; everything else of its contribution is as it should be."""
 
     header: bytes  # length prefix and JSON of a safetensors body
-    data: memoryview  # its data region
+    data: memoryview  # its data region; the same memory may be written again when the liars are next asked
     codec: str
     parent: Digest
 
@@ -43,11 +44,12 @@ class Scene:
     before: Float32[Tensor, " d"] | None  # those of the round before
     aggregate: Float32[Tensor, " d"] | None  # the last aggregate formed, before any clipping; None until there is one
     shares: tuple[float, ...]  # each liar's weight in that aggregate; 0 where it was refused
-    honest: Callable[[], Float32[Tensor, "h d"]]  # the honest gradients of this round
-    gradient: Callable[[Float32[Tensor, " d"], Tokens], Float32[Tensor, " d"]]  # at any weights, on any windows
+    honest: Callable[[], Float32[Tensor, "h d"]]  # the honest gradients of this round; not to be written to
+    gradient: Callable[[Float32[Tensor, " d"], Tokens], Float32[Tensor, " d"]]  # at any weights, on any windows; new
     windows: Callable[[int], Tokens]  # assigned to liar i, uint16 [n, seq_len + 1]
     defence: Callable[[Float32[Tensor, "n d"], int], Float32[Tensor, " d"]]  # the run's own rule: rows, f -> aggregate
     rng: torch.Generator  # seeded by run and round
+    pipeline: Pipeline | None = None  # the same rule as stages, where it is such: a search then needs no dense rows
 
     @property
     def f(self) -> int:
