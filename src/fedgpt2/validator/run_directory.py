@@ -133,8 +133,13 @@ class RunDirectory:
 
 
 @contextlib.contextmanager
-def open_run_directory(config: ValidatorConfig, manifest: Manifest) -> Iterator[RunDirectory]:
-    """Create or open `--run.dir`. Raises RunDirectoryError, one line, when it holds another run or is in use."""
+def open_run_directory(
+    config: ValidatorConfig, manifest: Manifest, draw: Callable[[int], bytes] = secrets.token_bytes
+) -> Iterator[RunDirectory]:
+    """Create or open `--run.dir`. Raises RunDirectoryError, one line, when it holds another run or is in use.
+
+    The name and the evaluation key of a new run come from `draw`; only a simulation may draw what can be guessed.
+    """
     path = Path(config.run.dir).expanduser()
     with disk_errors(path):
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -147,9 +152,9 @@ def open_run_directory(config: ValidatorConfig, manifest: Manifest) -> Iterator[
             _check_identity(path, facts, identity)
         ledger = Ledger(path / "ledger.sqlite")
         try:
-            key = _evaluation_key(path, revealed=facts is not None and "evaluation_key" in facts)
+            key = _evaluation_key(path, draw, revealed=facts is not None and "evaluation_key" in facts)
             if ledger.meta("run_id") is None:
-                ledger.set_meta({"run_id": secrets.token_hex(32)})
+                ledger.set_meta({"run_id": draw(32).hex()})
             _write_json(path / "manifest.json", json.loads(manifest.to_bytes()))
             earlier = _earlier_keys(facts or {}, key, ledger.last_round())
             _write_json(path / "config.json", {**_facts(config, ledger, key, identity), "earlier_keys": earlier})
@@ -206,7 +211,7 @@ def _check_identity(path: Path, facts: Mapping[str, object], identity: Mapping[s
             raise RunDirectoryError(f"{path} holds a run {held}; choose another --run.dir")
 
 
-def _evaluation_key(path: Path, *, revealed: bool) -> bytes:
+def _evaluation_key(path: Path, draw: Callable[[int], bytes], *, revealed: bool) -> bytes:
     """The secret key; a new one for a new run, and for one that goes on after its key was published."""
     file = path / "evaluation.key"
     if file.exists() and not revealed:
@@ -214,7 +219,7 @@ def _evaluation_key(path: Path, *, revealed: bool) -> bytes:
         if not _KEY.fullmatch(text):
             raise RunDirectoryError(f"{file} is damaged: not 64 hex characters; remove it to go on with a new key")
         return bytes.fromhex(text.decode())
-    key = new_key()
+    key = new_key(draw)
     write_durably(file, key.hex().encode(), mode=0o600)
     return key
 

@@ -1,0 +1,128 @@
+"""A run of rounds, wherever its miners are: what it is built from, the loop, and what is said of it.
+
+`program` puts HTTP behind it, `fedgpt2.simulate` miners of the same process.
+"""
+
+import resource
+from collections.abc import Mapping, Sequence
+
+from fedgpt2 import codec
+from fedgpt2.aggregation.combine import check_rule
+from fedgpt2.config import ValidatorConfig
+from fedgpt2.data.corpus import Corpus
+from fedgpt2.data.manifest import Manifest
+from fedgpt2.data.pages import Pool
+from fedgpt2.data.tokens import Tokens
+from fedgpt2.errors import UsageError
+from fedgpt2.identity.signing import Signer
+from fedgpt2.network.loop import Stop
+from fedgpt2.observe.observer import Observer
+from fedgpt2.protocol.digests import blob_digest
+from fedgpt2.protocol.messages import BlobRef
+from fedgpt2.validator.absences import Absences
+from fedgpt2.validator.orders import OrderBook
+from fedgpt2.validator.patience import Stopped
+from fedgpt2.validator.peers import Parcel, Peers
+from fedgpt2.validator.round import run_round
+from fedgpt2.validator.run import Run
+from fedgpt2.validator.run_directory import RunDirectory
+from fedgpt2.validator.training import Training
+
+__all__ = ["build_run", "check_names", "check_sequence", "closing", "facts", "run_rounds"]
+
+_UNIGRAM_PAGES = 2000  # about a second of tokenising
+
+
+def check_names(config: ValidatorConfig) -> None:
+    """What a run names and this version does not know is found before anything is opened."""
+    for flag, name in (("--codec.state", config.codec.state), ("--codec.gradient", config.codec.gradient)):
+        if name not in codec.NAMES:
+            raise UsageError(f"{flag} {name}: no such codec; one of {', '.join(codec.NAMES)}")
+    check_rule(config.aggregation.rule)
+
+
+def check_sequence(config: ValidatorConfig, manifest: Manifest) -> None:
+    """Raise UsageError for windows longer than the model reads."""
+    if manifest.seq_len > config.model.shape.block_size:
+        raise UsageError(
+            f"--data.seq_len {manifest.seq_len}: {config.model.preset} reads {config.model.shape.block_size} tokens"
+        )
+
+
+def build_run(
+    config: ValidatorConfig,
+    directory: RunDirectory,
+    training: Training,
+    corpus: Corpus,
+    signer: Signer,
+    peers: Peers,
+    report: Tokens,
+) -> Run:
+    """What every round of a run works with."""
+    orders = OrderBook(
+        signer=signer,
+        run_id=directory.run_id,
+        model=config.model.shape,
+        corpus=corpus,
+        manifest=_manifest_parcel(corpus.manifest),
+        answer_codec=codec.get(config.codec.gradient),
+        windows=config.data.windows,
+        budget_seconds=config.round.deadline,
+        header_bytes=config.limits.header_bytes,
+    )
+    absences = Absences.of(directory.ledger.rounds())
+    return Run(config, directory, training, corpus, orders, peers, report, absences)
+
+
+def _manifest_parcel(manifest: Manifest) -> Parcel:
+    data = manifest.to_bytes()
+    return Parcel(BlobRef(digest=blob_digest(data), length=len(data), codec="json"), b"", memoryview(data))
+
+
+async def run_rounds(run: Run, done: int, stop: Stop, observer: Observer) -> int | None:
+    """Rounds after `done` until enough are done, or `stop` is set; then the number of the round left unfinished.
+
+    The round in flight when told to stop is left for a later run to finish, unless its step was taken already.
+    """
+    attempt, last = run.directory.ledger.attempt(), run.config.rounds
+    number = done + 1
+    observer.waiting("looking for miners")
+    try:
+        while not last or number <= last:
+            observer.round_done(await run_round(run, number, attempt, stop))
+            number += 1
+            if stop.is_set() and number <= (last or number):
+                raise Stopped
+    except Stopped:
+        return number
+    run.directory.reveal_key()
+    return None
+
+
+def facts(run: Run, axons: Sequence[str], done: int) -> Mapping[str, object]:
+    """What an observer is told at the start."""
+    return {
+        "run_dir": str(run.directory.path),
+        "model": run.config.model.preset,
+        "parameters": run.training.weights.flat.numel(),
+        "source": run.config.data.source,
+        "axons": list(axons),
+        "rounds": run.config.rounds,
+        "resumed_after": done,
+        "aggregation": run.config.aggregation.rule,
+        "unigram_loss": run.corpus.unigram(run.report) if _small(run.corpus.manifest) else None,
+    }
+
+
+def _small(manifest: Manifest) -> bool:
+    """Whether a unigram model can be fitted while people wait: to all of the text, and nothing fetched for it."""
+    return manifest.pools[Pool.ASSIGN] <= _UNIGRAM_PAGES and manifest.page_documents > 0
+
+
+def closing(run: Run) -> Mapping[str, object]:
+    """What an observer is told at the end."""
+    return {
+        "run_dir": str(run.directory.path),
+        "rounds": run.directory.ledger.last_round(),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
