@@ -12,9 +12,10 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -37,11 +38,17 @@ def main() -> int:
         "log": " ".join([arguments.log, f"load before {load:.2f}, took {time.monotonic() - began:.0f} s"]).strip(),
         **json.loads(ran.stdout),
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{arguments.name}-{now:%Y-%m-%d}.json"
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    path = write(arguments.name, document, now)
     print(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
     return ran.returncode
+
+
+def write(name: str, document: Mapping[str, Any], now: datetime) -> Path:
+    """Keep a record of this day; returns where."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}-{now:%Y-%m-%d}.json"
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    return path
 
 
 def resolved(command: Sequence[str]) -> list[str]:

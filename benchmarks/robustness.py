@@ -1,0 +1,260 @@
+"""Strangers who lie: what three of twelve miners can do to the model, attack by attack.
+
+    .venv/bin/python benchmarks/robustness.py [--jobs 2] [--only TEXT ...] [--quick] [--json]
+
+Trains `nano` on the embedded text again and again, each time with another attack, rule or seed: many runs of
+`fedgpt2 simulate`. Each finished one is a file in the state folder, so an interruption loses only those that run. When
+all are there it writes benchmarks/results/robustness-DATE.json, the tables in docs/aggregation.md and two pictures.
+
+It holds (exit code 0) if, for the default rule behind its gate and for every seed, each attack's final held-out loss
+is within its limit of the attack-free one, the attack-free loss is below a unigram's, and each positive control hurts
+a plain mean.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+import record
+from fedgpt2.cli.bench.report import commit, hardware
+from fedgpt2.config import Data, Model
+from fedgpt2.data.corpus import Corpus
+from fedgpt2.errors import FedGPT2Error, UsageError
+from trials import page, plots
+from trials.cells import ABSENT, COMPARED, CONTROLS, NONE, SEEDS, Cell, plan, quick
+from trials.progress import watched
+from trials.running import Result, Store
+from trials.verdicts import Control, Row, baseline, compared, control, judge
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+ROUNDS, WINDOWS, LENGTH, SPAN = 60, 1, 64, 4
+COMMON = (
+    *("--model.preset", "nano", "--data.source", "sample", "--device", "cpu"),
+    *("--data.windows", str(WINDOWS), "--data.seq_len", str(LENGTH), "--data.span", str(SPAN)),
+    *("--optimizer.lr", "3e-3", "--optimizer.min_lr", "2e-4", "--optimizer.warmup", "5"),
+    *("--run.eval_every", "10", "--run.eval_windows", "64", "--run.threads", "1"),
+    # else the bound of admission refuses the large ones before the rule sees them
+    *("--limits.gradient_norm", "1e12"),
+)
+
+
+def main() -> int:
+    """Run what is missing, judge, write; 0 when everything holds, 130 when interrupted."""
+    arguments = _parse()
+    console = Console(stderr=True)
+    try:
+        attacks = _attacks()
+        common = (*COMMON, "--rounds", "4" if arguments.quick else str(ROUNDS))
+        cells = quick(attacks) if arguments.quick else plan(attacks)
+        chosen = [cell for cell in cells if not arguments.only or any(text in cell.name for text in arguments.only)]
+        store = Store.open(arguments.state, common)
+        failed = watched(chosen, common, store, arguments.jobs, console)
+        results = store.finished(cells)
+        document = summary(results, attacks, common)
+        whole = len(results) == len(cells) and not arguments.quick
+        _say(document, results, attacks, arguments, console)
+        if whole:
+            for path in write(document, results, attacks, common):
+                console.print(f"wrote {path.relative_to(ROOT)}", highlight=False)
+        else:
+            console.print(f"{len(results)} of {len(cells)} cells are there; nothing was written", highlight=False)
+    except KeyboardInterrupt:
+        console.print("interrupted; start again to go on", highlight=False)
+        return 130
+    except FedGPT2Error as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    for failure in failed:
+        console.print(f"{failure.name}: {failure.said}", style="red", highlight=False)
+    return 1 if failed or not document["holds"] else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="cells at a time, one thread each")
+    parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="run only cells with this in their name")
+    parser.add_argument("--quick", action="store_true", help="a few cells of four rounds, to see that everything works")
+    parser.add_argument("--state", type=Path, default=ROOT / "runs" / "robustness", help="folder of finished cells")
+    parser.add_argument("--json", action="store_true", help="print the record")
+    return parser.parse_args()
+
+
+def _attacks() -> list[str]:
+    """Names of all attacks. Raises UsageError if those are missing that this record is about."""
+    from fedgpt2.simulate.arena import ARENA  # torch is not needed to say what --help says
+
+    names = [name for name in ARENA if name not in {NONE, ABSENT}]
+    missing = {*CONTROLS, *COMPARED} - set(names)
+    if missing:
+        raise UsageError(f"the arena lacks {', '.join(sorted(missing))}")
+    return names
+
+
+def unigram(seed: int) -> float:
+    """Loss of a unigram model of the assigned text on the held-out text of a seed's run, nats a token."""
+    data = Data(source="sample", windows=WINDOWS, span=SPAN, seq_len=LENGTH)
+    corpus = Corpus.open(data, Model("nano").shape.block_size, seed)
+    return corpus.unigram(corpus.report(seed.to_bytes(32, "big"), 256))
+
+
+def references(results: Mapping[Cell, Result]) -> list[dict[str, Any]]:
+    """Attack-free losses of each rule, gate and seed that has both, beside the unigram's."""
+    found = []
+    for cell, result in results.items():
+        alone = Cell(cell.rule, cell.gate, ABSENT, cell.seed)
+        if cell.attack == NONE and alone in results:
+            below = result.unigram_loss if result.unigram_loss is not None else unigram(cell.seed)
+            losses = {"none": result.final_val_loss, "absent": results[alone].final_val_loss}
+            found.append({"rule": cell.rule, "gate": cell.gate, "seed": cell.seed, "unigram": below, **losses})
+    return found
+
+
+def summary(results: Mapping[Cell, Result], attacks: Sequence[str], common: Sequence[str]) -> dict[str, Any]:
+    """The record: every number the page shows."""
+    rows = judge(results, attacks)
+    held = _controls(results)
+    attack_free = references(results)
+    judged = [each for each in attack_free if each["rule"] == "default"]
+    learned = all(
+        baseline(results, Cell("default", each["gate"], NONE, each["seed"])) < each["unigram"] for each in judged
+    )
+    complete = len(held) == len(CONTROLS) and len(judged) == len(SEEDS) + 1
+    return {
+        "bench": "robustness",
+        "commit": commit(),
+        "hardware": hardware(),
+        "settings": {"flags": list(common), "seeds": list(SEEDS)},
+        "cell_commits": sorted({result.commit for result in results.values()}),
+        "cpu_minutes": round(sum(result.cpu_seconds for result in results.values()) / 60, 1),
+        "references": attack_free,
+        "rows": [_row(row) for row in rows],
+        "controls": [{"attack": each.attack, "ratio": _number(each.ratio), "void": each.void} for each in held],
+        "compared": {
+            rule: {attack: _numbers(asdict(measured)) for attack, measured in found.items()}
+            for rule, found in compared(results).items()
+        },
+        "curves": {name: points for name, points in _curves(results).items()},
+        "below_unigram": learned,
+        "holds": complete and learned and all(row.holds for row in rows) and not any(each.void for each in held),
+    }
+
+
+def write(
+    document: Mapping[str, Any], results: Mapping[Cell, Result], attacks: Sequence[str], common: Sequence[str]
+) -> list[Path]:
+    """The record, the tables and the pictures; where they lie."""
+    now = datetime.now(UTC)
+    log = f"resumable: {len(results)} cells, one thread each, of commits {', '.join(document['cell_commits'])}"
+    entry = {"date": now.isoformat(timespec="seconds"), "command": "python benchmarks/robustness.py", "log": log}
+    written = record.write("robustness", {**entry, **document}, now)
+    rows = judge(results, attacks)
+    text = DOCS / "aggregation.md"
+    text.write_text(page.woven(text.read_text(), _section(document, results, rows, common, f"{now:%Y-%m-%d}")))
+    unigrams = [each["unigram"] for each in document["references"] if each["seed"] == SEEDS[0]]
+    pictures = {
+        DOCS / "robustness-attacks.svg": plots.dots(rows),
+        DOCS / "robustness-curves.svg": plots.curves(document["curves"], unigrams[0] if unigrams else None),
+    }
+    for path, picture in pictures.items():
+        path.write_text(picture)
+    return [written, text, *pictures]
+
+
+def _section(
+    document: Mapping[str, Any],
+    results: Mapping[Cell, Result],
+    rows: Sequence[Row],
+    common: Sequence[str],
+    date: str,
+) -> str:
+    about = {
+        "flags": " ".join(common),
+        "commit": document["commit"],
+        "hardware": document["hardware"],
+        "minutes": f"{document['cpu_minutes']:.0f}",
+        "date": date,
+    }
+    return page.section(rows, compared(results), document["references"], _controls(results), about)
+
+
+def _say(
+    document: Mapping[str, Any],
+    results: Mapping[Cell, Result],
+    attacks: Sequence[str],
+    arguments: argparse.Namespace,
+    console: Console,
+) -> None:
+    """Show what is there: the record as JSON on stdout, or the tables."""
+    if arguments.json:
+        print(json.dumps(document, indent=2))
+        return
+    lines = [*page.table(judge(results, attacks)), "", *page.controls(_controls(results)), ""]
+    Console().print(Markdown("\n".join([*lines, *page.comparison(compared(results))])))
+    for each in document["references"]:
+        console.print(
+            "{rule} gate {gate} seed {seed}: unigram {unigram:.3f}, all honest {none}, honest alone {absent}".format(
+                **each
+            ),
+            highlight=False,
+        )
+    console.print(f"{document['cpu_minutes']} CPU minutes; holds: {document['holds']}", highlight=False)
+
+
+def _controls(results: Mapping[Cell, Result]) -> list[Control]:
+    found = [control(results, attack) for attack in CONTROLS]
+    return [each for each in found if each is not None]
+
+
+def _curves(results: Mapping[Cell, Result]) -> dict[str, list[tuple[float, float]]]:
+    """Held-out loss over rounds: default and mean, under sign flip and without it."""
+    wanted = {
+        "default, sign flip": Cell("default", True, "sign_flip", SEEDS[0]),
+        "mean, sign flip": Cell("mean", False, "sign_flip", SEEDS[0]),
+        "default, nobody lies": Cell("default", True, NONE, SEEDS[0]),
+        "mean, nobody lies": Cell("mean", False, NONE, SEEDS[0]),
+    }
+    return {name: points(results[cell]) for name, cell in wanted.items() if cell in results}
+
+
+def points(result: Result) -> list[tuple[float, float]]:
+    """Rounds and held-out losses of a run."""
+    return [(float(round), float(loss)) for round, loss in result.val_loss if loss is not None]
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "attack": row.attack,
+        "limit": row.limit,
+        "worst": _number(row.worst),
+        "share": row.share,
+        "cosine": row.cosine,
+        "seeds": [_numbers(asdict(each)) for each in row.seeds],
+        "bare": _numbers(asdict(row.bare)) if row.bare else None,
+        "holds": row.holds,
+        "verdict": row.verdict,
+    }
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _number(value) for name, value in values.items()}
+
+
+def _number(value: Any) -> Any:  # noqa: ANN401  (whatever a record holds)
+    """The value, or None for a number that JSON has no word for: the loss of a run that diverged."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

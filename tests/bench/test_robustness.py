@@ -1,0 +1,246 @@
+"""The robustness record: which cells it has, how they run and resume, what is made of them."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from trials import page, plots, running
+from trials.cells import ABSENT, CONTROLS, NONE, SEEDS, Cell, plan, quick
+from trials.running import Failed, Result, Store, condense
+from trials.verdicts import baseline, compared, control, judge, percent
+
+ATTACKS = ("sign_flip", "alie", "ipm_100", "min_max", "scale", "zero")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def result(cell: Cell, loss: float | None, **row: object) -> Result:
+    rows = [{"applied": True, "reason": None, "hostile_share": 0.1, "cosine": 0.9, **row}] * 2
+    return Result(cell.name, loss, [[1, loss]], rows, 6.6, "abc", 30.0, 31.0)
+
+
+def results(**losses: float | None) -> dict[Cell, Result]:
+    """A whole plan: every cell ends at 6.06, but attack-free ones at 6.0 and 6.03 and those named."""
+    ends = {NONE: 6.03, ABSENT: 6.0, **losses}
+    return {
+        cell: result(cell, 7.0 if cell.rule == "mean" and cell.attack in CONTROLS else ends.get(cell.attack, 6.06))
+        for cell in plan(ATTACKS)
+    }
+
+
+# cells
+
+
+def test_the_plan_has_every_cell_once_and_references_first() -> None:
+    cells = plan(ATTACKS)
+    assert len(cells) == len(set(cells)) == len({cell.name for cell in cells})
+    judged = [cell for cell in cells if cell.rule == "default" and cell.gate]
+    assert {(cell.attack, cell.seed) for cell in judged} == {(a, s) for a in (*ATTACKS, NONE, ABSENT) for s in SEEDS}
+    assert {cell.attack for cell in cells[: 2 * len(SEEDS)]} == {NONE, ABSENT}
+    assert {cell.attack for cell in cells if cell.rule == "mean"} >= set(CONTROLS)
+    for cell in cells:  # every cell has its references
+        assert {Cell(cell.rule, cell.gate, name, cell.seed) for name in (NONE, ABSENT)} <= set(cells)
+
+
+def test_the_quick_subset_is_small_and_has_a_control() -> None:
+    cells = quick(ATTACKS)
+    assert set(cells) <= set(plan(ATTACKS))
+    assert len(cells) < 20
+    assert Cell("mean", False, "sign_flip", SEEDS[0]) in cells
+
+
+def test_flags_say_who_lies_and_how() -> None:
+    flags = " ".join(Cell("median", False, "alie", 2).flags())
+    assert flags == (
+        "--miners 12 --byzantine 3 --attack alie --run.seed 2 --aggregation.rule median --aggregation.gate false"
+    )
+    assert "--miners 12 --byzantine 0 --attack none" in " ".join(Cell("default", True, NONE, 1).flags())
+    assert "--miners 9 --byzantine 0 --attack none" in " ".join(Cell("default", True, ABSENT, 1).flags())
+
+
+# running
+
+CELL = Cell("default", True, "alie", 1)
+SAID = {
+    "final_val_loss": 6.5,
+    "val_loss": [[0, 10.8], [1, 6.5]],
+    "rounds": [{"round": 1, "applied": True, "reason": None, "hostile_share": 0.0, "cosine": 1.0, "seconds": 0.1}],
+}
+
+
+def test_a_result_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
+    store = Store.open(tmp_path, ["--rounds", "4"])
+    assert store.get(CELL) is None
+    store.path(CELL).with_suffix(".part").write_text("{half")
+    assert store.get(CELL) is None
+    store.put(CELL, result(CELL, 6.5))
+    assert store.get(CELL) == result(CELL, 6.5)
+    assert Store.open(tmp_path, ["--rounds", "4"]).get(CELL) == result(CELL, 6.5)
+    assert Store.open(tmp_path, ["--rounds", "5"]).get(CELL) is None, "other flags, other results"
+
+
+def test_what_a_process_said_becomes_a_result() -> None:
+    found = condense(CELL, 0, json.dumps(SAID), "", (1.0, 2.0))
+    assert isinstance(found, Result)
+    assert found.final_val_loss == 6.5
+    assert found.rounds[0]["cosine"] == 1.0
+    assert (found.cpu_seconds, found.wall_seconds) == (1.0, 2.0)
+    diverged = condense(CELL, 1, "", "the loss is nan: training has diverged; start again", (1.0, 2.0))
+    assert isinstance(diverged, Result)
+    assert diverged.final_val_loss is None
+    assert condense(CELL, 2, "", "usage\n--attack: no such attack\n", (0.0, 0.0)) == Failed(
+        CELL.name, "--attack: no such attack"
+    )
+
+
+def _stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Cells run `code` instead of a simulation."""
+    monkeypatch.setattr(running, "command", lambda cell, common: ["-c", code, cell.name])
+
+
+def test_cells_run_once_and_what_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"import sys; sys.exit('no luck') if 'zero' in sys.argv[1] else print({json.dumps(SAID)!r})"
+    _stand_in(monkeypatch, code)
+    store, cells, heard = Store.open(tmp_path, []), [CELL, Cell("default", True, "zero", 1)], []
+    failed = running.run(cells, [], store, 2, lambda now, ended: heard.append((len(now), ended)))
+    assert failed == [Failed("default-gate-zero-1", "no luck")]
+    assert store.finished(cells).keys() == {CELL}
+    assert max(count for count, _ in heard) == 2
+    assert sum(ended is not None for _, ended in heard) == 2
+    again = running.run([CELL], [], store, 2, lambda now, ended: pytest.fail("it ran twice"))
+    assert again == []
+
+
+def test_an_interruption_ends_running_cells_and_keeps_the_finished(tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from trials import running\nfrom trials.cells import Cell\n"
+        "running.command = lambda cell, common: ['-c', 'import time; print(1, flush=True); time.sleep(60)']\n"
+        "store = running.Store.open(Path(sys.argv[2]), [])\n"
+        "told = lambda now, ended: print('begun', flush=True)\n"
+        "running.run([Cell('default', True, 'alie', 1)], [], store, 1, told)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(BENCHMARKS), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert time.monotonic() - began < 20, "the cell was not ended"
+    assert not list(tmp_path.rglob("*alie*.json"))
+
+
+# verdicts
+
+
+def test_the_judged_reference_is_the_lower_and_the_controls_the_higher() -> None:
+    found = results()
+    assert baseline(found, CELL) == 6.0
+    assert control(found, "sign_flip").ratio == pytest.approx(7.0 / 6.03)
+    assert math.isnan(baseline({}, CELL))
+    assert control({}, "sign_flip") is None
+
+
+def test_an_attack_within_its_limit_holds() -> None:
+    row = next(row for row in judge(results(), ATTACKS) if row.attack == "alie")
+    assert row.worst == pytest.approx(1.01)
+    assert (row.share, row.cosine) == (pytest.approx(0.1), pytest.approx(0.9))
+    assert (row.holds, row.verdict) == (True, "holds")
+
+
+@pytest.mark.parametrize(("attack", "loss", "holds"), [("alie", 6.2, False), ("min_max", 6.2, True)])
+def test_adaptive_attacks_have_a_wider_limit(attack: str, loss: float, holds: bool) -> None:
+    row = next(row for row in judge(results(**{attack: loss}), ATTACKS) if row.attack == attack)
+    assert row.holds is holds
+
+
+def test_what_only_the_gate_stopped_is_said() -> None:
+    found = results()
+    bare = Cell("default", False, "zero", SEEDS[0])
+    found[bare] = result(bare, None)
+    row = next(row for row in judge(found, ATTACKS) if row.attack == "zero")
+    assert row.holds
+    assert row.verdict == "holds; only the gate stopped it"
+    assert percent(row.bare.ratio) == "diverged"
+
+
+def test_a_control_that_does_not_hurt_voids_its_row() -> None:
+    found = results()
+    mean = Cell("mean", False, "scale", SEEDS[0])
+    found[mean] = result(mean, 6.1)
+    row = next(row for row in judge(found, ATTACKS) if row.attack == "scale")
+    assert not row.holds
+    assert row.verdict == "void: the mean ended at +1.2 % too"
+
+
+def test_a_row_without_all_seeds_does_not_hold() -> None:
+    found = results()
+    del found[Cell("default", True, "zero", SEEDS[2])]
+    row = next(row for row in judge(found, ATTACKS) if row.attack == "zero")
+    assert (row.holds, row.verdict) == (False, "holds, 1 of 3 seeds not run")
+    assert judge({}, ["zero"])[0].verdict == "not run"
+
+
+def test_rounds_without_a_step_count_apart() -> None:
+    found = results()
+    found[CELL] = result(CELL, 6.06, applied=False, hostile_share=None, cosine=None)
+    measured = next(row for row in judge(found, ATTACKS) if row.attack == "alie").seeds[0]
+    assert (measured.kept, measured.share, measured.cosine) == (2, None, None)
+
+
+# page and pictures
+
+
+def test_the_tables_go_between_the_markers() -> None:
+    text = f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n"
+    assert page.woven(text, "new") == f"before\n{page.BEGIN}\nnew\n{page.END}\nafter\n"
+    with pytest.raises(ValueError, match="once each"):
+        page.woven("no markers", "new")
+
+
+def test_the_page_has_every_attack_and_rule() -> None:
+    found = results()
+    about = dict.fromkeys(("flags", "commit", "date", "hardware", "minutes"), "?")
+    held = [control(found, attack) for attack in CONTROLS]
+    references = [{"rule": "default", "gate": True, "seed": 1, "unigram": 6.6, "none": 6.03, "absent": 6.0}]
+    text = page.section(judge(found, ATTACKS), compared(found), references, held, about)
+    assert "| alie | +1.0 % | 0.10 | 0.90 | 0 / 0 | +1.0 % | holds |" in text
+    assert "| default | on | 1 | 6.600 | 6.030 | 6.000 |" in text
+    assert "| krum |" in text
+    assert "| sign_flip | +16.1 % | hurts |" in text
+    assert not any(len(row) != len(head) for head, row in _tables(text))
+
+
+def _tables(text: str) -> list[tuple[list[str], list[str]]]:
+    """Each row of each table with its head."""
+    pairs, head = [], None
+    for line in text.splitlines():
+        cells = line.split("|") if line.startswith("|") else None
+        head = (head or cells) if cells else None
+        if cells and head:
+            pairs.append((head, cells))
+    return pairs
+
+
+def test_the_pictures_are_svg_with_a_dot_a_seed() -> None:
+    rows = judge(results(zero=None), ATTACKS)
+    tree = ET.fromstring(plots.dots(rows))  # noqa: S314  (our own)
+    circles = [each for each in tree.iter() if each.tag.endswith("circle")]
+    assert len(circles) == sum(len(row.seeds) + 1 for row in rows)
+    curves = plots.curves({"a < b": [(0, 10.0), (10, 6.0)], "diverged": [(0, 10.0), (5, math.inf)]}, 6.6)
+    words = [each.text for each in ET.fromstring(curves).iter() if each.tag.endswith("text")]  # noqa: S314
+    assert "a < b" in words
+    assert "unigram 6.60" in words
+    assert "no finite loss" in plots.curves({}, None)
