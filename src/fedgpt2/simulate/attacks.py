@@ -12,9 +12,12 @@ from statistics import NormalDist
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
+
+from fedgpt2.simulate.moments import moments
 
 __all__ = [
     "ATTACKS",
@@ -29,7 +32,9 @@ __all__ = [
     "opt_alie",
     "opt_ipm",
     "scale",
+    "search",
     "sign_flip",
+    "z_max",
     "zero",
 ]
 
@@ -38,6 +43,7 @@ Defence = Callable[[Float32[Tensor, "n d"], int], Float32[Tensor, " d"]]  # rows
 _EVALUATIONS = 20  # of the defence, in a line search
 _COARSE = 0.6  # of them, over the whole range; the others close in on the best
 _HALVINGS = 20  # of an interval: six digits
+_MARGIN = 1e-5  # of a distance: what its rounding leaves open
 
 
 @runtime_checkable
@@ -75,7 +81,8 @@ def alie(
     arXiv 1902.06156. By default the paper's z_max: the quantile of a normal variable at
     (n - f - s) / (n - f), s = floor(n / 2 + 1) - f supporters being needed for a majority.
     """
-    return _same(honest.mean(0) + (_z_max(len(honest), f) if strength is None else strength) * _std(honest), f)
+    of = moments(honest)
+    return _same(of.mean + (z_max(len(honest), f) if strength is None else strength) * of.std, f)
 
 
 def opt_ipm(
@@ -103,7 +110,8 @@ def opt_alie(
     evaluations: int = _EVALUATIONS,
 ) -> Float32[Tensor, "f d"]:
     """`alie` of the strength, of either sign, that moves the aggregate furthest (search as in `opt_ipm`)."""
-    mean, std = honest.mean(0), _std(honest)
+    of = moments(honest)
+    mean, std = of.mean, of.std
     search = _Search(honest, f, rng, defence)
     up = search.furthest(lambda strength: mean + strength * std, evaluations // 2, between=(0.25, 8.0))
     down = search.furthest(lambda strength: mean - strength * std, evaluations - evaluations // 2, between=(0.25, 8.0))
@@ -116,14 +124,15 @@ def min_max(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Flo
     Shejwalkar, Houmansadr, "Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for Federated
     Learning", NDSS 2021 (AGR-agnostic, inverse standard deviation).
     """
-    mean, std = honest.mean(0), _std(honest)
-    limit = float(torch.cdist(honest, honest, compute_mode="donot_use_mm_for_euclid_dist").max())
-    low, high = 0.0, 2.0 * limit / max(float(std.norm()), torch.finfo(torch.float32).tiny)
+    of = moments(honest)
+    limit = float(of.honest.distances().max()) * (1.0 - _MARGIN)
+    low, high = 0.0, 2.0 * limit / max(float(of.std.norm()), torch.finfo(torch.float32).tiny)
+    each = np.eye(of.h, of.span.m)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        reaches = float((honest - (mean - middle * std)).norm(dim=1).max()) <= limit
+        reaches = of.span.mixed(each - of.point(1.0, -middle)).norms().max() <= limit
         low, high = (middle, high) if reaches else (low, middle)
-    return _same(mean - low * std, f)
+    return _same(of.mean - low * of.std, f)
 
 
 def mimic(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, "f d"]:
@@ -132,9 +141,9 @@ def mimic(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float
     Karimireddy, He, Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", 2022,
     arXiv 2006.09365; the direction is exact here, not an estimate over rounds.
     """
-    apart = honest - honest.mean(0)
-    _, directions = torch.linalg.eigh((apart @ apart.T).double())
-    return _same(honest[int(directions[:, -1].abs().argmax())], f)
+    h = len(honest)
+    _, directions = np.linalg.eigh(moments(honest).span.inner[1 : h + 1, 1 : h + 1])
+    return _same(honest[int(np.abs(directions[:, -1]).argmax())], f)
 
 
 def gaussian(
@@ -167,6 +176,29 @@ def apart(
     return hostile + _noise(len(hostile), hostile.shape[1], rng) * (by * lengths)
 
 
+def z_max(h: int, f: int) -> float:
+    """Strength at which as many honest values as a majority needs are still expected beyond the liars' (`alie`)."""
+    n = h + f
+    supporters = n // 2 + 1 - f
+    share = min(max((h - supporters) / h, 1e-3), 1 - 1e-3)
+    return NormalDist().inv_cdf(share)
+
+
+def search(damage: Callable[[float], float], evaluations: int, between: tuple[float, float]) -> tuple[float, float]:
+    """The most damage found and the strength that does it, among `evaluations` strengths of a range tried by ratios.
+
+    A coarse search comes first; the rest closes in on its best.
+    """
+    coarse = max(2, round(_COARSE * evaluations))
+    step = (between[1] / between[0]) ** (1.0 / (coarse - 1))
+    tried = {x: damage(x) for x in (between[0] * step**i for i in range(coarse))}
+    while len(tried) < evaluations:
+        best, step = max(tried, key=lambda x: tried[x]), step**0.5
+        for x in (best * step, best / step)[: evaluations - len(tried)]:
+            tried[x] = damage(x)
+    return max((done, x) for x, done in tried.items())
+
+
 ATTACKS: Mapping[str, Attack] = MappingProxyType(
     {
         "sign_flip": sign_flip,
@@ -191,20 +223,8 @@ def _noise(f: int, d: int, rng: torch.Generator) -> Tensor:
     return noise.div_(max(d, 1) ** 0.5)
 
 
-def _std(honest: Tensor) -> Tensor:
-    return honest.std(0, correction=min(1, len(honest) - 1))
-
-
 def _typical(honest: Tensor) -> float:
     return float(honest.norm(dim=1).median())
-
-
-def _z_max(h: int, f: int) -> float:
-    """Strength at which as many honest values as a majority needs are still expected beyond the liars'."""
-    n = h + f
-    supporters = n // 2 + 1 - f
-    share = min(max((h - supporters) / h, 1e-3), 1 - 1e-3)
-    return NormalDist().inv_cdf(share)
 
 
 @dataclass(frozen=True)
@@ -220,15 +240,14 @@ class _Search:
         self, row: Callable[[float], Tensor], evaluations: int, between: tuple[float, float]
     ) -> tuple[float, Tensor]:
         """The most damage of f rows near row(x), over x in a range searched by ratios, and those rows."""
-        coarse = max(2, round(_COARSE * evaluations))
-        step = (between[1] / between[0]) ** (1.0 / (coarse - 1))
-        strengths = [between[0] * step**i for i in range(coarse)]
-        tried = {x: self._trial(row(x)) for x in strengths}
-        while len(tried) < evaluations:
-            best, step = max(tried, key=lambda x: tried[x][0]), step**0.5
-            for x in (best * step, best / step)[: evaluations - len(tried)]:
-                tried[x] = self._trial(row(x))
-        return max(tried.values(), key=lambda found: found[0])
+        sent: dict[float, Tensor] = {}
+
+        def damage(x: float) -> float:
+            done, sent[x] = self._trial(row(x))
+            return done
+
+        done, x = search(damage, evaluations, between)
+        return done, sent[x]
 
     def _trial(self, row: Tensor) -> tuple[float, Tensor]:
         """How far the aggregate lies from the honest mean, and what was sent."""
