@@ -26,6 +26,7 @@ __all__ = [
     "Optimizer",
     "Round",
     "Run",
+    "SimulationConfig",
     "ValidatorConfig",
     "Wallet",
     "setting",
@@ -236,3 +237,28 @@ class ValidatorConfig:
     run: Run = Run()
     device: str = setting("cuda:0", "where tensors live: cpu, cuda or cuda:N")
     rounds: int = setting(0, "rounds to train; 0: until stopped", least=0)
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """Settings of `fedgpt2 simulate`: a validator's, but for what only sockets and wallets need."""
+
+    miners: int = setting(8, "miners that take part, hostile ones included", least=1)
+    attack: str = setting(
+        "none",
+        "what the hostile ones do: a name of the arena (docs/simulation.md), none (they are honest too) or absent (they"
+        " are not there)",
+    )
+    byzantine: int = setting(0, "how many of the miners are hostile; which ones is drawn by --run.seed", least=0)
+    rounds: int = setting(30, "rounds to train", least=1)
+    device: str = setting("cpu", "where tensors live: cpu, cuda or cuda:N")
+    model: Model = Model(preset="nano")
+    data: Data = Data(source="sample", windows=2)
+    round: Round = Round()
+    gradient: Gradient = Gradient()
+    codec: Codec = Codec()
+    optimizer: Optimizer = Optimizer(lr=3e-3, min_lr=3e-4, warmup=5)
+    aggregation: Aggregation = Aggregation()
+    checkpoint: Checkpoint = Checkpoint(every=100)
+    limits: Limits = Limits()
+    run: Run = Run(dir="", eval_every=5, eval_windows=32)

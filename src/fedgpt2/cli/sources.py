@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgpt2.cli.flags import ENV_PREFIX, UNDOTTED, Flag, flags_of
-from fedgpt2.config import MinerConfig, ValidatorConfig
+from fedgpt2.config import MinerConfig, SimulationConfig, ValidatorConfig
 from fedgpt2.errors import UsageError
 
 __all__ = ["WANTED", "read_file", "refuse_unknown_environment", "suggestion"]
@@ -79,4 +79,4 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _keys_of_all_programs() -> set[str]:
-    return {flag.key for program in (MinerConfig, ValidatorConfig) for flag in flags_of(program)}
+    return {flag.key for program in (MinerConfig, ValidatorConfig, SimulationConfig) for flag in flags_of(program)}

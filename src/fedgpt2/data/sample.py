@@ -23,7 +23,10 @@ _HELD_OUT = {9: Pool.SCORE, 19: Pool.REPORT}  # address number modulo 20
 
 @dataclass(frozen=True)
 class SampleSource:
-    """The embedded corpus as pages of 8 documents; the last documents of a pool, under 8, are not used."""
+    """The embedded corpus as pages of 8 documents; the last documents of a pool, too few for a page, are not used.
+
+    A simulation of very many miners makes the pages smaller, so that there is one for each.
+    """
 
     texts: Mapping[Pool, tuple[str, ...]]
     name: str = "sample"
@@ -42,16 +45,16 @@ class SampleSource:
     @property
     def pools(self) -> Mapping[Pool, int]:
         """Pages in each pool."""
-        return {pool: len(documents) // _PAGE_DOCUMENTS for pool, documents in self.texts.items()}
+        return {pool: len(documents) // self.page_documents for pool, documents in self.texts.items()}
 
     def files(self) -> list[SourceFile]:
         """The one text file, as it is before compression."""
         return [SAMPLE_FILE]
 
     def documents(self, pool: Pool, page: int) -> list[str]:
-        """The 8 documents of a page. Raises CorpusError if there is no such page."""
+        """The documents of a page. Raises CorpusError if there is no such page."""
         check_page(self, pool, page)
-        return list(self.texts[pool][page * _PAGE_DOCUMENTS : (page + 1) * _PAGE_DOCUMENTS])
+        return list(self.texts[pool][page * self.page_documents : (page + 1) * self.page_documents])
 
 
 def _read() -> str:

@@ -1,0 +1,171 @@
+"""Honest miners of a simulation: their gradients, computed one after the other by one model, each into its own body.
+
+What an honest miner does may be replaced, miner by miner, by a `Behaviour`: fewer windows than asked for, old weights,
+other labels, no answer every now and then. That is the seam for studies of what such miners are worth:
+
+    def half(task: Task) -> Tensor:
+        return task.gradient(task.weights, task.windows[: len(task.windows) // 2])
+
+    simulate(config, behaviours={0: half})
+
+Letters: h honest miners, d parameters.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from fedgpt2 import codec
+from fedgpt2.codec import Codec
+from fedgpt2.data.tokens import Tokens
+from fedgpt2.errors import Reason, Refused
+from fedgpt2.gradient.strategy import Strategy
+from fedgpt2.model.gpt2 import GPT2
+from fedgpt2.model.state import FlatState
+from fedgpt2.protocol.messages import Order
+from fedgpt2.protocol.tensors import PREFIX, read_header
+from fedgpt2.simulate.arrival import Body
+from fedgpt2.types import ModelShape, Schema
+from fedgpt2.validator.peers import Parcel
+
+__all__ = ["Behaviour", "Crowd", "Engine", "Task"]
+
+_LINE = 64  # bytes: rows begin on a cache line
+_BLOCK = 1 << 16  # values of each row at a time, so that all rows of a block stay in the cache
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one honest miner is asked in one round, and all it needs to answer."""
+
+    round: int
+    order: Order
+    weights: Float32[Tensor, " d"]  # the broadcast weights; not to be written to, and to be copied to be kept
+    windows: Tokens  # those assigned, uint16 [n, seq_len + 1]
+    gradient: Callable[[Float32[Tensor, " d"], Tokens], Float32[Tensor, " d"]]  # at any weights, on any windows
+    rng: torch.Generator  # seeded by run, miner and round
+
+
+Behaviour = Callable[[Task], Tensor | None]
+"""A miner's gradient, fp32 [d]; None when it cannot be reached this round. It may raise a PeerError instead."""
+
+
+class Engine:
+    """Gradients at any weights, on any windows."""
+
+    def __init__(self, shape: ModelShape, strategy: Strategy, device: torch.device) -> None:
+        self.schema = shape.schema()
+        self._strategy = strategy
+        self._device = device
+        self._model = GPT2(shape, FlatState(self.schema).to(device))
+
+    def __call__(self, weights: FlatState, windows: Tokens, out: FlatState, halt: threading.Event) -> float:
+        """Fill `out` with the mean gradient over `windows`; returns the mean loss, nats a token.
+
+        Raises Refused: cancelled soon after `halt` is set, compute_failed where the loss is no number.
+        """
+        self._model.bind(weights.to(self._device))
+        loss = self._strategy(self._model, windows, out=out, stop=halt).loss
+        if not math.isfinite(loss):
+            raise Refused(Reason.COMPUTE_FAILED, f"the miner says: the loss is {loss}")
+        return loss
+
+    def fresh(self, weights: Float32[Tensor, " d"], windows: Tokens, halt: threading.Event) -> Float32[Tensor, " d"]:
+        """The gradient, in memory of its own."""
+        out = FlatState(self.schema)
+        self(FlatState(self.schema, weights), windows, out, halt)
+        return out.flat
+
+
+class Crowd:
+    """h honest miners: a body each in the answer codec's own type, allocated once, and what became of their rounds."""
+
+    def __init__(
+        self, miners: int, engine: Engine, state: Codec, answer: Codec, behaviours: Mapping[int, Behaviour]
+    ) -> None:
+        """`behaviours` are by place among the honest."""
+        self._engine = engine
+        self._answer = answer
+        self._behaviours = behaviours
+        self._header = answer.header(engine.schema)
+        self._scratch = FlatState(engine.schema) if answer.dtype != "F32" else None
+        self._decoded = FlatState(engine.schema) if state.dtype != "F32" else None
+        self._bodies = _rows(miners, engine.schema, answer)
+        self._answered: list[int] = []
+
+    def weights(self, parcel: Parcel) -> FlatState:
+        """The weights in a state parcel, as every miner decodes them; fp32 is the parcel's own memory."""
+        which, schema = codec.get(parcel.ref.codec), self._engine.schema
+        layout = read_header(parcel.header[PREFIX:], schema, which.dtype)
+        out = None if self._decoded is None else self._decoded.flat
+        return FlatState(schema, which.decode(layout, schema, parcel.data, out))
+
+    def begin(self) -> None:
+        """A new round: nobody has answered."""
+        self._answered = []
+
+    def answer(
+        self,
+        place: int,
+        round_: int,
+        order: Order,
+        weights: FlatState,
+        windows: Tokens,
+        rng: torch.Generator,
+        halt: threading.Event,
+    ) -> tuple[Body, float] | None:
+        """One miner's body and the loss it claims; None when it does not answer. Raises Refused as the engine does."""
+        out = self._scratch or FlatState(self._engine.schema, self._bodies[place])
+        losses: list[float] = []
+
+        def gradient(at: Tensor, on: Tokens) -> Tensor:
+            state = weights if at is weights.flat else FlatState(self._engine.schema, at)
+            losses.append(self._engine(state, on, out, halt))
+            return out.flat
+
+        task = Task(round_, order, weights.flat, windows, gradient, rng)
+        values = self._behaviours.get(place, as_asked)(task)
+        if values is None:
+            return None
+        if values is not out.flat:
+            out.flat.copy_(values)
+        self._answered.append(place)
+        data = self._answer.encode(out.flat, None if self._scratch is None else self._bodies[place])
+        return Body(self._answer.name, self._header, data), losses[-1] if losses else 0.0
+
+    def gradients(self) -> Float32[Tensor, "h d"]:
+        """What those who answered sent, fp32, in order: a view of their bodies where all of them did, in fp32."""
+        return self._sent().float()
+
+    def cosine(self, aggregate: Float32[Tensor, " d"]) -> float | None:
+        """Cosine of `aggregate` to the mean of what those who answered sent; None where one of the two is nothing."""
+        rows = self._sent()
+        dot = own = other = 0.0
+        for start in range(0, aggregate.numel() if len(rows) else 0, _BLOCK):
+            mean = rows[:, start : start + _BLOCK].float().mean(0).double()
+            part = aggregate[start : start + _BLOCK].double()
+            dot, own, other = dot + float(mean @ part), own + float(mean @ mean), other + float(part @ part)
+        lengths = math.sqrt(own) * math.sqrt(other)
+        return dot / lengths if math.isfinite(lengths) and lengths > 0 else None
+
+    def _sent(self) -> Tensor:
+        whole = len(self._answered) == len(self._bodies)
+        return self._bodies if whole else self._bodies[sorted(self._answered)]
+
+
+def as_asked(task: Task) -> Tensor:
+    """What a miner does by default: the gradient at the weights sent, over all windows assigned."""
+    return task.gradient(task.weights, task.windows)
+
+
+def _rows(miners: int, schema: Schema, answer: Codec) -> Tensor:
+    """Room for a body's values each, [miners, d], untouched until used."""
+    dtype = torch.float32 if answer.dtype == "F32" else torch.bfloat16
+    d = sum(math.prod(shape) for shape in schema.values())
+    line = _LINE // dtype.itemsize
+    return torch.empty(miners, -(-d // line) * line, dtype=dtype)[:, :d]

@@ -1,0 +1,211 @@
+"""`fedgpt2 simulate`: a run whose miners live in this process. Everything but them is the validator's own.
+
+Deterministic by `--run.seed`: the same seed on the same machine gives the same result to the last bit, seconds aside.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+
+import torch
+
+from fedgpt2 import codec
+from fedgpt2.config import Checkpoint, SimulationConfig, ValidatorConfig
+from fedgpt2.data.corpus import Corpus
+from fedgpt2.data.manifest import build
+from fedgpt2.data.pages import PageSource, Pool
+from fedgpt2.data.sample import SampleSource
+from fedgpt2.data.sources import open_source, open_store
+from fedgpt2.errors import UsageError
+from fedgpt2.gradient import registry
+from fedgpt2.ledger.files import disk_errors
+from fedgpt2.model.hardware import prepare
+from fedgpt2.network.loop import Stop
+from fedgpt2.network.threads import off_loop
+from fedgpt2.observe.board import Board, Recorder
+from fedgpt2.observe.observer import Observer
+from fedgpt2.simulate.arena import liars
+from fedgpt2.simulate.crowd import Behaviour, Crowd, Engine
+from fedgpt2.simulate.names import NAMES
+from fedgpt2.simulate.peers import SimulatedPeers
+from fedgpt2.simulate.result import Result, Scribe
+from fedgpt2.simulate.roster import Roster, draw_roster, draws, validator_signer
+from fedgpt2.simulate.scene import Liars
+from fedgpt2.simulate.watching import Gauge, WatchedTraining
+from fedgpt2.validator.patience import Stopped, unless
+from fedgpt2.validator.rounds import build_run, check_names, check_sequence, closing, facts, run_rounds
+from fedgpt2.validator.run_directory import open_run_directory
+
+__all__ = ["ABSENT", "NONE", "run_simulation", "simulate"]
+
+NONE, ABSENT = "none", "absent"  # the hostile ones are honest too; they are not there
+_NEVER = 1 << 40  # rounds
+_AS_ASKED: Mapping[int, Behaviour] = MappingProxyType({})
+
+
+def simulate(
+    config: SimulationConfig,
+    observer: Observer | None = None,
+    *,
+    behaviours: Mapping[int, Behaviour] = _AS_ASKED,
+    attack: Callable[[], Liars] | None = None,
+) -> Result:
+    """Run a simulation to its end.
+
+    `behaviours`: what honest miners do otherwise than asked, by index of the miner (`simulate.crowd`); those of
+    hostile miners are not looked at. `attack`: what the hostile ones do, in place of the arena's `config.attack`.
+    Raises a FedGPT2Error, one line, for settings that make no run, and for a training that diverges.
+    """
+
+    async def run() -> Result:
+        return await run_simulation(config, Stop(), observer or Recorder(Board()), behaviours, attack)
+
+    return asyncio.run(run())
+
+
+async def run_simulation(
+    config: SimulationConfig,
+    stop: Stop,
+    observer: Observer,
+    behaviours: Mapping[int, Behaviour] = _AS_ASKED,
+    attack: Callable[[], Liars] | None = None,
+) -> Result:
+    """As `simulate`; `stop` ends it early, with what there is by then."""
+    _check(config)
+    roster = draw_roster(config.miners, config.byzantine if attack or config.attack != NONE else 0, config.run.seed)
+    with _folder(config) as folder:
+        settings = _settings(config, folder)
+        check_names(settings)
+        device = prepare(config.device, config.run.threads)
+        return await _Play(config, settings, device, roster, _liars(config, attack), behaviours).run(stop, observer)
+
+
+def _check(config: SimulationConfig) -> None:
+    """Raise UsageError for a cast that cannot be."""
+    known = (NONE, ABSENT, *NAMES)
+    if config.attack not in known:
+        raise UsageError(f"--attack {config.attack}: no such attack; one of {', '.join(known)}")
+    if config.byzantine >= config.miners:
+        raise UsageError(f"--byzantine {config.byzantine}: fewer than --miners {config.miners}, or nobody is honest")
+    if config.attack != NONE and not config.byzantine:
+        raise UsageError(f"--attack {config.attack}: --byzantine says how many of the miners it is; at least 1")
+
+
+@dataclass(frozen=True)
+class _Play:
+    """The parts of one simulation."""
+
+    config: SimulationConfig
+    settings: ValidatorConfig
+    device: torch.device
+    roster: Roster
+    liars: Liars | None
+    behaviours: Mapping[int, Behaviour]
+
+    async def run(self, stop: Stop, observer: Observer) -> Result:
+        """Every round, or those until `stop` is set."""
+        try:
+            corpus = await unless(stop, off_loop(_open_corpus, self.settings))
+            try:
+                return await self._train(corpus, stop, observer)
+            finally:
+                await off_loop(corpus.close)
+        except Stopped:
+            return Scribe(observer, frozenset(), lambda: None).result(self.config, self.roster, finished=False)
+
+    async def _train(self, corpus: Corpus, stop: Stop, observer: Observer) -> Result:
+        check_sequence(self.settings, corpus.manifest)
+        config, seed = self.config, self.config.run.seed
+        with open_run_directory(self.settings, corpus.manifest, draws(seed)) as directory:
+            for hotkey in self.roster.hotkeys:  # the same text for the same miner, whoever else is there
+                directory.ledger.slot_of(hotkey, self.settings.data.max_slots)
+            training = await off_loop(WatchedTraining, self.settings, self.device)
+            await off_loop(directory.resume, self.settings, training, observer.notice)
+            report = await unless(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))
+            peers = self._peers(corpus, training)
+            run = build_run(self.settings, directory, training, corpus, validator_signer(seed), peers, report)
+            scribe = Scribe(observer, self.roster.keys(self.roster.hostile), Gauge(training, peers.crowd))
+            axons = [seat.axon for seat in peers.seats()]
+            scribe.started({**await off_loop(facts, run, axons, 0), **self._place()})
+            unfinished = await run_rounds(run, 0, stop, scribe)
+            if config.run.dir:
+                await off_loop(directory.save_last, training, config.checkpoint.keep)
+            scribe.finished({**closing(run), **self._place()})
+        return scribe.result(config, self.roster, finished=unfinished is None)
+
+    def _peers(self, corpus: Corpus, training: WatchedTraining) -> SimulatedPeers:
+        engine = Engine(self.config.model.shape, registry.build(self.config.gradient, self.device), self.device)
+        honest, codecs = self.roster.honest, self.settings.codec
+        behaviours = {place: self.behaviours[i] for place, i in enumerate(honest) if i in self.behaviours}
+        crowd = Crowd(len(honest), engine, codec.get(codecs.state), codec.get(codecs.gradient), behaviours)
+        return SimulatedPeers(
+            roster=self.roster,
+            crowd=crowd,
+            engine=engine,
+            corpus=corpus,
+            rule=self.settings.aggregation.rule,
+            header_limit=self.settings.limits.header_bytes,
+            seed=self.config.run.seed,
+            liars=self.liars,
+            aggregate=lambda: training.formed,
+        )
+
+    def _place(self) -> Mapping[str, object]:
+        """What is said of a run directory that nobody will find."""
+        return {} if self.config.run.dir else {"run_dir": "a temporary folder"}
+
+
+def _liars(config: SimulationConfig, attack: Callable[[], Liars] | None) -> Liars | None:
+    if attack is not None:
+        return attack()
+    return None if config.attack in (NONE, ABSENT) else liars(config.attack)
+
+
+@contextmanager
+def _folder(config: SimulationConfig) -> Iterator[Path]:
+    """A run directory: the one asked for, which must be a new one, or one that goes when the simulation ends."""
+    if not config.run.dir:
+        with TemporaryDirectory(prefix="fedgpt2-simulate-") as name:
+            yield Path(name)
+        return
+    folder = Path(config.run.dir).expanduser()
+    with disk_errors(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"--run.dir {folder}: not empty; a simulation starts in a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+
+
+def _settings(config: SimulationConfig, folder: Path) -> ValidatorConfig:
+    """The validator's settings: a slot for every miner, and no checkpoint where nobody would find it."""
+    return ValidatorConfig(
+        model=config.model,
+        data=replace(config.data, max_slots=max(config.data.max_slots, config.miners)),
+        round=config.round,
+        codec=config.codec,
+        optimizer=config.optimizer,
+        aggregation=config.aggregation,
+        checkpoint=config.checkpoint if config.run.dir else Checkpoint(every=_NEVER),
+        limits=config.limits,
+        run=replace(config.run, dir=str(folder)),
+        device=config.device,
+        rounds=config.rounds,
+    )
+
+
+def _open_corpus(settings: ValidatorConfig) -> Corpus:
+    data = settings.data
+    source = _enough_pages(open_source(data), data.max_slots * data.max_pages)
+    manifest = build(source, data, data.seq_len or settings.model.shape.block_size, settings.run.seed)
+    return Corpus(source, manifest, open_store(data, source))
+
+
+def _enough_pages(source: PageSource, pages: int) -> PageSource:
+    """The embedded corpus cut into smaller pages, if there would be too few for so many miners; others as they are."""
+    while isinstance(source, SampleSource) and source.pools[Pool.ASSIGN] < pages and source.page_documents > 1:
+        source = replace(source, page_documents=source.page_documents // 2)
+    return source

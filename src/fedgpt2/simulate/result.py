@@ -1,0 +1,149 @@
+"""What came of a simulation, and the observer that collects it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+
+import msgspec
+from msgspec import Struct
+
+from fedgpt2.config import SimulationConfig
+from fedgpt2.observe.observer import Observer
+from fedgpt2.observe.rows import read_facts
+from fedgpt2.simulate.roster import Roster
+from fedgpt2.types import Hotkey
+
+__all__ = ["Miner", "Result", "Round", "Scribe"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round, as far as experiments compare it."""
+
+    round: int
+    applied: bool
+    reason: str | None
+    train_loss: float
+    val_loss: float | None  # where it was measured
+    hostile_share: float | None  # of the sum of absolute aggregation weights; None where no step was taken
+    cosine: float | None  # of the aggregate to the mean of the honest gradients; None where none was formed
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Miner:
+    """One miner over the whole run; `weight` is the mean of its aggregation weights, 0 where it had none."""
+
+    hotkey: Hotkey
+    hostile: bool
+    rank: int | None
+    rating: float | None
+    weight: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A simulation that has ended; `finished` is False when it was told to stop before."""
+
+    config: SimulationConfig
+    rounds: tuple[Round, ...]
+    miners: tuple[Miner, ...]
+    unigram_loss: float | None  # of a unigram model of the same text on the same windows
+    finished: bool
+
+    @property
+    def val_loss(self) -> list[float]:
+        """The held-out losses, in order."""
+        return [row.val_loss for row in self.rounds if row.val_loss is not None]
+
+    @property
+    def final_val_loss(self) -> float | None:
+        """The last one; None when none was measured."""
+        return self.val_loss[-1] if self.val_loss else None
+
+    def document(self) -> dict[str, object]:
+        """As `fedgpt2 simulate --json` prints it."""
+        return {
+            "settings": asdict(self.config),
+            "val_loss": self.val_loss,
+            "final_val_loss": self.final_val_loss,
+            "unigram_loss": self.unigram_loss,
+            "miners": [asdict(miner) for miner in self.miners],
+            "rounds": [asdict(row) for row in self.rounds],
+        }
+
+
+class _Share(Struct):
+    hotkey: Hotkey
+    weight: float
+
+
+class _Row(Struct):
+    round: int
+    applied: bool
+    reason: str | None
+    train_loss: float
+    val_loss: float | None
+    seconds: dict[str, float]
+    miners: list[_Share]
+
+
+@dataclass
+class Scribe:
+    """An `Observer` that writes down what a `Result` needs and tells everything to another one."""
+
+    observer: Observer
+    hostile: frozenset[Hotkey]
+    cosine: Callable[[], float | None]  # of the aggregate of the round that has just ended
+    rounds: list[Round] = field(default_factory=list)
+    weights: dict[Hotkey, float] = field(default_factory=dict)  # summed over the rounds
+    unigram_loss: float | None = None
+
+    def started(self, facts: Mapping[str, object]) -> None:
+        """Note the yardstick."""
+        self.unigram_loss = read_facts(facts).unigram_loss
+        self.observer.started(facts)
+
+    def waiting(self, message: str) -> None:
+        """Pass it on."""
+        self.observer.waiting(message)
+
+    def round_done(self, row: Mapping[str, object]) -> None:
+        """Note the round."""
+        known = msgspec.convert(row, _Row)
+        for miner in known.miners:
+            self.weights[miner.hotkey] = self.weights.get(miner.hotkey, 0.0) + miner.weight
+        self.rounds.append(
+            Round(
+                round=known.round,
+                applied=known.applied,
+                reason=known.reason,
+                train_loss=known.train_loss,
+                val_loss=known.val_loss,
+                hostile_share=self._hostile_share(known),
+                cosine=self.cosine(),
+                seconds=known.seconds["total"],
+            )
+        )
+        self.observer.round_done(row)
+
+    def notice(self, line: str) -> None:
+        """Pass it on."""
+        self.observer.notice(line)
+
+    def finished(self, facts: Mapping[str, object]) -> None:
+        """Pass it on."""
+        self.observer.finished(facts)
+
+    def result(self, config: SimulationConfig, roster: Roster, *, finished: bool) -> Result:
+        """What has been written down."""
+        count = max(1, len(self.rounds))
+        miners = [
+            Miner(hotkey, i in roster.hostile, None, None, self.weights.get(hotkey, 0.0) / count)
+            for i, hotkey in enumerate(roster.hotkeys)
+        ]
+        return Result(config, tuple(self.rounds), tuple(miners), self.unigram_loss, finished)
+
+    def _hostile_share(self, row: _Row) -> float | None:
+        total = sum(abs(miner.weight) for miner in row.miners)
+        theirs = sum(abs(miner.weight) for miner in row.miners if miner.hotkey in self.hostile)
+        return theirs / total if total else None
