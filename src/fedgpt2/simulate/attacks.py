@@ -187,16 +187,18 @@ def z_max(h: int, f: int) -> float:
 def search(damage: Callable[[float], float], evaluations: int, between: tuple[float, float]) -> tuple[float, float]:
     """The most damage found and the strength that does it, among `evaluations` strengths of a range tried by ratios.
 
-    A coarse search comes first; the rest closes in on its best.
+    A coarse search comes first; the rest closes in on its best. Of strengths that do as much, the weakest counts:
+    where a rule clips, all beyond some strength do.
     """
     coarse = max(2, round(_COARSE * evaluations))
     step = (between[1] / between[0]) ** (1.0 / (coarse - 1))
     tried = {x: damage(x) for x in (between[0] * step**i for i in range(coarse))}
     while len(tried) < evaluations:
-        best, step = max(tried, key=lambda x: tried[x]), step**0.5
+        best, step = _worst(tried), step**0.5
         for x in (best * step, best / step)[: evaluations - len(tried)]:
             tried[x] = damage(x)
-    return max((done, x) for x, done in tried.items())
+    x = _worst(tried)
+    return tried[x], x
 
 
 ATTACKS: Mapping[str, Attack] = MappingProxyType(
@@ -211,6 +213,11 @@ ATTACKS: Mapping[str, Attack] = MappingProxyType(
         "scale": scale,
     }
 )  # those that need no knowledge of the defence
+
+
+def _worst(tried: Mapping[float, float]) -> float:
+    most = max(tried.values())
+    return min(x for x, done in tried.items() if done >= most * (1.0 - _MARGIN))
 
 
 def _same(row: Tensor, f: int) -> Tensor:

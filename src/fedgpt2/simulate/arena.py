@@ -1,0 +1,56 @@
+"""The attacks, each a factory of liars who remember; what each does is told in `names`."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+
+from fedgpt2.errors import UsageError
+from fedgpt2.simulate import effort
+from fedgpt2.simulate.names import NAMES
+from fedgpt2.simulate.patience import ScoreAware, TimeCoupled
+from fedgpt2.simulate.replays import Manner, Replay, Source
+from fedgpt2.simulate.scene import Liars
+from fedgpt2.simulate.vectors import AIMS, Copies, Noise, Together, opt_alie, opt_ipm
+from fedgpt2.simulate.wire import HEADERS, VALUES, Headers, Late, Oversize, Stale, Values
+
+__all__ = ["ARENA", "liars"]
+
+_FACTORIES: dict[str, Callable[[], Liars]] = {
+    **{name: partial(Together, aim) for name, aim in AIMS.items()},
+    "sign_flip_copies": partial(Together, AIMS["sign_flip"], alike=True),
+    "mimic_copies": partial(Together, AIMS["mimic"], alike=True),
+    "gaussian": Noise,
+    "opt_ipm": opt_ipm,
+    "opt_alie": opt_alie,
+    **{name: partial(Values, fill) for name, fill in VALUES.items()},
+    "scale": partial(effort.Working, effort.scaled),
+    "scale_bound": partial(effort.Working, effort.bound),
+    "stale": Stale,
+    "stale_hidden": effort.Old,
+    "constant_replay": effort.First,
+    **{
+        f"replay_{source.value}{manner.value}": partial(Replay, source, manner)
+        for source in Source
+        for manner in Manner
+    },
+    "copy": Copies,
+    "copy_noise": partial(Copies, 0.01),
+    "sybils": effort.Sybils,
+    "tiny_batch": partial(effort.Working, effort.scrap),
+    "wrong_data": partial(effort.Working, effort.random_tokens),
+    "time_coupled": TimeCoupled,
+    "score_aware": ScoreAware,
+    "slow_drip": partial(Late, "the answer was still coming at the deadline"),
+    "late": partial(Late, "no answer by the deadline"),
+    "oversize": Oversize,
+    **{name: partial(Headers, header) for name, header in HEADERS.items()},
+}
+
+ARENA: Mapping[str, Callable[[], Liars]] = MappingProxyType({name: _FACTORIES[name] for name in NAMES})
+
+
+def liars(name: str) -> Liars:
+    """New liars of the attack called `name`. Raises UsageError."""
+    if name not in ARENA:
+        raise UsageError(f"--attack {name}: no such attack; one of {', '.join(ARENA)}")
+    return ARENA[name]()

@@ -1,0 +1,120 @@
+"""Liars who compute gradients, but not those they were asked for.
+
+Letters: f liars, d parameters, n windows of l tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from fedgpt2.config import Limits
+from fedgpt2.data.tokens import Tokens
+from fedgpt2.errors import PeerError
+from fedgpt2.simulate.desk import seal
+from fedgpt2.simulate.scene import Reply, Scene
+from fedgpt2.types import ModelShape
+
+__all__ = ["First", "Old", "Sybils", "Working", "bound", "everyone", "own", "random_tokens", "scaled", "scrap"]
+
+Work = Callable[[Scene, int], Float32[Tensor, " d"]]  # scene, which liar -> what it sends
+
+_SCRAP = 8  # parts of the text, one of which is used
+_OLDEST = 10  # rounds
+
+
+@dataclass(frozen=True)
+class Working:
+    """Each sends what it works out by itself."""
+
+    work: Work
+
+    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+        """One row a liar."""
+        return everyone(scene, self.work)
+
+
+@dataclass(frozen=True)
+class Sybils:
+    """One honest gradient in all their names."""
+
+    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+        """The first one's, from each."""
+        row = own(scene, 0)
+        return everyone(scene, lambda scene, i: row)
+
+
+@dataclass
+class First:
+    """What each honestly computed in the first round, for ever."""
+
+    kept: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+        """The first round's rows."""
+        if not self.kept:
+            self.kept = [own(scene, i) for i in range(scene.f)]
+        return everyone(scene, lambda scene, i: self.kept[i])
+
+
+@dataclass
+class Old:
+    """Gradients at weights kept for ten rounds, said to be at those of now."""
+
+    weights: Tensor | None = None
+    since: int = 0
+
+    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+        """Weights one to ten rounds old, once there are any."""
+        if self.weights is None or scene.round - self.since > _OLDEST:
+            older = scene.before
+            self.weights = (scene.weights if older is None else older).clone()
+            self.since = scene.round if older is None else scene.round - 1
+        weights = self.weights
+        return everyone(scene, lambda scene, i: scene.gradient(weights, scene.windows(i)))
+
+
+def everyone(scene: Scene, work: Work) -> Sequence[Reply]:
+    """What `work` gives each of them, as answers."""
+    return [seal(order, work(scene, i)) for i, order in enumerate(scene.orders)]
+
+
+def own(scene: Scene, i: int) -> Float32[Tensor, " d"]:
+    """The honest gradient of liar `i`."""
+    return scene.gradient(scene.weights, scene.windows(i))
+
+
+def scrap(scene: Scene, i: int) -> Float32[Tensor, " d"]:
+    """Liar i's gradient on an eighth of its text: whole windows, or the beginning of one."""
+    return scene.gradient(scene.weights, _eighth(scene.windows(i)))
+
+
+def random_tokens(scene: Scene, i: int) -> Float32[Tensor, " d"]:
+    """A gradient on as many windows as were assigned, of tokens drawn evenly from the vocabulary."""
+    return scene.gradient(scene.weights, _drawn(scene.windows(i), scene.orders[i].model, scene.rng))
+
+
+def scaled(scene: Scene, i: int) -> Float32[Tensor, " d"]:
+    """A million times the gradient of a scrap."""
+    return scrap(scene, i) * 1e6
+
+
+def bound(scene: Scene, i: int) -> Float32[Tensor, " d"]:
+    """The gradient of a scrap, as long as admission takes by default."""
+    row = scrap(scene, i)
+    return row * (0.999 * Limits().gradient_norm / max(float(row.norm()), 1e-30))
+
+
+def _eighth(windows: Tokens) -> Tokens:
+    n, length = len(windows), windows.shape[1] - 1
+    if n >= _SCRAP:
+        return windows[: n // _SCRAP]
+    return windows[:1, : max(1, n * length // _SCRAP) + 1]
+
+
+def _drawn(windows: Tokens, model: ModelShape, rng: torch.Generator) -> Tokens:
+    most = min(model.vocab_size, 1 << 16)
+    return torch.randint(most, tuple(windows.shape), generator=rng).numpy().astype(np.uint16)

@@ -1,0 +1,106 @@
+"""The attacks by name: what each does, and where it is from. No torch: `--help` lists them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+__all__ = ["ADAPTIVE", "FIXED", "NAMES", "PROFILES", "Profile"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What is said of an attack: one line, and a source (a paper, or "here")."""
+
+    about: str
+    source: str = "here"
+    adaptive: bool = False  # it looks at the defence, or at what became of it before
+
+
+_RSA = "Li et al. 2019, arXiv 1811.03761"
+_IPM = "Xie et al. 2019, arXiv 1903.03936"
+_ALIE = "Baruch et al. 2019, arXiv 1902.06156"
+_BYZFL = "González et al. 2025, arXiv 2505.24802"
+_MIN_MAX = "Shejwalkar, Houmansadr, NDSS 2021"
+_MIMIC = "Karimireddy et al. 2022, arXiv 2006.09365"
+_HISTORY = "after Karimireddy et al. 2021, arXiv 2012.10333"
+_RIDERS = "after Lin et al. 2019, arXiv 1911.12560"
+_REPLAYED = {
+    "": "the last {what} as a gradient, as long as an honest one; nearly alike, so one vote",
+    "_negative": "the last {what} with its sign turned, as long as an honest gradient; nearly alike",
+    "_mean": "the running mean (over about four rounds) of each {what}, as long as an honest gradient; nearly alike",
+    "_noise": "the last {what} plus noise as long as itself, each liar its own",
+    "_padded": "a gradient of a scrap of text plus the last {what}, equally long",
+}
+
+
+def _replays(name: str, what: str) -> dict[str, Profile]:
+    return {f"replay_{name}{how}": Profile(about.format(what=what), _RIDERS) for how, about in _REPLAYED.items()}
+
+
+PROFILES: Mapping[str, Profile] = MappingProxyType(
+    {
+        # vectors made of the honest gradients
+        "sign_flip": Profile("minus the honest mean, each with noise enough for a vote of its own", _RSA),
+        "sign_flip_copies": Profile("minus the honest mean, nearly alike: one vote", _RSA),
+        "sign_flip_4": Profile("minus four times the honest mean: a quarter of the miners turns a plain mean", _RSA),
+        "ipm": Profile("-0.5 times the honest mean: slips past rules of distance", _IPM),
+        "ipm_100": Profile("-100 times the honest mean: turns any mean", _IPM),
+        "alie": Profile("the mean plus z_max standard deviations of each coordinate", _ALIE),
+        "mimic": Profile("one honest miner's gradient, the furthest out, each with noise enough for a vote", _MIMIC),
+        "mimic_copies": Profile("one honest miner's gradient, the furthest out, nearly alike: one vote", _MIMIC),
+        "gaussian": Profile("noise as long as an honest gradient", _BYZFL),
+        "opt_ipm": Profile(
+            "ipm of the strength, of 20 tried against the rule itself, that does most harm", _BYZFL, adaptive=True
+        ),
+        "opt_alie": Profile(
+            "alie of the strength and sign, of 20 tried against the rule itself, that does most harm",
+            _BYZFL,
+            adaptive=True,
+        ),
+        "min_max": Profile(
+            "against the standard deviation as far as no honest gradient is further away than two are apart",
+            _MIN_MAX,
+            adaptive=True,
+        ),
+        # values
+        "zero": Profile("as good as nothing: a free rider"),
+        "scale": Profile("a million times a gradient of a scrap of text: a mean learns that scrap alone"),
+        "scale_bound": Profile("the same, as long as --limits.gradient_norm lets pass by default"),
+        "nan": Profile("one NaN"),
+        "inf": Profile("one infinity"),
+        "denormal": Profile("numbers so small that arithmetic on them is slow"),
+        # old work
+        "stale": Profile("an answer over the weights of the round before, which it names"),
+        "stale_hidden": Profile("a gradient at weights up to ten rounds old, sent as if it were fresh"),
+        "constant_replay": Profile("its own first gradient, for ever"),
+        **_replays("update", "change of the weights"),
+        **_replays("aggregate", "aggregate"),
+        # others' work, little work, other work
+        "copy": Profile("an honest miner's answer, bit by bit"),
+        "copy_noise": Profile("an honest miner's gradient with 1 % noise"),
+        "sybils": Profile("one gradient, honestly computed, in everybody's name"),
+        "tiny_batch": Profile("an honest gradient of an eighth of the text assigned"),
+        "wrong_data": Profile("the gradient of random tokens"),
+        # patience
+        "time_coupled": Profile(
+            "the honest mean plus the same direction every round, no further out than an honest gradient",
+            _HISTORY,
+            adaptive=True,
+        ),
+        "score_aware": Profile(
+            "honest until its weight is an honest miner's, then sign_flip for two rounds, then honest again",
+            adaptive=True,
+        ),
+        # the wire
+        "slow_drip": Profile("an answer that keeps coming and is never complete"),
+        "late": Profile("no answer by the deadline"),
+        "oversize": Profile("a body longer than the order allows"),
+        "wrong_names": Profile("a tensor under another name"),
+        "wrong_shapes": Profile("a tensor transposed"),
+        "wrong_dtypes": Profile("integers of the same size"),
+    }
+)
+
+NAMES: tuple[str, ...] = tuple(PROFILES)
+ADAPTIVE: tuple[str, ...] = tuple(name for name, profile in PROFILES.items() if profile.adaptive)
+FIXED: tuple[str, ...] = tuple(name for name, profile in PROFILES.items() if not profile.adaptive)

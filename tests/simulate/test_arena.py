@@ -1,0 +1,201 @@
+"""Every attack of the arena: what it sends, what the validator says to it, that a seed decides it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedgpt2.aggregation.pipeline import PIPELINES
+from fedgpt2.errors import PeerError, Reason, UsageError
+from fedgpt2.simulate import names
+from fedgpt2.simulate.arena import ARENA, liars
+from fedgpt2.simulate.scene import Reply
+from tests.simulate.stage import D, Stage, cosine, judged, moved, play, rows
+
+SRC = Path(__file__).parents[2] / "src"
+
+# of three liars, in the second round
+REFUSED = {
+    "scale": [Reason.NORM_BOUND] * 3,
+    "nan": [Reason.NON_FINITE] * 3,
+    "inf": [Reason.NON_FINITE] * 3,
+    "stale": [Reason.WRONG_PARENT] * 3,
+    "sybils": [None, Reason.DUPLICATE, Reason.DUPLICATE],
+    "slow_drip": [Reason.LATE] * 3,
+    "late": [Reason.LATE] * 3,
+    "oversize": [Reason.TOO_LARGE] * 3,
+    "wrong_names": [Reason.WRONG_NAMES] * 3,
+    "wrong_shapes": [Reason.WRONG_SHAPE] * 3,
+    "wrong_dtypes": [Reason.WRONG_DTYPE] * 3,
+}
+
+
+def test_the_arena_is_what_is_told_of_it():
+    assert tuple(ARENA) == names.NAMES
+    assert set(names.ADAPTIVE) == {"opt_ipm", "opt_alie", "min_max", "time_coupled", "score_aware"}
+    assert sorted((*names.ADAPTIVE, *names.FIXED)) == sorted(names.NAMES)
+    assert all("\n" not in profile.about and profile.source for profile in names.PROFILES.values())
+
+
+def test_names_are_known_without_torch():
+    code = "import sys, fedgpt2.simulate.names; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SRC)}, check=False).returncode == 0
+
+
+def test_an_unknown_attack_is_a_bad_flag():
+    with pytest.raises(UsageError, match="--attack flip: no such attack; one of sign_flip, "):
+        liars("flip")
+
+
+@pytest.mark.parametrize("answer", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", names.NAMES)
+def test_the_validator_says_to_each_what_it_should(name, answer):
+    stage, attack = Stage(answer=answer), liars(name)
+    attack(stage.scene(1))
+    scene = stage.scene(2)
+    assert judged(scene, attack(scene)) == REFUSED.get(name, [None] * 3)
+
+
+@pytest.mark.parametrize("name", names.NAMES)
+def test_a_seed_decides_everything(name):
+    def bodies() -> list[object]:
+        stage, attack = Stage(), liars(name)
+        return [_plain(reply) for number in range(1, 5) for reply in attack(stage.scene(number))]
+
+    assert bodies() == bodies()
+
+
+def _plain(reply: Reply | PeerError) -> object:
+    if isinstance(reply, PeerError):
+        return reply.reason
+    return reply.header, bytes(reply.data), reply.codec, reply.parent
+
+
+@pytest.mark.parametrize("name", names.NAMES)
+@pytest.mark.parametrize(("h", "f"), [(1, 1), (2, 1), (3, 5)])
+def test_any_number_of_liars_finds_something_to_send(name, h, f):
+    stage, attack = Stage(h=h, f=f), liars(name)
+    for number in (1, 2):
+        assert len(attack(stage.scene(number))) == f
+
+
+@pytest.mark.parametrize("name", [name for name in names.NAMES if name not in REFUSED])
+def test_honest_gradients_are_left_as_they_were(name):
+    stage, attack = Stage(), liars(name)
+    kept = stage.honest(1)
+    before = kept.clone()
+    attack(moved(stage.scene(1), honest=lambda: kept))
+    assert torch.equal(kept, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "strength"), [("sign_flip", -1.0), ("sign_flip_4", -4.0), ("ipm", -0.5), ("ipm_100", -100.0)]
+)
+def test_multiples_of_the_mean_are_sent_apart(name, strength):
+    stage = Stage()
+    (sent,) = play(liars(name), stage, 1)
+    mean = stage.honest(1).mean(0)
+    for row in sent:
+        assert float(row @ mean / mean.norm() ** 2) == pytest.approx(strength, rel=0.05)
+        assert float((row - strength * mean).norm()) == pytest.approx(
+            0.25 * abs(strength) * float(mean.norm()), rel=0.1
+        )
+    assert votes(stage, sent) == 12
+
+
+@pytest.mark.parametrize("name", ["sign_flip_copies", "mimic_copies", "copy_noise"])
+def test_copies_have_one_vote_and_are_no_duplicates(name):
+    stage = Stage()
+    (sent,) = play(liars(name), stage, 1)
+    assert votes(stage, sent) == {"sign_flip_copies": 10, "mimic_copies": 9, "copy_noise": 9}[name]
+    assert not torch.equal(sent[0], sent[1])
+
+
+def votes(stage: Stage, sent: torch.Tensor) -> int:
+    """Groups the default rule finds among all rows."""
+    aggregate = PIPELINES["default"]([*stage.honest(1), *sent], None, 3, torch.empty(D))
+    return len(aggregate.groups)
+
+
+def test_alie_stays_within_its_deviations():
+    stage = Stage()
+    (sent,) = play(liars("alie"), stage, 1)
+    honest = stage.honest(1)
+    # n = 12, f = 3: 4 supporters, z = quantile at 5/9
+    wanted = honest.mean(0) + 0.1397 * honest.std(0)
+    assert cosine(sent.mean(0), wanted) > 0.98
+    assert float((sent[0] - wanted).norm() / wanted.norm()) == pytest.approx(0.25, rel=0.1)
+
+
+def test_mimic_is_an_honest_miners_gradient():
+    stage = Stage()
+    (sent,) = play(liars("mimic_copies"), stage, 1)
+    assert any(torch.equal(sent[0], row) for row in stage.honest(1))
+    assert votes(stage, play(liars("mimic"), stage, 1)[0]) == 12
+
+
+def test_noise_is_as_long_as_a_gradient_and_new_every_round():
+    stage = Stage()
+    first, second = play(liars("gaussian"), stage, 2)
+    typical = float(stage.honest(1).norm(dim=1).median())
+    assert float(first.norm(dim=1).mean()) == pytest.approx(typical, rel=0.1)
+    assert abs(cosine(first[0], first[1])) < 0.1
+    assert abs(cosine(first[0], second[0])) < 0.1
+
+
+def test_min_max_reaches_as_far_as_honest_rows_are_apart():
+    stage = Stage()
+    (sent,) = play(liars("min_max"), stage, 1)
+    honest = stage.honest(1)
+    limit = float(torch.cdist(honest, honest).max())
+    assert float((honest - sent.mean(0)).norm(dim=1).max()) == pytest.approx(limit, rel=0.03)
+
+
+def test_values_that_are_none():
+    (zero,), (tiny,) = play(liars("zero"), Stage(), 1), play(liars("denormal"), Stage(), 1)
+    assert float(zero.norm()) < 1e-29
+    assert float(tiny.abs().max()) < 2.0**-126
+    assert bool((tiny != 0).all())
+
+
+def test_copies_of_an_honest_answer_are_bit_by_bit():
+    stage = Stage()
+    (sent,) = play(liars("copy"), stage, 1)
+    assert torch.equal(sent, stage.honest(1)[:3])
+    (noisy,) = play(liars("copy_noise"), stage, 1)
+    assert float((noisy - sent).norm() / sent.norm()) == pytest.approx(0.01, rel=0.1)
+
+
+def test_a_copier_is_refused_where_its_original_came_first():
+    stage = Stage(h=3)
+    scene = stage.scene(1)
+    honest = stage.honest(1)
+    originals = [
+        Reply(r.header, memoryview(row.numpy()).cast("B"), r.codec, r.parent)
+        for r, row in zip(liars("copy")(scene), honest, strict=True)
+    ]
+    twice = moved(scene, orders=(*scene.orders, *scene.orders))
+    verdicts = judged(twice, [*originals, *liars("copy")(scene)])
+    assert verdicts == [None] * 3 + [Reason.DUPLICATE] * 3
+
+
+def test_shapes_of_the_wire_do_not_depend_on_gradients():
+    stage = Stage()
+    for name in ("oversize", "wrong_names", "wrong_shapes", "wrong_dtypes", "stale", "nan", "zero", "late"):
+        liars(name)(moved(stage.scene(1), honest=lambda: pytest.fail("computed for nothing")))
+    assert stage.asked == []
+
+
+def test_an_old_answer_names_the_round_before():
+    attack, stage = liars("stale"), Stage()
+    attack(stage.scene(1))
+    (reply, *_) = attack(stage.scene(2))
+    assert isinstance(reply, Reply)
+    assert reply.parent == stage.scene(1).orders[0].parent
+
+
+def test_every_row_of_a_reply_has_memory_of_its_own():
+    sent = rows(liars("sign_flip")(Stage().scene(1)))
+    assert len({bytes(row.numpy().tobytes()) for row in sent}) == 3

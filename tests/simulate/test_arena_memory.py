@@ -1,0 +1,173 @@
+"""Attacks that compute, remember or wait."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedgpt2.config import Limits
+from fedgpt2.simulate.arena import liars
+from fedgpt2.simulate.patience import ScoreAware
+from tests.simulate.stage import SHAPE, Stage, cosine, moved, play, rows
+
+
+def own(stage: Stage, number: int, liar: int) -> torch.Tensor:
+    """A liar's honest gradient of a round."""
+    return stage.gradient(stage.weights(number), stage.windows(liar))
+
+
+def test_the_first_gradient_for_ever():
+    stage = Stage()
+    sent = play(liars("constant_replay"), stage, 3)
+    assert torch.equal(sent[0][1], own(stage, 1, 1))
+    assert torch.equal(sent[2], sent[0])
+
+
+def test_hidden_staleness_uses_weights_of_up_to_ten_rounds_ago():
+    stage = Stage()
+    play(liars("stale_hidden"), stage, 13)
+    used = [stage.asked[3 * i][0] for i in range(13)]
+    ages = [
+        next(age for age in range(number + 1) if torch.equal(weights, stage.weights(number - age)))
+        for number, weights in enumerate(used, 1)
+    ]
+    assert ages == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2]
+
+
+def test_sybils_compute_once():
+    stage = Stage()
+    (sent,) = play(liars("sybils"), stage, 1)
+    assert len(stage.asked) == 1
+    assert torch.equal(sent[0], sent[2])
+    assert torch.equal(sent[0], own(stage, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("n", "length", "shape"), [(16, 17, (2, 17)), (8, 17, (1, 17)), (2, 17, (1, 5)), (1, 5, (1, 2))]
+)
+def test_a_tiny_batch_is_an_eighth(n, length, shape):
+    stage = Stage()
+    windows = np.zeros((n, length), np.uint16)
+    liars("tiny_batch")(moved(stage.scene(1), windows=lambda i: windows))
+    assert [asked.shape for _, asked in stage.asked] == [shape] * 3
+
+
+def test_wrong_data_is_as_much_of_other_tokens():
+    stage = Stage()
+    play(liars("wrong_data"), stage, 1)
+    tokens = [windows for _, windows in stage.asked]
+    assert all(each.shape == (2, 17) and each.dtype == np.uint16 and each.max() < SHAPE.vocab_size for each in tokens)
+    assert not np.array_equal(tokens[0], tokens[1])
+
+
+def test_a_scaled_scrap_is_too_long_or_just_not():
+    stage = Stage()
+    (million,) = play(liars("scale"), stage, 1)
+    assert float(million[0].norm()) > 1e5
+    assert torch.equal(million[0], 1e6 * stage.gradient(*stage.asked[0]))
+    (most,) = play(liars("scale_bound"), stage, 1)
+    assert most.norm(dim=1).tolist() == pytest.approx([0.999 * Limits().gradient_norm] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("source", ["update", "aggregate"])
+def test_replays_are_honest_before_there_is_anything_to_replay(source):
+    stage = Stage()
+    (sent,) = play(liars(f"replay_{source}"), stage, 1)
+    assert torch.equal(sent[2], own(stage, 1, 2))
+
+
+def traces(stage: Stage, source: str, rounds: int) -> list[torch.Tensor]:
+    """What there was to replay in rounds 2, 3, …, as gradients."""
+    if source == "aggregate":
+        return [stage.aggregate(number - 1) for number in range(2, rounds + 1)]
+    return [stage.weights(number - 1) - stage.weights(number) for number in range(2, rounds + 1)]
+
+
+@pytest.mark.parametrize("source", ["update", "aggregate"])
+@pytest.mark.parametrize(("manner", "sign"), [("", 1.0), ("_negative", -1.0)])
+def test_a_replay_is_the_last_step_as_long_as_a_gradient(source, manner, sign):
+    stage = Stage()
+    sent = play(liars(f"replay_{source}{manner}"), stage, 4)
+    wanted = sign * traces(stage, source, 4)[-1]
+    assert cosine(sent[3][0], wanted) == pytest.approx(1.0, abs=1e-6)
+    assert cosine(sent[3][1], wanted) == pytest.approx(1.0, abs=1e-3)
+    assert float(sent[3][0].norm()) == pytest.approx(float(stage.honest(4).norm(dim=1).median()), rel=1e-5)
+
+
+@pytest.mark.parametrize("source", ["update", "aggregate"])
+def test_a_replayed_mean_forgets_slowly(source):
+    stage = Stage()
+    sent = play(liars(f"replay_{source}_mean"), stage, 4)
+    first, second, third = traces(stage, source, 4)
+    assert cosine(sent[3][0], 0.75**2 * first + 0.75 * 0.25 * second + 0.25 * third) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("source", ["update", "aggregate"])
+def test_a_replay_with_noise_is_half_noise(source):
+    stage = Stage()
+    sent = play(liars(f"replay_{source}_noise"), stage, 2)[1]
+    (wanted,) = traces(stage, source, 2)
+    assert [cosine(row, wanted) for row in sent] == pytest.approx([0.5**0.5] * 3, abs=0.08)
+    assert cosine(sent[0], sent[1]) == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize("source", ["update", "aggregate"])
+def test_a_padded_replay_is_half_a_scrap(source):
+    stage = Stage()
+    sent = play(liars(f"replay_{source}_padded"), stage, 2)[1]
+    (wanted,) = traces(stage, source, 2)
+    weights, windows = stage.asked[-1]
+    assert windows.shape == (1, 5)
+    scrap = stage.gradient(weights, windows)
+    assert torch.allclose(sent[2], scrap + wanted * (scrap.norm() / wanted.norm()), atol=1e-6)
+
+
+def test_a_round_that_left_the_weights_is_no_news():
+    stage, attack = Stage(), liars("replay_update")
+    before = play(attack, stage, 2)[1]
+    still = moved(stage.scene(3), before=stage.weights(3))
+    assert cosine(rows(attack(still))[0], before[0]) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_bias_that_never_turns_stays_where_honest_gradients_are():
+    stage = Stage()
+    sent = play(liars("time_coupled"), stage, 3)
+    bias = -stage.honest(1).mean(0)
+    for number, three in enumerate(sent, 1):
+        honest = stage.honest(number)
+        mean = honest.mean(0)
+        spread = (honest - mean).norm(dim=1)
+        reach = (three - mean).norm(dim=1)
+        assert reach.tolist() == pytest.approx([float(spread.median())] * 3, rel=0.05)
+        assert cosine(three.mean(0) - mean, bias) > 0.95
+
+
+class Watched:
+    """When liars were honest, told what they weighed."""
+
+    def __init__(self, share: float) -> None:
+        self.stage, self.attack, self.share = Stage(), ScoreAware(), share
+
+    def honest(self, number: int) -> bool:
+        """Whether the round's answers are the liars' own gradients."""
+        sent = rows(self.attack(self.stage.scene(number, [self.share] * 3)))
+        return torch.equal(sent[0], own(self.stage, number, 0))
+
+
+def test_who_waits_for_its_weight_attacks_in_bursts():
+    watched = Watched(1 / 12)
+    said = "".join("h" if watched.honest(number) else "A" for number in range(1, 17))
+    assert said.startswith("hhhhAA")
+    assert set(said.strip("h").split("h")) <= {"AA", ""}
+    assert all(len(honest) >= 3 for honest in said.split("AA")[:-1])
+
+
+def test_who_has_no_weight_never_attacks():
+    watched = Watched(0.02)
+    assert all(watched.honest(number) for number in range(1, 12))
+
+
+def test_its_attack_is_a_flipped_sign():
+    watched = Watched(1 / 12)
+    number = next(number for number in range(1, 10) if not watched.honest(number))
+    sent = rows(watched.attack(watched.stage.scene(number + 1)))
+    assert cosine(sent.mean(0), -watched.stage.honest(number + 1).mean(0)) > 0.95
