@@ -10,7 +10,6 @@ from itertools import product
 
 __all__ = [
     "ABSENT",
-    "ADAPTIVE",
     "BYZANTINE",
     "COMPARED",
     "CONTROLS",
@@ -26,12 +25,13 @@ __all__ = [
 
 MINERS, BYZANTINE = 12, 3
 SEEDS = (1, 2, 3)
-NONE, ABSENT = "none", "absent"  # nobody lies: all twelve are honest; the nine honest ones are alone
+NONE, ABSENT = "none", "absent"  # nobody lies: all twelve are honest; the nine honest ones are alone, with their text
 REFERENCES = (NONE, ABSENT)
-CONTROLS = ("sign_flip", "ipm_100", "scale")  # what a plain mean must not survive
+# What a plain mean must not survive. Of the sign flip the strength of its paper, -4: at -1 three of twelve only halve
+# the mean, and Adam does not look at lengths.
+CONTROLS = ("sign_flip_4", "ipm_100", "scale")
 COMPARED = ("sign_flip", "alie", "ipm_100", "min_max")  # rules are compared by these
 RULES = ("mean", "median", "krum")  # compared with the default, without a gate
-ADAPTIVE = frozenset({"opt_ipm", "opt_alie", "min_max", "time_coupled", "score_aware"})  # they answer to the defence
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,9 @@ class Cell:
 
     def flags(self) -> tuple[str, ...]:
         """Those of `fedgpt2 simulate` that differ from cell to cell."""
-        honest = self.attack in REFERENCES
-        miners = MINERS - BYZANTINE if self.attack == ABSENT else MINERS
         return (
-            *("--miners", str(miners), "--byzantine", "0" if honest else str(BYZANTINE)),
-            *("--attack", NONE if honest else self.attack, "--run.seed", str(self.seed)),
+            *("--miners", str(MINERS), "--byzantine", str(BYZANTINE)),
+            *("--attack", self.attack, "--run.seed", str(self.seed)),
             *("--aggregation.rule", self.rule, "--aggregation.gate", "true" if self.gate else "false"),
         )
 

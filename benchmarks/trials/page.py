@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from trials.cells import ADAPTIVE, BYZANTINE, COMPARED, MINERS
+from fedgpt2.simulate.names import ADAPTIVE
+from trials.cells import BYZANTINE, COMPARED, MINERS
 from trials.verdicts import LIMIT, LIMIT_ADAPTIVE, WORSE, Control, Measured, Row, percent
 
 __all__ = ["BEGIN", "END", "comparison", "controls", "section", "table", "woven"]

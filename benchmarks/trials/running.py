@@ -22,7 +22,7 @@ _TICK = 0.1  # seconds between looks at the running cells
 _PATIENCE = 5.0  # seconds a cell has to end when told to
 _LIMIT = 1800.0  # seconds of wall time for one cell
 _DIVERGED = "diverged"  # in the line of a training whose loss is no number any more
-_KEPT = ("round", "applied", "reason", "hostile_share", "cosine", "train_loss")  # of each round
+_KEPT = ("round", "applied", "reason", "hostile_share", "cosine", "train_loss", "val_loss")  # of each round
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,6 @@ class Result:
 
     name: str
     final_val_loss: float | None
-    val_loss: list[Any]  # as `fedgpt2 simulate --json` says it
     rounds: list[dict[str, Any]]
     unigram_loss: float | None
     commit: str
@@ -87,13 +86,13 @@ def condense(cell: Cell, code: int, out: str, err: str, seconds: tuple[float, fl
     """What a process left behind, as a result; `seconds` are those of CPU and of the clock."""
     said = (err.strip().splitlines() or [f"exit code {code}"])[-1]
     if code == 1 and _DIVERGED in said:
-        return Result(cell.name, None, [], [], None, commit(), *seconds)
+        return Result(cell.name, None, [], None, commit(), *seconds)
     if code != 0:
         return Failed(cell.name, said)
     document = json.loads(out)
     rounds = [{name: row.get(name) for name in _KEPT} for row in document["rounds"]]
-    final, unigram = document["final_val_loss"], document.get("unigram_loss")
-    return Result(cell.name, final, document["val_loss"], rounds, unigram, commit(), *seconds)
+    final, unigram = document["final_val_loss"], document["unigram_loss"]
+    return Result(cell.name, final, rounds, unigram, commit(), *seconds)
 
 
 @dataclass(frozen=True)

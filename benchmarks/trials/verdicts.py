@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from trials.cells import ADAPTIVE, COMPARED, CONTROLS, REFERENCES, RULES, SEEDS, Cell
+from fedgpt2.simulate.names import ADAPTIVE
+from trials.cells import COMPARED, CONTROLS, REFERENCES, RULES, SEEDS, Cell
 from trials.running import Result
 
 __all__ = ["LIMIT", "LIMIT_ADAPTIVE", "WORSE", "Control", "Measured", "Row", "baseline", "compared", "control", "judge"]

@@ -16,13 +16,13 @@ from trials.cells import ABSENT, CONTROLS, NONE, SEEDS, Cell, plan, quick
 from trials.running import Failed, Result, Store, condense
 from trials.verdicts import baseline, compared, control, judge, percent
 
-ATTACKS = ("sign_flip", "alie", "ipm_100", "min_max", "scale", "zero")
+ATTACKS = ("sign_flip", "sign_flip_4", "alie", "ipm_100", "min_max", "scale", "zero")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def result(cell: Cell, loss: float | None, **row: object) -> Result:
     rows = [{"applied": True, "reason": None, "hostile_share": 0.1, "cosine": 0.9, **row}] * 2
-    return Result(cell.name, loss, [[1, loss]], rows, 6.6, "abc", 30.0, 31.0)
+    return Result(cell.name, loss, rows, 6.6, "abc", 30.0, 31.0)
 
 
 def results(**losses: float | None) -> dict[Cell, Result]:
@@ -52,7 +52,7 @@ def test_the_quick_subset_is_small_and_has_a_control() -> None:
     cells = quick(ATTACKS)
     assert set(cells) <= set(plan(ATTACKS))
     assert len(cells) < 20
-    assert Cell("mean", False, "sign_flip", SEEDS[0]) in cells
+    assert Cell("mean", False, "sign_flip_4", SEEDS[0]) in cells
 
 
 def test_flags_say_who_lies_and_how() -> None:
@@ -60,8 +60,6 @@ def test_flags_say_who_lies_and_how() -> None:
     assert flags == (
         "--miners 12 --byzantine 3 --attack alie --run.seed 2 --aggregation.rule median --aggregation.gate false"
     )
-    assert "--miners 12 --byzantine 0 --attack none" in " ".join(Cell("default", True, NONE, 1).flags())
-    assert "--miners 9 --byzantine 0 --attack none" in " ".join(Cell("default", True, ABSENT, 1).flags())
 
 
 # running
@@ -69,7 +67,7 @@ def test_flags_say_who_lies_and_how() -> None:
 CELL = Cell("default", True, "alie", 1)
 SAID = {
     "final_val_loss": 6.5,
-    "val_loss": [[0, 10.8], [1, 6.5]],
+    "unigram_loss": 6.6,
     "rounds": [{"round": 1, "applied": True, "reason": None, "hostile_share": 0.0, "cosine": 1.0, "seconds": 0.1}],
 }
 
@@ -148,9 +146,9 @@ def test_an_interruption_ends_running_cells_and_keeps_the_finished(tmp_path: Pat
 def test_the_judged_reference_is_the_lower_and_the_controls_the_higher() -> None:
     found = results()
     assert baseline(found, CELL) == 6.0
-    assert control(found, "sign_flip").ratio == pytest.approx(7.0 / 6.03)
+    assert control(found, "sign_flip_4").ratio == pytest.approx(7.0 / 6.03)
     assert math.isnan(baseline({}, CELL))
-    assert control({}, "sign_flip") is None
+    assert control({}, "sign_flip_4") is None
 
 
 def test_an_attack_within_its_limit_holds() -> None:
@@ -219,7 +217,7 @@ def test_the_page_has_every_attack_and_rule() -> None:
     assert "| alie | +1.0 % | 0.10 | 0.90 | 0 / 0 | +1.0 % | holds |" in text
     assert "| default | on | 1 | 6.600 | 6.030 | 6.000 |" in text
     assert "| krum |" in text
-    assert "| sign_flip | +16.1 % | hurts |" in text
+    assert "| sign_flip_4 | +16.1 % | hurts |" in text
     assert not any(len(row) != len(head) for head, row in _tables(text))
 
 
