@@ -24,6 +24,7 @@ __all__ = [
     "MinerConfig",
     "Model",
     "Optimizer",
+    "Ranking",
     "Round",
     "Run",
     "SimulationConfig",
@@ -173,6 +174,44 @@ class Aggregation:
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """How miners are ranked and paid. Each round's evidence names the settings that its ratings were made with."""
+
+    tokens: int = setting(2048, "held-out tokens that the gradient behind all credits is taken on", least=1)
+    sample: int = setting(2, "miners a round whose step is tried out, for the true loss before and after it", least=0)
+    score: str = setting(
+        "projected",
+        "what a round compares: projected (what a contribution adds to what is free), raw, leave_one_out, or losses "
+        "(of the sampled alone)",
+    )
+    basis: str = setting(
+        "both", "what counts as free: aggregates (the recent ones), moment (the optimizer's), both or none"
+    )
+    recent: int = setting(1, "recent aggregates that count as free; the validator keeps as many", least=0, most=16)
+    blend: float = setting(0.0, "share of the raw credit in the score, beside the projected one", least=0, most=1)
+    own: float = setting(
+        0.01,
+        "part of its length that a contribution must have outside of what is free, or it is a replay",
+        least=0,
+        most=1,
+    )
+    smooth: int = setting(
+        0, "rounds over which a miner's scores are averaged before they are compared; 0: none", least=0
+    )
+    mu: float = setting(25.0, "rating of a miner nothing is known of", least=0)
+    sigma: float = setting(25 / 3, "uncertainty of that rating", least=1e-6)
+    beta: float = setting(25 / 6, "how much luck there is in one round, in units of rating", least=1e-6)
+    tau: float = setting(25 / 300, "how far a miner's worth may drift in a round, in units of rating", least=0)
+    caution: float = setting(3.0, "standard deviations taken off a rating before anything is paid on it", least=0)
+    memory: int = setting(20, "rounds over which reliability, cluster share and presence are averaged", least=1)
+    clean_rounds: int = setting(5, "rounds with a gradient of its own after which a newcomer is paid", least=0)
+    waive: float = setting(
+        0.5, "share of failed miners above which a round was bad as a whole and nobody is blamed", least=0, most=1
+    )
+    power: float = setting(2.0, "pay grows with this power of the score", least=1, most=8)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """What is kept on disk."""
 
@@ -232,6 +271,7 @@ class ValidatorConfig:
     codec: Codec = Codec()
     optimizer: Optimizer = Optimizer()
     aggregation: Aggregation = Aggregation()
+    ranking: Ranking = Ranking()
     checkpoint: Checkpoint = Checkpoint()
     limits: Limits = Limits()
     run: Run = Run()
@@ -259,6 +299,7 @@ class SimulationConfig:
     codec: Codec = Codec()
     optimizer: Optimizer = Optimizer(lr=3e-3, min_lr=3e-4, warmup=5)
     aggregation: Aggregation = Aggregation()
+    ranking: Ranking = Ranking()
     checkpoint: Checkpoint = Checkpoint(every=100)
     limits: Limits = Limits()
     run: Run = Run(dir="", eval_every=5, eval_windows=32)
