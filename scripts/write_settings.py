@@ -9,6 +9,7 @@ from fedgpt2.cli.demo import Demo
 from fedgpt2.cli.export import Export
 from fedgpt2.cli.flags import Flag, flags_of
 from fedgpt2.cli.sample import Sample
+from fedgpt2.cli.simulate import Simulate
 from fedgpt2.config import MinerConfig, ValidatorConfig
 
 __all__ = ["PROGRAMS", "document", "main"]
@@ -17,6 +18,7 @@ PROGRAMS: Mapping[str, type] = {
     "miner": MinerConfig,
     "validator": ValidatorConfig,
     "demo": Demo,
+    "simulate": Simulate,
     "sample": Sample,
     "export": Export,
     "data verify": Verify,

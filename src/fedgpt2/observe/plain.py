@@ -1,11 +1,14 @@
 """A line for everything: for pipes, logs and --run.plain."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 from fedgpt2.observe.rows import MinerRow, RoundRow, read_closing, read_facts, read_row
 from fedgpt2.observe.words import count, loss, volume
 
 __all__ = ["Lines", "round_line"]
+
+_MOST_FAULTS = 8  # that are told one by one
 
 
 class Lines:
@@ -60,10 +63,16 @@ def round_line(row: RoundRow, rounds: int = 0) -> str:
         f"{row.seconds.get('total', 0.0):.2f} s",
         f"down {volume(row.bytes.down)} up {volume(row.bytes.up)}",
     ]
-    parts += [_fault(miner) for miner in row.miners if miner.status != "admitted"]
-    return "  ".join(parts)
+    return "  ".join(parts + _faults([miner for miner in row.miners if miner.status != "admitted"]))
+
+
+def _faults(miners: Sequence[MinerRow]) -> list[str]:
+    """What became of each, or, of many, how many of them each thing became of."""
+    if len(miners) <= _MOST_FAULTS:
+        return [f"{miner.axon} {_fault(miner)}" for miner in miners]
+    return [f"{times} {fault}" for fault, times in Counter(map(_fault, miners)).most_common()]
 
 
 def _fault(miner: MinerRow) -> str:
     fault = f" ({miner.fault})" if miner.fault else ""
-    return f"{miner.axon} {miner.status}: {miner.reason or 'no reason'}{fault}"
+    return f"{miner.status}: {miner.reason or 'no reason'}{fault}"

@@ -7,8 +7,9 @@ import msgspec
 from msgspec import Struct
 
 from fedgpt2.config import SimulationConfig
+from fedgpt2.observe.board import Board
 from fedgpt2.observe.observer import Observer
-from fedgpt2.observe.rows import read_facts
+from fedgpt2.observe.rows import read_facts, read_row
 from fedgpt2.simulate.roster import Roster
 from fedgpt2.types import Hotkey
 
@@ -47,8 +48,8 @@ class Result:
     config: SimulationConfig
     rounds: tuple[Round, ...]
     miners: tuple[Miner, ...]
-    unigram_loss: float | None  # of a unigram model of the same text on the same windows
     finished: bool
+    board: Board  # every miner's account
 
     @property
     def val_loss(self) -> list[float]:
@@ -59,6 +60,11 @@ class Result:
     def final_val_loss(self) -> float | None:
         """The last one; None when none was measured."""
         return self.val_loss[-1] if self.val_loss else None
+
+    @property
+    def unigram_loss(self) -> float | None:
+        """Held-out loss of a unigram model of the same text; None where fitting one would take long."""
+        return self.board.facts.unigram_loss
 
     def document(self) -> dict[str, object]:
         """As `fedgpt2 simulate --json` prints it."""
@@ -96,11 +102,11 @@ class Scribe:
     cosine: Callable[[], float | None]  # of the aggregate of the round that has just ended
     rounds: list[Round] = field(default_factory=list)
     weights: dict[Hotkey, float] = field(default_factory=dict)  # summed over the rounds
-    unigram_loss: float | None = None
+    board: Board = field(default_factory=Board)
 
     def started(self, facts: Mapping[str, object]) -> None:
-        """Note the yardstick."""
-        self.unigram_loss = read_facts(facts).unigram_loss
+        """Note what run this is."""
+        self.board.start(read_facts(facts))
         self.observer.started(facts)
 
     def waiting(self, message: str) -> None:
@@ -109,6 +115,7 @@ class Scribe:
 
     def round_done(self, row: Mapping[str, object]) -> None:
         """Note the round."""
+        self.board.add(read_row(row))
         known = msgspec.convert(row, _Row)
         for miner in known.miners:
             self.weights[miner.hotkey] = self.weights.get(miner.hotkey, 0.0) + miner.weight
@@ -141,7 +148,7 @@ class Scribe:
             Miner(hotkey, i in roster.hostile, None, None, self.weights.get(hotkey, 0.0) / count)
             for i, hotkey in enumerate(roster.hotkeys)
         ]
-        return Result(config, tuple(self.rounds), tuple(miners), self.unigram_loss, finished)
+        return Result(config, tuple(self.rounds), tuple(miners), finished, self.board)
 
     def _hostile_share(self, row: _Row) -> float | None:
         total = sum(abs(miner.weight) for miner in row.miners)

@@ -1,0 +1,104 @@
+"""What a simulation came to, as tables."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from fedgpt2.observe.words import loss, short_key
+from fedgpt2.simulate.result import Miner, Result, Round
+
+__all__ = ["show"]
+
+_MOST_MINERS = 24  # that are shown one by one
+_MOST_ROUNDS = 12
+_FATES = ("admitted", "refused", "failed")
+
+
+def show(result: Result, out: TextIO) -> None:
+    """Print losses, rounds, and what became of honest and hostile miners."""
+    console = Console(file=out, width=None if out.isatty() else 120, soft_wrap=True, highlight=False)
+    console.print(_headline(result), markup=False)
+    if not result.rounds:
+        return
+    console.print(_rounds(result.rounds))
+    console.print(_groups(result))
+    if len(result.miners) <= _MOST_MINERS:
+        console.print(_miners(result))
+
+
+def _headline(result: Result) -> str:
+    config, unigram = result.config, result.unigram_loss
+    cast = f"{config.miners} miners, {config.byzantine} of them {config.attack}" if config.byzantine else ""
+    beside = "" if unigram is None else f"; a unigram model of the same text: {loss(unigram)}"
+    done = f"{len(result.rounds)} rounds of {cast or f'{config.miners} miners'}, {config.aggregation.rule}"
+    return f"held-out loss {loss(result.final_val_loss)} after {done}{beside}"
+
+
+def _table(left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _rounds(rounds: Sequence[Round]) -> Table:
+    """Some of the rounds, those first where the held-out loss was measured."""
+    names = ("round", "train", "held-out", "hostile share", "cosine", "seconds")
+    table = _table((), names)
+    table.add_column("weights")
+    measured = [row for row in rounds if row.val_loss is not None] or list(rounds)
+    step = -(-len(measured) // _MOST_ROUNDS)
+    for row in measured[::-1][::step][::-1]:
+        cells = (loss(row.train_loss), loss(row.val_loss), _share(row.hostile_share), _number(row.cosine))
+        kept = "stepped" if row.applied else "kept"
+        why = f"{kept}: {row.reason}" if row.reason else kept
+        table.add_row(str(row.round), *cells, f"{row.seconds:.2f}", why)
+    return table
+
+
+def _groups(result: Result) -> Table:
+    """Honest and hostile miners, each together."""
+    table = _table(("",), ("miners", *_FATES, "weight a round"))
+    table.add_column("refusals")
+    for name, hostile in (("honest", False), ("hostile", True)):
+        members = [miner for miner in result.miners if miner.hostile is hostile]
+        if members:
+            *fates, refusals = _fates(result, members)
+            weight = f"{sum(miner.weight for miner in members):.3f}"
+            table.add_row(name, str(len(members)), *fates, weight, refusals)
+    return table
+
+
+def _miners(result: Result) -> Table:
+    """Every miner, the weightiest first."""
+    table = _table(("miner", ""), (*_FATES, "weight a round"))
+    table.add_column("refusals")
+    for miner in sorted(result.miners, key=lambda miner: -miner.weight):
+        *fates, refusals = _fates(result, [miner])
+        kind = "hostile" if miner.hostile else "honest"
+        table.add_row(short_key(miner.hotkey), kind, *fates, f"{miner.weight:.3f}", refusals)
+    return table
+
+
+def _fates(result: Result, miners: Sequence[Miner]) -> list[str]:
+    """How often these were admitted, refused, and failed, and why."""
+    hotkeys = {miner.hotkey for miner in miners}
+    accounts = [account for account in result.board.accounts.values() if account.hotkey in hotkeys]
+    statuses, reasons = Counter[str](), Counter[str]()
+    for account in accounts:
+        statuses += account.statuses
+        reasons += account.reasons
+    return [*(str(statuses[fate]) for fate in _FATES), ", ".join(f"{why} {n}x" for why, n in reasons.most_common())]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,60 @@
+"""`fedgpt2 simulate`: a whole federation in one process, liars included."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from fedgpt2.cli.parsing import parse
+from fedgpt2.config import SimulationConfig, setting
+
+if TYPE_CHECKING:
+    from fedgpt2.network.loop import Stop
+    from fedgpt2.simulate.result import Result
+
+__all__ = ["Simulate", "main"]
+
+_INTERRUPTED = 130
+_MOST_MINERS = 24  # that a live console has room for
+
+
+@dataclass(frozen=True)
+class Simulate(SimulationConfig):
+    """Settings of `fedgpt2 simulate`."""
+
+    json: bool = setting(False, "print JSON instead of tables")
+
+    def config(self) -> SimulationConfig:
+        """Without what concerns the command only."""
+        return SimulationConfig(**{field.name: getattr(self, field.name) for field in fields(SimulationConfig)})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a simulation and print what came of it; 130 when interrupted, with what there is by then."""
+    about = "Trains a GPT-2 with miners that live in this process, some of which may lie: the validator's own rounds."
+    settings = parse(Simulate, argv, prog="fedgpt2 simulate", about=about)
+    from fedgpt2.cli.outcome import show
+    from fedgpt2.network.loop import run
+
+    results: list[Result] = []
+    code = run(lambda stop: _play(settings, stop, results))
+    for result in results:
+        if settings.json:
+            print(json.dumps(result.document(), allow_nan=False))
+        else:
+            show(result, sys.stdout)
+    return code
+
+
+async def _play(settings: Simulate, stop: "Stop", results: "list[Result]") -> int:
+    from fedgpt2.observe.choice import observer_for
+    from fedgpt2.simulate.program import run_simulation
+
+    plain = settings.run.plain or settings.miners > _MOST_MINERS
+    with observer_for(sys.stderr, plain=plain) as observer:
+        result = await run_simulation(settings.config(), stop, observer)
+        if not result.finished:
+            observer.notice(f"stopped after {len(result.rounds)} of {settings.rounds} rounds")
+    results.append(result)
+    return 0 if result.finished else _INTERRUPTED
