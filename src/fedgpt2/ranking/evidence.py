@@ -8,16 +8,15 @@ Letters: n contributions, k vectors that anybody could have for free, g the grad
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal, TypeVar
+from dataclasses import asdict
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
 from fedgpt2.config import Ranking
 
-__all__ = ["Evidence", "Free", "MinerEvidence", "Products", "Trial", "as_row", "read_evidence", "rule_of"]
-
-T = TypeVar("T")
+__all__ = ["Evidence", "Free", "MinerEvidence", "Products", "Trial", "as_row", "read_evidence", "rule_of", "rule_row"]
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -140,6 +139,11 @@ def rule_of(evidence: Evidence, changes: Mapping[str, object] | None = None) -> 
     Raises msgspec.ValidationError for a value of the wrong type.
     """
     return msgspec.convert({**evidence.rule, **(changes or {})}, Ranking)
+
+
+def rule_row(rule: Ranking) -> dict[str, float | int | str]:
+    """The settings as evidence names them."""
+    return asdict(rule)
 
 
 def _triangle(rows: tuple[tuple[float, ...], ...]) -> int:

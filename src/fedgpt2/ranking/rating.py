@@ -19,7 +19,7 @@ from openskill.models import PlackettLuce
 from fedgpt2.config import Ranking
 from fedgpt2.types import Hotkey
 
-__all__ = ["Rating", "newcomer", "play"]
+__all__ = ["Rating", "newcomer", "places", "play"]
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ def play(
     players = sorted({*scores, *losers})
     if len(players) < 2 or not scores:
         return {}
-    places = _places(scores, losers)
+    reached = places(scores, losers)
     model = PlackettLuce(mu=rule.mu, sigma=rule.sigma, beta=rule.beta, tau=rule.tau)
     teams = [[model.rating(mu=ratings[player].mu, sigma=ratings[player].sigma)] for player in players]
-    rated = model.rate(teams, ranks=[float(places[player]) for player in players])
+    rated = model.rate(teams, ranks=[float(reached[player]) for player in players])
     return {player: Rating(team[0].mu, team[0].sigma) for player, team in zip(players, rated, strict=True)}
 
 
-def _places(scores: Mapping[Hotkey, float], losers: Sequence[Hotkey]) -> dict[Hotkey, int]:
-    """1 for the highest score; as many places are skipped as were shared."""
+def places(scores: Mapping[Hotkey, float], losers: Sequence[Hotkey]) -> dict[Hotkey, int]:
+    """1 for the highest score, equal ones share theirs, and as many are skipped; `losers` share the last."""
     ordered = sorted(scores.values(), reverse=True)
     first = {score: place for place, score in reversed(list(enumerate(ordered, 1)))}
-    places = {hotkey: first[score] for hotkey, score in scores.items()}
-    return {**places, **dict.fromkeys(losers, len(ordered) + 1)}
+    reached = {hotkey: first[score] for hotkey, score in scores.items()}
+    return {**reached, **dict.fromkeys(losers, len(ordered) + 1)}

@@ -1,0 +1,95 @@
+"""The ranking once more, from the rows of a ledger, and where it differs from what they say it was."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from msgspec import Struct
+
+from fedgpt2.config import Ranking
+from fedgpt2.errors import RunDirectoryError
+from fedgpt2.ranking.evidence import Evidence, rule_of
+from fedgpt2.ranking.table import Entry, History, Table, advance
+from fedgpt2.types import Hotkey
+
+__all__ = ["MEASURED", "Difference", "Recorded", "RecordedMiner", "differences", "read_rows", "replay"]
+
+MEASURED = ("tokens", "sample")  # settings of what was measured, which no replay can measure again
+
+
+class RecordedMiner(Struct, frozen=True):
+    """What a round's row says of a miner's ranking."""
+
+    hotkey: str
+    score: float | None = None
+    rating: float | None = None
+    detail: str | None = None
+
+
+class Recorded(Struct, frozen=True):
+    """A round's row, as far as ranking goes; one written before there was evidence has none."""
+
+    round: int
+    evidence: Evidence | None = None
+    miners: tuple[RecordedMiner, ...] = ()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One number that came out otherwise: `score` or `rating` of a miner in a round."""
+
+    round: int
+    hotkey: Hotkey
+    what: str
+    recorded: float | None
+    replayed: float | None
+
+
+def read_rows(bodies: Iterable[str]) -> list[Recorded]:
+    """The rows of the rounds, in order. Raises RunDirectoryError for one that is damaged, or another round's."""
+    rows = []
+    for number, body in enumerate(bodies, 1):
+        try:
+            row = msgspec.json.decode(body, type=Recorded)
+        except (msgspec.DecodeError, UnicodeError) as error:
+            raise RunDirectoryError(f"the ledger's row of round {number} is damaged: {error}") from None
+        if row.round != number or (row.evidence is not None and row.evidence.round != number):
+            raise RunDirectoryError(f"the ledger's row of round {number} is about round {row.round}")
+        rows.append(row)
+    return rows
+
+
+def replay(rows: Sequence[Recorded], changes: Mapping[str, object] | None = None) -> History:
+    """The ranking from the rows' evidence; each round by the settings it was ranked by, with `changes`."""
+    table, entries = Table(), []
+    for row in rows:
+        if row.evidence is not None:
+            table, made = advance(table, row.evidence, _rule(row.evidence, changes))
+            entries.append((row.round, made))
+    return History(table, tuple(entries))
+
+
+def _rule(evidence: Evidence, changes: Mapping[str, object] | None) -> Ranking:
+    try:
+        return rule_of(evidence, changes)
+    except msgspec.ValidationError as error:
+        raise RunDirectoryError(f"round {evidence.round} was ranked by settings that are none: {error}") from error
+
+
+def differences(rows: Sequence[Recorded], history: History) -> list[Difference]:
+    """Every score and rating that is not, to the bit, the recorded one; in the order of rounds and rows."""
+    made = dict(history.entries)
+    found = []
+    for row in rows:
+        for miner in row.miners if row.evidence is not None else ():
+            hotkey = Hotkey(miner.hotkey)
+            entry = made[row.round].get(hotkey)
+            for what, recorded, replayed in _pairs(miner, entry):
+                if recorded != replayed:
+                    found.append(Difference(row.round, hotkey, what, recorded, replayed))
+    return found
+
+
+def _pairs(miner: RecordedMiner, entry: Entry | None) -> list[tuple[str, float | None, float | None]]:
+    score, rating = (entry.mark.score, entry.after.mu) if entry else (None, None)
+    return [("score", miner.score, score), ("rating", miner.rating, rating)]

@@ -1,0 +1,201 @@
+"""The ranking: a pure function of the rounds' evidence, and nothing else.
+
+`advance` adds one round; the live ranking and a replay from the ledger are the same calls in the same order, so they
+agree to the bit. The order of the miners in the evidence does not matter.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from fedgpt2.config import Ranking
+from fedgpt2.ranking.evidence import Evidence, rule_of
+from fedgpt2.ranking.marks import Mark, marks, waived
+from fedgpt2.ranking.payout import merit, pay, to_u16, weights
+from fedgpt2.ranking.rating import Rating, newcomer, places, play
+from fedgpt2.ranking.reliability import Average, Conduct, observe
+from fedgpt2.types import Hotkey
+
+__all__ = ["Entry", "History", "Rank", "Standing", "Table", "advance", "fold", "ranks"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """All that is remembered of a miner."""
+
+    rating: Rating
+    conduct: Conduct = field(default_factory=Conduct)
+    score: Average = field(default_factory=Average)  # of its rounds, for ranking.smooth
+    matches: int = 0  # rounds in which it was compared with others
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every miner ever given an order, after `round`. `rule` is what it was last added to by."""
+
+    round: int = 0
+    standings: Mapping[Hotkey, Standing] = field(default_factory=dict)
+    rule: Ranking = field(default_factory=Ranking)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One miner's round: what a receipt says of it."""
+
+    mark: Mark
+    before: Rating
+    after: Rating
+    place: int | None  # among those compared, 1 the best; None for one that was not
+    compared: int  # how many were
+    reliability: float
+    share: float
+    weight: float  # of the payout, after the round
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A line of the table."""
+
+    rank: int
+    hotkey: Hotkey
+    rating: float  # mean
+    sigma: float
+    ordinal: float  # mean less ranking.caution sigma
+    score: float  # ordinal x reliability x share, or 0
+    weight: float  # of the payout
+    weight_u16: int
+    reliability: float
+    share: float
+    presence: float
+    tier: str  # paid | shadow
+    clean_rounds: int
+    rounds: int
+    refusals: int
+
+
+@dataclass(frozen=True)
+class History:
+    """The table after the last round, and each round's entries."""
+
+    table: Table
+    entries: tuple[tuple[int, Mapping[Hotkey, Entry]], ...] = ()  # round, then by hotkey
+
+
+def advance(table: Table, evidence: Evidence, rule: Ranking | None = None) -> tuple[Table, dict[Hotkey, Entry]]:
+    """The table after one more round, and what the round did to each miner that was given an order.
+
+    `rule` replaces the settings that the evidence names. Raises ValueError unless the round is a later one.
+    """
+    rule = rule or rule_of(evidence)
+    if evidence.round <= table.round:
+        raise ValueError(f"round {evidence.round} after round {table.round}")
+    made, bad = marks(evidence, rule), waived(evidence, rule)
+    fresh = Standing(newcomer(rule))
+    standings = {
+        hotkey: replace(s, conduct=observe(s.conduct, made.get(hotkey), rule.memory, bad_round=bad))
+        for hotkey, s in sorted({**dict.fromkeys(made, fresh), **table.standings}.items())
+    }
+    before = {hotkey: standings[hotkey].rating for hotkey in made}
+    standings, reached = _compare(standings, made, rule, evidence)
+    after = Table(evidence.round, standings, rule)
+    return after, _entries(after, made, before, reached)
+
+
+def _compare(
+    standings: dict[Hotkey, Standing], made: Mapping[Hotkey, Mark], rule: Ranking, evidence: Evidence
+) -> tuple[dict[Hotkey, Standing], dict[Hotkey, int]]:
+    """Let the round's miners play; the standings after it and each player's place."""
+    scores = {hotkey: mark.score for hotkey, mark in made.items() if mark.score is not None}
+    standings = dict(standings)
+    if rule.smooth > 1 and scores:
+        for hotkey, score in _centred(scores, evidence).items():
+            standing = standings[hotkey]
+            standings[hotkey] = replace(standing, score=standing.score.add(score, rule.smooth))
+            scores[hotkey] = standings[hotkey].score.value(0.0)
+    losers = [hotkey for hotkey, mark in made.items() if mark.loses]
+    rated = play({hotkey: standing.rating for hotkey, standing in standings.items()}, scores, losers, rule)
+    for hotkey, rating in rated.items():
+        standing = standings[hotkey]
+        standings[hotkey] = replace(standing, rating=rating, matches=standing.matches + 1)
+    return standings, places(scores, losers) if rated else {}
+
+
+def _centred(scores: Mapping[Hotkey, float], evidence: Evidence) -> dict[Hotkey, float]:
+    """Scores less their median, in units of the scoring gradient's length: so that rounds can be averaged."""
+    ordered = sorted(scores.values())
+    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2.0
+    unit = evidence.products.gradient_norm if evidence.products else 1.0
+    return {hotkey: (score - middle) / (unit or 1.0) for hotkey, score in scores.items()}
+
+
+def _entries(
+    table: Table, made: Mapping[Hotkey, Mark], before: Mapping[Hotkey, Rating], reached: Mapping[Hotkey, int]
+) -> dict[Hotkey, Entry]:
+    shares = _weights(table)
+    return {
+        hotkey: Entry(
+            mark=mark,
+            before=before[hotkey],
+            after=table.standings[hotkey].rating,
+            place=reached.get(hotkey),
+            compared=len(reached),
+            reliability=table.standings[hotkey].conduct.reliability.value(1.0),
+            share=table.standings[hotkey].conduct.share.value(1.0),
+            weight=shares[hotkey],
+        )
+        for hotkey, mark in made.items()
+    }
+
+
+def _weights(table: Table) -> dict[Hotkey, float]:
+    pays = [pay(merit(s.rating, s.conduct, table.rule), s.conduct, table.rule) for s in table.standings.values()]
+    return dict(zip(table.standings, weights(pays), strict=True))
+
+
+def ranks(table: Table) -> list[Rank]:
+    """The table's lines, best first: by score, then by the cautious rating; who was never compared comes after."""
+    scores = {hotkey: merit(s.rating, s.conduct, table.rule) for hotkey, s in table.standings.items()}
+    shares = _weights(table)
+    chain = dict(zip(shares, to_u16(list(shares.values())), strict=True))
+
+    def better(hotkey: Hotkey) -> tuple[float, bool, float, str]:
+        standing = table.standings[hotkey]
+        return -scores[hotkey], not standing.matches, -standing.rating.ordinal(table.rule.caution), hotkey
+
+    return [
+        _rank(place, hotkey, table, scores[hotkey], shares[hotkey], chain[hotkey])
+        for place, hotkey in enumerate(sorted(table.standings, key=better), 1)
+    ]
+
+
+def _rank(place: int, hotkey: Hotkey, table: Table, score: float, weight: float, u16: int) -> Rank:
+    standing, rule = table.standings[hotkey], table.rule
+    conduct = standing.conduct
+    return Rank(
+        rank=place,
+        hotkey=hotkey,
+        rating=standing.rating.mu,
+        sigma=standing.rating.sigma,
+        ordinal=standing.rating.ordinal(rule.caution),
+        score=score,
+        weight=weight,
+        weight_u16=u16,
+        reliability=conduct.reliability.value(1.0),
+        share=conduct.share.value(1.0),
+        presence=conduct.presence.value(0.0),
+        tier="paid" if conduct.clean >= rule.clean_rounds else "shadow",
+        clean_rounds=conduct.clean,
+        rounds=conduct.orders,
+        refusals=conduct.refusals,
+    )
+
+
+def fold(rounds: Iterable[Evidence], rule: Ranking | None = None) -> History:
+    """The ranking from its evidence, rounds in order; by `rule`, or each round by the settings it names itself.
+
+    Raises ValueError for rounds that are out of order.
+    """
+    table, entries = Table(rule=rule or Ranking()), []
+    for evidence in rounds:
+        table, made = advance(table, evidence, rule)
+        entries.append((evidence.round, made))
+    return History(table, tuple(entries))
