@@ -8,6 +8,7 @@ from fedgpt2.cli.data import Prefetch, Show, Verify
 from fedgpt2.cli.demo import Demo
 from fedgpt2.cli.export import Export
 from fedgpt2.cli.flags import Flag, flags_of
+from fedgpt2.cli.ranking import RankingCommand
 from fedgpt2.cli.sample import Sample
 from fedgpt2.cli.simulate import Simulate
 from fedgpt2.config import MinerConfig, ValidatorConfig
@@ -19,6 +20,7 @@ PROGRAMS: Mapping[str, type] = {
     "validator": ValidatorConfig,
     "demo": Demo,
     "simulate": Simulate,
+    "ranking": RankingCommand,
     "sample": Sample,
     "export": Export,
     "data verify": Verify,

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "miner": ("fedgpt2.cli.miner", "compute gradients for validators"),
     "validator": ("fedgpt2.cli.validator", "train a GPT-2 with the gradients of miners"),
     "simulate": ("fedgpt2.cli.simulate", "a whole federation in one process: many miners, some of which may lie"),
+    "ranking": ("fedgpt2.cli.ranking", "who helped, how we know, and the same once more from the ledger"),
     "sample": ("fedgpt2.cli.sample", "text from a checkpoint of a run"),
     "export": ("fedgpt2.cli.export", "a run's model as a directory that transformers opens"),
     "data": ("fedgpt2.cli.data", "the text of a run: verify it, fetch it ahead, show what a slot trains on"),

@@ -2,7 +2,8 @@
 
 Entries form a hash chain: head_n = SHA-256(head_{n-1} ‖ body_n), head_0 = SHA-256(run_id). An entry is a finished
 round, a checkpoint written after one, or a resume that takes rounds after the last checkpoint back; nothing is ever
-rewritten, so a head in a receipt stays checkable for good.
+rewritten, so a head in a receipt stays checkable for good. The ratings beside them are only a copy, for quick looks,
+of what follows from the entries.
 """
 
 import hashlib
@@ -12,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from fedgpt2.errors import DiskFullError, RunDirectoryError
 from fedgpt2.types import Digest, Hotkey
@@ -29,6 +32,8 @@ CREATE TABLE IF NOT EXISTS admissions (
 CREATE TABLE IF NOT EXISTS entries (
     seq INTEGER PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('round', 'resume', 'checkpoint')),
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, checkpoint TEXT, body TEXT NOT NULL, head TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS ratings (
+    hotkey TEXT PRIMARY KEY, round INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -144,11 +149,21 @@ class Ledger:
         )
         return [Admission(Hotkey(str(h)), str(w), Digest(str(d)), int(str(t))) for h, w, d, t in rows]
 
-    def commit_round(self, number: int, attempt: int, row: Mapping[str, object], checkpoint: str | None) -> Digest:
-        """Commit a finished round; returns the new head. Raises RunDirectoryError unless it is the next one."""
+    def commit_round(
+        self,
+        number: int,
+        attempt: int,
+        row: Mapping[str, object],
+        checkpoint: str | None,
+        ratings: Mapping[Hotkey, Mapping[str, object]] | None = None,
+    ) -> Digest:
+        """Commit a finished round, and the ratings after it by hotkey; returns the new head.
+
+        Raises RunDirectoryError unless it is the next one.
+        """
         if number != self.last_round() + 1:
             raise RunDirectoryError(f"{self._path}: round {number} after round {self.last_round()}")
-        return self._append("round", number, attempt, checkpoint, row)
+        return self._append("round", number, attempt, checkpoint, row, ratings or {})
 
     def commit_checkpoint(self, number: int, attempt: int, checkpoint: str) -> Digest:
         """Name a checkpoint of the last round, written after the round was committed."""
@@ -159,7 +174,13 @@ class Ledger:
         return self._append("resume", number, attempt, None, {"resumed_after": number, "attempt": attempt})
 
     def _append(
-        self, kind: str, number: int, attempt: int, checkpoint: str | None, row: Mapping[str, object]
+        self,
+        kind: str,
+        number: int,
+        attempt: int,
+        checkpoint: str | None,
+        row: Mapping[str, object],
+        ratings: Mapping[Hotkey, Mapping[str, object]] | None = None,
     ) -> Digest:
         body = json.dumps(row, separators=(",", ":"), allow_nan=False)
         head = Digest(hashlib.sha256(self.head.encode() + body.encode()).hexdigest())
@@ -168,7 +189,20 @@ class Ledger:
                 "INSERT INTO entries (kind, round, attempt, checkpoint, body, head) VALUES (?, ?, ?, ?, ?, ?)",
                 (kind, number, attempt, checkpoint, body, head),
             )
+            if ratings is not None:
+                db.execute("DELETE FROM ratings")
+                db.executemany(
+                    "INSERT INTO ratings VALUES (?, ?, ?)",
+                    [(key, number, json.dumps(each, allow_nan=False)) for key, each in ratings.items()],
+                )
         return head
+
+    def ratings(self) -> dict[Hotkey, str] | None:
+        """Each miner's rating after the last round that stands, as JSON; None where it was not kept."""
+        rows = self._rows("SELECT hotkey, round, body FROM ratings ORDER BY hotkey")
+        if not rows or any(number != self.last_round() for _, number, _ in rows):
+            return None
+        return {Hotkey(str(hotkey)): str(body) for hotkey, _, body in rows}
 
     def rounds(self) -> list[str]:
         """Bodies of the rounds that stand, in order: those that no later resume took back."""
@@ -201,10 +235,44 @@ class Ledger:
         return sorted(standing.items(), reverse=True)
 
     def broken_entry(self) -> int | None:
-        """Number of the first entry whose head does not follow from the chain, or None: an edited row shows."""
+        """Number of the first entry that does not follow from the chain, or None: an edited row shows.
+
+        An entry's kind and round are outside of what is hashed, and must be those its body tells of.
+        """
         head = hashlib.sha256((self.meta("run_id") or "").encode()).hexdigest()
-        for seq, body, stored in self._rows("SELECT seq, body, head FROM entries ORDER BY seq"):
+        rows = self._rows("SELECT seq, kind, round, body, head FROM entries ORDER BY seq")
+        for place, (seq, kind, number, body, stored) in enumerate(rows, 1):
             head = hashlib.sha256(head.encode() + str(body).encode()).hexdigest()
-            if head != stored:
+            if head != stored or seq != place or not _tells(str(body), str(kind), int(str(number))):
                 return int(str(seq))
         return None
+
+    def entry(self, seq: int) -> tuple[str, int]:
+        """Kind and round of an entry. Raises RunDirectoryError if there is none."""
+        rows = self._rows("SELECT kind, round FROM entries WHERE seq = ?", seq)
+        if not rows:
+            raise RunDirectoryError(f"{self._path} has no entry {seq}")
+        return str(rows[0][0]), int(str(rows[0][1]))
+
+    def holds_head(self, head: str) -> bool:
+        """Whether a head is one of the chain's, as that in every receipt of this run must be."""
+        return bool(self._rows("SELECT 1 FROM entries WHERE head = ?", head))
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """What an entry's body says of what it is."""
+
+    round: int | None = None
+    resumed_after: int | None = None
+    checkpoint: str | None = None
+
+
+def _tells(body: str, kind: str, number: int) -> bool:
+    try:
+        told = msgspec.json.decode(body, type=_Told)
+    except msgspec.DecodeError:
+        return False
+    if told.resumed_after is not None:
+        return (kind, number) == ("resume", told.resumed_after)
+    named = "checkpoint" if told.checkpoint is not None else "round"
+    return kind == named and number == (number if told.round is None else told.round)

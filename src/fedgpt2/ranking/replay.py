@@ -1,7 +1,7 @@
 """The ranking once more, from the rows of a ledger, and where it differs from what they say it was."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import msgspec
 from msgspec import Struct
@@ -9,10 +9,19 @@ from msgspec import Struct
 from fedgpt2.config import Ranking
 from fedgpt2.errors import RunDirectoryError
 from fedgpt2.ranking.evidence import Evidence, rule_of
-from fedgpt2.ranking.table import Entry, History, Table, advance
+from fedgpt2.ranking.table import Entry, History, Rank, Table, advance
 from fedgpt2.types import Hotkey
 
-__all__ = ["MEASURED", "Difference", "Recorded", "RecordedMiner", "differences", "read_rows", "replay"]
+__all__ = [
+    "MEASURED",
+    "Difference",
+    "Recorded",
+    "RecordedMiner",
+    "differences",
+    "kept_differences",
+    "read_rows",
+    "replay",
+]
 
 MEASURED = ("tokens", "sample")  # settings of what was measured, which no replay can measure again
 
@@ -34,9 +43,12 @@ class Recorded(Struct, frozen=True):
     miners: tuple[RecordedMiner, ...] = ()
 
 
+_KEPT = ("rank", "rating", "sigma", "weight", "reliability", "refusals")
+
+
 @dataclass(frozen=True)
 class Difference:
-    """One number that came out otherwise: `score` or `rating` of a miner in a round."""
+    """One number that came out otherwise: `score` or `rating` of a miner in a round, or one of the kept table."""
 
     round: int
     hotkey: Hotkey
@@ -88,6 +100,17 @@ def differences(rows: Sequence[Recorded], history: History) -> list[Difference]:
                 if recorded != replayed:
                     found.append(Difference(row.round, hotkey, what, recorded, replayed))
     return found
+
+
+def kept_differences(number: int, kept: Sequence[Rank], lines: Sequence[Rank]) -> list[Difference]:
+    """Every number of the table of round `number` that is not, to the bit, the one kept beside the ledger."""
+    made, stored = ({line.hotkey: asdict(line) for line in table} for table in (lines, kept))
+    return [
+        Difference(number, hotkey, f"kept {what}", stored.get(hotkey, {}).get(what), made.get(hotkey, {}).get(what))
+        for hotkey in sorted(made.keys() | stored.keys())
+        for what in _KEPT
+        if stored.get(hotkey, {}).get(what) != made.get(hotkey, {}).get(what)
+    ]
 
 
 def _pairs(miner: RecordedMiner, entry: Entry | None) -> list[tuple[str, float | None, float | None]]:

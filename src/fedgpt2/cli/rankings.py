@@ -1,0 +1,123 @@
+"""A ranking in words: the table, a miner's rounds, and what a replay found."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedgpt2.ranking.replay import Difference, Recorded
+from fedgpt2.ranking.table import Entry, History, Rank
+from fedgpt2.types import Hotkey
+
+__all__ = ["change_lines", "difference_lines", "history_lines", "history_rows", "table_lines"]
+
+_SHOWN = 20  # differences listed before the rest is only counted
+
+
+def table_lines(number: int, lines: Sequence[Rank]) -> list[str]:
+    """The table, best first, with the uncertainty of each rating."""
+    rows = [
+        (
+            str(line.rank),
+            line.hotkey,
+            f"{line.rating:.2f} ± {line.sigma:.2f}",
+            f"{line.score:.2f}",
+            f"{line.weight:.4f}" if line.tier == "paid" else f"({line.clean_rounds} clean)",
+            f"{line.reliability:.2f}",
+            f"{line.share:.2f}",
+            f"{line.presence:.2f}",
+            str(line.refusals),
+        )
+        for line in lines
+    ]
+    names = ("", "miner", "rating", "score", "pay", "reliable", "own", "present", "refused")
+    return [f"Ranking after round {number}", "", *_columns([names, *rows])]
+
+
+def history_lines(hotkey: Hotkey, rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One miner's rounds, as `history_rows` gives them, oldest first."""
+    names = ("round", "what", "credit", "place", "rating", "reliable", "pay")
+    table = [names]
+    for row in rounds:
+        score = row["score"]
+        what = " ".join(str(row[name]) for name in ("verdict", "reason", "keeper") if row[name] is not None)
+        table.append(
+            (
+                str(row["round"]),
+                what,
+                "" if score is None else f"{score:+.3e}",
+                "" if row["place"] is None else f"{row['place']}/{row['compared']}",
+                f"{row['rating_before']:.2f} > {row['rating_after']:.2f} ± {row['sigma_after']:.2f}",
+                f"{row['reliability']:.2f}",
+                f"{row['weight']:.4f}",
+            )
+        )
+    return [f"Rounds of {hotkey}", "", *_columns(table)]
+
+
+def history_rows(hotkey: Hotkey, history: History, rows: Sequence[Recorded]) -> list[dict[str, object]]:
+    """One miner's rounds for JSON: what was found, the score and its parts, the rating before and after."""
+    reasons = {row.round: _reason(hotkey, row) for row in rows}
+    return [
+        {"round": number, "reason": reasons[number], **_entry_row(made[hotkey])}
+        for number, made in history.entries
+        if hotkey in made
+    ]
+
+
+def _reason(hotkey: Hotkey, row: Recorded) -> str | None:
+    miners = row.evidence.miners if row.evidence is not None else ()
+    return next((miner.reason for miner in miners if miner.hotkey == hotkey), None)
+
+
+def _entry_row(entry: Entry) -> dict[str, object]:
+    credit = entry.mark.credit
+    return {
+        "verdict": entry.mark.verdict.value,
+        "keeper": entry.mark.keeper,
+        "score": entry.mark.score,
+        "raw": credit.raw if credit else None,
+        "added": credit.added if credit else None,
+        "own": credit.own if credit else None,
+        "place": entry.place,
+        "compared": entry.compared,
+        "rating_before": entry.before.mu,
+        "sigma_before": entry.before.sigma,
+        "rating_after": entry.after.mu,
+        "sigma_after": entry.after.sigma,
+        "reliability": entry.reliability,
+        "share": entry.share,
+        "weight": entry.weight,
+    }
+
+
+def difference_lines(rounds: int, found: Sequence[Difference]) -> list[str]:
+    """What came of a replay by the settings of the run."""
+    told = f"{rounds} rounds rated again from the evidence"
+    if not found:
+        return [f"{told}: every score and rating is the recorded one, to the bit"]
+    lines = [
+        f"  round {each.round} {each.hotkey} {each.what}: {each.recorded} recorded, {each.replayed} now"
+        for each in found[:_SHOWN]
+    ]
+    more = [f"  and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    return [f"{told}: {len(found)} numbers differ from what was recorded", *lines, *more]
+
+
+def change_lines(changes: Mapping[str, object], before: Sequence[Rank], after: Sequence[Rank]) -> list[str]:
+    """What other settings change: each miner as it was ranked, and as it would have been."""
+    now = {line.hotkey: line for line in after}
+    rows = [
+        (
+            line.hotkey,
+            f"{line.rank} > {now[line.hotkey].rank}",
+            f"{line.rating:.2f} > {now[line.hotkey].rating:.2f}",
+            f"{line.weight:.4f} > {now[line.hotkey].weight:.4f}",
+        )
+        for line in before
+    ]
+    told = ", ".join(f"ranking.{name}={value}" for name, value in changes.items())
+    return [f"With {told} instead of the settings of the run:", *_columns([("miner", "rank", "rating", "pay"), *rows])]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
