@@ -32,6 +32,7 @@ from trials import page, plots
 from trials.cells import ABSENT, CONTROLS, NONE, SEEDS, Cell, plan, quick
 from trials.progress import watched
 from trials.running import Result, Store
+from trials.twins import completed, differing
 from trials.verdicts import Control, Row, baseline, compared, control, judge
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +57,7 @@ def main() -> int:
         chosen = [cell for cell in cells if not arguments.only or any(text in cell.name for text in arguments.only)]
         store = Store.open(arguments.state, common)
         failed = watched(chosen, common, store, arguments.jobs, console)
-        results = store.finished(cells)
+        results = completed(store.finished(cells), cells)
         document = summary(results, common)
         whole = len(results) == len(cells) and not arguments.quick
         _say(document, results, arguments, console)
@@ -109,6 +110,8 @@ def summary(results: Mapping[Cell, Result], common: Sequence[str]) -> dict[str, 
     learned = all(
         baseline(results, Cell("default", each["gate"], NONE, each["seed"])) < each["unigram"] for each in judged
     )
+    differ = differing(results)
+    ran = {result.name: result for result in results.values()}  # a twin counts once
     complete = len(held) == len(CONTROLS) and len(judged) == len(SEEDS) + 1
     return {
         "bench": "robustness",
@@ -116,7 +119,8 @@ def summary(results: Mapping[Cell, Result], common: Sequence[str]) -> dict[str, 
         "hardware": hardware(),
         "settings": {"flags": list(common), "seeds": list(SEEDS)},
         "cell_commits": sorted({result.commit for result in results.values()}),
-        "cpu_minutes": round(sum(result.cpu_seconds for result in results.values()) / 60, 1),
+        "cells": len(ran),
+        "cpu_minutes": round(sum(result.cpu_seconds for result in ran.values()) / 60, 1),
         "references": attack_free,
         "rows": [_row(row) for row in rows],
         "controls": [{"attack": each.attack, "ratio": _number(each.ratio), "void": each.void} for each in held],
@@ -126,14 +130,19 @@ def summary(results: Mapping[Cell, Result], common: Sequence[str]) -> dict[str, 
         },
         "curves": {name: points for name, points in _curves(results).items()},
         "below_unigram": learned,
-        "holds": complete and learned and all(row.holds for row in rows) and not any(each.void for each in held),
+        "differ_without_the_gate_acting": differ,
+        "holds": complete
+        and learned
+        and not differ
+        and all(row.holds for row in rows)
+        and not any(each.void for each in held),
     }
 
 
 def write(document: Mapping[str, Any], results: Mapping[Cell, Result], common: Sequence[str]) -> list[Path]:
     """The record, the tables and the pictures; where they lie."""
     now = datetime.now(UTC)
-    log = f"resumable: {len(results)} cells, one thread each, of commits {', '.join(document['cell_commits'])}"
+    log = f"resumable: {document['cells']} cells, one thread each, of commits {', '.join(document['cell_commits'])}"
     entry = {"date": now.isoformat(timespec="seconds"), "command": "python benchmarks/robustness.py", "log": log}
     written = record.write("robustness", {**entry, **document}, now)
     rows = judge(results, NAMES)

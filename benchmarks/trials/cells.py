@@ -5,7 +5,7 @@ nothing of commit or machine, so that what is finished stays finished.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 __all__ = [
@@ -48,6 +48,11 @@ class Cell:
         """What its result is filed under."""
         return f"{self.rule}-{'gate' if self.gate else 'bare'}-{self.attack}-{self.seed}"
 
+    @property
+    def twin(self) -> "Cell":
+        """The same with the gate on."""
+        return replace(self, gate=True)
+
     def flags(self) -> tuple[str, ...]:
         """Those of `fedgpt2 simulate` that differ from cell to cell."""
         return (
@@ -68,8 +73,8 @@ def plan(attacks: Sequence[str]) -> list[Cell]:
         _cells(["default"], [True], REFERENCES, SEEDS),
         _cells(["mean"], [False], (*REFERENCES, *CONTROLS), first),
         _cells(["default"], [True], attacks, first),
-        _cells(["default"], [False], (*REFERENCES, *attacks), first),
         _cells(["default"], [True], attacks, SEEDS[1:]),
+        _cells(["default"], [False], (*REFERENCES, *attacks), first),
         _cells(RULES, [False], (*REFERENCES, *COMPARED), first),
     )
     return list(dict.fromkeys(cell for group in groups for cell in group))

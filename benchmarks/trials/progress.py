@@ -7,6 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trials.cells import Cell
 from trials.running import Failed, Result, Store, run
+from trials.twins import spared
 
 __all__ = ["watched"]
 
@@ -24,7 +25,13 @@ def watched(cells: Sequence[Cell], common: Sequence[str], store: Store, jobs: in
                 bar.advance(task)
                 bar.console.print(_line(result), highlight=False, soft_wrap=True)
 
-        return run(cells, common, store, jobs, told)
+        def known(cell: Cell) -> bool:
+            found = spared(cell, store.finished([cell.twin]))
+            if found:
+                bar.advance(task)
+            return found
+
+        return run(cells, common, store, jobs, told, known)
 
 
 def _line(result: Result | Failed) -> str:

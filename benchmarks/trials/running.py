@@ -123,8 +123,11 @@ def run(
     store: Store,
     jobs: int,
     told: Callable[[Sequence[Cell], Result | Failed | None], None],
+    spared: Callable[[Cell], bool] = lambda _cell: False,
 ) -> list[Failed]:
-    """Run the cells that `store` lacks, `jobs` at a time; returns those that failed.
+    """Run the cells that `store` lacks, `jobs` at a time, but for those `spared` when their turn comes.
+
+    Returns those that failed.
 
     `told` hears of every start and end: the cells running now, and the result where one came. An interruption ends the
     running ones and loses nothing else.
@@ -134,7 +137,9 @@ def run(
     with _processes() as running:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(_start(waiting.pop(0), common, store))
+                cell = waiting.pop(0)
+                if not spared(cell):
+                    running.append(_start(cell, common, store))
                 told([each.cell for each in running], None)
             for each, result in _ended(running):
                 running.remove(each)

@@ -14,6 +14,7 @@ import pytest
 from trials import page, plots, running
 from trials.cells import ABSENT, CONTROLS, NONE, SEEDS, Cell, plan, quick
 from trials.running import Failed, Result, Store, condense
+from trials.twins import completed, differing, spared
 from trials.verdicts import baseline, compared, control, judge, percent
 
 ATTACKS = ("sign_flip", "sign_flip_4", "alie", "ipm_100", "min_max", "scale", "zero")
@@ -138,6 +139,34 @@ def test_an_interruption_ends_running_cells_and_keeps_the_finished(tmp_path: Pat
         process.kill()
     assert time.monotonic() - began < 20, "the cell was not ended"
     assert not list(tmp_path.rglob("*alie*.json"))
+
+
+# twins
+
+
+def test_a_run_without_the_gate_is_known_where_the_gate_never_acted() -> None:
+    bare = Cell("default", False, "alie", 1)
+    assert not spared(bare, {}), "not known yet"
+    assert spared(bare, {CELL: result(CELL, 6.1)})
+    assert not spared(bare, {CELL: result(CELL, 6.1, reason="halved")})
+    assert not spared(bare, {CELL: result(CELL, 6.1, applied=False, reason="loss_gate")})
+    assert not spared(CELL, {CELL: result(CELL, 6.1)}), "it has a gate"
+    reference = Cell("default", False, NONE, 1)
+    assert not spared(reference, {reference.twin: result(reference.twin, 6.0)}), "run as proof"
+
+
+def test_a_twin_stands_in_for_what_did_not_run() -> None:
+    bare = Cell("default", False, "alie", 1)
+    found = completed({CELL: result(CELL, 6.1)}, [CELL, bare])
+    assert found[bare] == found[CELL]
+    assert differing(found) == []
+    found[bare] = result(bare, 6.1, cosine=0.5)
+    assert differing(found) == [bare.name]
+
+
+def test_a_spared_cell_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stand_in(monkeypatch, "raise SystemExit('it ran')")
+    assert running.run([CELL], [], Store.open(tmp_path, []), 1, lambda now, ended: None, lambda cell: True) == []
 
 
 # verdicts
