@@ -51,8 +51,8 @@ def running(folder: Path) -> list[psutil.Process]:
 
 @pytest.fixture(scope="session")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
-    """A demo of four rounds: too few to learn, enough to refuse the hostile miner in all its ways."""
+    """A demo of six rounds: too few to learn, enough for every one of the hostile miner's lies."""
     folder = tmp_path_factory.mktemp("demo") / "run"
-    with demo(folder, "--rounds", "5", "--seconds", "90") as child:
+    with demo(folder, "--rounds", "6", "--seconds", "90") as child:
         out, err = child.communicate(timeout=110)
     return Shown(folder, child.returncode, out, err)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedgpt2.cli import main as entry
-from fedgpt2.cli.cast import Cast, draw
+from fedgpt2.cli.cast import ADMISSIBLE, CYCLE, Cast, draw
 from fedgpt2.cli.verdict import EXPECTED, judge
 from fedgpt2.observe.board import Board
 from fedgpt2.observe.rows import RoundRow, read_row
@@ -18,22 +18,32 @@ from tests.cli.conftest import Shown, demo, running
 
 def test_the_demo_shows_what_it_promises(shown: Shown) -> None:
     assert shown.err == ""
-    # five rounds are too few to learn; nothing else is missed
+    # six rounds are too few to learn; nothing else is missed
     missed = [line for line in shown.out.splitlines() if line.startswith("missed: ")]
     assert len(missed) == 1
     assert "is not below 6.9" in missed[0]
     assert shown.code == 1
     assert "a unigram model of the same text: 6." in shown.out
     assert "it says:\n    The people of the United States" in shown.out
-    assert "refused in 5 of 5 rounds: wrong_shape 2x, non_finite 2x, wrong_parent 1x" in shown.out
+    refusals = "wrong_shape 1x, non_finite 1x, wrong_parent 1x, norm_bound 1x"
+    assert (
+        f"refused in 4 of 6 rounds: {refusals}\n    admitted in 2, by sign_flip and scale_bound, with weight "
+        in shown.out
+    )
     assert f"the run lies in {shown.folder}" in " ".join(shown.out.split())
 
 
 def test_its_rounds_are_those_of_four_honest_miners(shown: Shown) -> None:
     rows = [json.loads(line) for line in (shown.folder / "rounds.jsonl").read_text().splitlines()]
-    assert [row["round"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["round"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    hostile = {miner["axon"] for row in rows for miner in row["miners"] if miner["status"] != "admitted"}
+    assert len(hostile) == 1
     for row in rows:
-        assert sorted(miner["status"] for miner in row["miners"]) == ["admitted"] * 4 + ["refused"]
+        for miner in row["miners"]:
+            attack = CYCLE[row["round"] - 1] if miner["axon"] in hostile else None
+            assert miner["status"] == ("admitted" if attack is None or attack in ADMISSIBLE else "refused")
+            if attack in ADMISSIBLE:
+                assert miner["weight"] < 0.01
         assert row["applied"]
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
 
@@ -84,7 +94,9 @@ def test_the_hostile_miners_place_is_drawn_by_seed() -> None:
     assert (len(alone.ports), alone.hostile, alone.hostile_axon) == (4, None, None)
 
 
-def rows(reasons: list[str | None], losses: list[float]) -> list[RoundRow]:
+def rows(reasons: list[str | None], losses: list[float], weight: float) -> list[RoundRow]:
+    """Rounds of the hostile miner and, with a weight of 0.25, an honest one."""
+    honest = {"hotkey": "g", "axon": "127.0.0.1:1", "status": "admitted", "weight": 0.25}
     return [
         read_row(
             {
@@ -93,8 +105,9 @@ def rows(reasons: list[str | None], losses: list[float]) -> list[RoundRow]:
                 "train_loss": 10.8,
                 "val_loss": loss,
                 "miners": [
+                    honest,
                     {"hotkey": "h", "axon": "127.0.0.1:2", "status": "refused" if reason else "admitted"}
-                    | ({"reason": reason} if reason else {})
+                    | ({"reason": reason} if reason else {"weight": weight}),
                 ],
             }
         )
@@ -102,25 +115,53 @@ def rows(reasons: list[str | None], losses: list[float]) -> list[RoundRow]:
     ]
 
 
-ALL = [reason.value for reason in EXPECTED]
+ALL: list[str | None] = [reason.value for reason in EXPECTED]
 CAST = Cast((1, 2), 2)
+SHAPE = "the hostile miner was never refused for wrong_shape"
+ONCE = "the hostile miner was admitted 2 times, of 1 answers that only the rule can judge"
 
 
 @pytest.mark.parametrize(
-    ("reasons", "losses", "cast", "missed"),
+    ("reasons", "losses", "weight", "cast", "missed"),
     [
-        (ALL, [9.0, 7.0, 6.5], CAST, []),
-        (ALL, [9.0, 7.0, 6.9], CAST, ["the held-out loss 6.900 is not below 6.9"]),
-        (ALL[:2], [9.0, 6.5], CAST, ["the hostile miner was never refused for wrong_parent"]),
-        ([*ALL, None], [9.0, 8.0, 7.0, 6.5], CAST, ["the hostile miner was admitted 1 times"]),
-        ([], [], CAST, ["no held-out loss was measured; give it more --seconds", "the hostile miner never took part"]),
-        ([None], [6.5], Cast((1,), None), []),
+        (ALL, [9.0, 8.0, 7.0, 6.5], 0.0, CAST, []),
+        (ALL, [9.0, 8.0, 7.0, 6.9], 0.0, CAST, ["the held-out loss 6.900 is not below 6.9"]),
+        (
+            ALL[:2],
+            [9.0, 6.5],
+            0.0,
+            CAST,
+            [f"the hostile miner was never refused for {reason}" for reason in ("wrong_parent", "norm_bound")],
+        ),
+        ([*ALL[:3], None, ALL[3], None], [9.0, 8.0, 8.0, 7.0, 7.0, 6.5], 0.25, CAST, []),
+        (
+            [*ALL[:3], None, ALL[3], None],
+            [9.0, 8.0, 8.0, 7.0, 7.0, 6.5],
+            0.26,
+            CAST,
+            ["the hostile miner weighed 0.260 in rounds that admitted it, an honest one 0.250"],
+        ),
+        (
+            [*ALL[1:], None, None],
+            [9.0, 8.0, 7.0, 7.0, 6.5],
+            0.0,
+            CAST,
+            [ONCE, SHAPE],
+        ),
+        (
+            [],
+            [],
+            0.0,
+            CAST,
+            ["no held-out loss was measured; give it more --seconds", "the hostile miner never took part"],
+        ),
+        ([None], [6.5], 0.0, Cast((1,), None), []),
     ],
 )
 def test_the_verdict_says_what_was_missed(
-    reasons: list[str | None], losses: list[float], cast: Cast, missed: list[str]
+    reasons: list[str | None], losses: list[float], weight: float, cast: Cast, missed: list[str]
 ) -> None:
     board = Board()
-    for row in rows(reasons, losses):
+    for row in rows(reasons, losses, weight):
         board.add(row)
     assert list(judge(board, cast).missed) == missed

@@ -5,7 +5,12 @@ import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-__all__ = ["Cast", "draw"]
+__all__ = ["ADMISSIBLE", "CYCLE", "Cast", "draw"]
+
+CYCLE = ("wrong_shapes", "nan", "stale", "sign_flip", "scale", "scale_bound")
+"""What the hostile miner does in turn, by the names of the arena."""
+ADMISSIBLE = frozenset({"sign_flip", "scale_bound"})
+"""Those of them that no check of a single answer can tell from honest work: the rule has to."""
 
 
 @dataclass(frozen=True)

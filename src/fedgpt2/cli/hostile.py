@@ -1,28 +1,38 @@
-"""`python -m fedgpt2.cli.hostile`, with a miner's flags: the demo's hostile miner. No command lists it."""
+"""`python -m fedgpt2.cli.hostile`, with a miner's flags: a miner that lies. No command lists it."""
 
-import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from fedgpt2.cli.cast import CYCLE
 from fedgpt2.cli.leaving import leave
 from fedgpt2.cli.parsing import parse
-from fedgpt2.config import Gradient, MinerConfig
+from fedgpt2.config import MinerConfig, setting
 
-__all__ = ["main"]
+__all__ = ["HostileConfig", "main"]
+
+
+@dataclass(frozen=True)
+class HostileConfig(MinerConfig):
+    """A miner's settings, and how it lies."""
+
+    attack: tuple[str, ...] = setting(CYCLE, "attacks of the arena, one an order, in turn")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve wrong answers until stopped; the exit code."""
-    config = parse(MinerConfig, argv, prog="fedgpt2 miner", about="Sends wrong-shaped, NaN and stale gradients.")
+    """Serve lies until stopped; the exit code."""
+    config = parse(HostileConfig, argv, prog="fedgpt2 miner", about="Sends what no honest miner would.")
+    from fedgpt2.gradient.registry import build
     from fedgpt2.miner.program import run_miner
+    from fedgpt2.model import hardware
     from fedgpt2.network.loop import run
-    from fedgpt2.simulate.hostile import HostilePacker, no_gradient
+    from fedgpt2.simulate.hostile import Hostile
 
-    lazy = Gradient(strategy="plugin", plugin=f"{no_gradient.__module__}:{no_gradient.__name__}")
-    config = dataclasses.replace(config, gradient=lazy)
+    device = hardware.prepare(config.device, config.run.threads)
+    liar = Hostile(config.attack, build(config.gradient, device))
     say = functools.partial(print, flush=True)
-    return run(lambda stop: run_miner(config, stop, say, packer=HostilePacker()))
+    return run(lambda stop: run_miner(config, stop, say, packer=liar, strategy=liar))
 
 
 if __name__ == "__main__":

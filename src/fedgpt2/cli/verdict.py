@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from fedgpt2.cli.cast import Cast
+from fedgpt2.cli.cast import ADMISSIBLE, CYCLE, Cast
 from fedgpt2.cli.crew import Crew
 from fedgpt2.errors import Reason
-from fedgpt2.observe.board import Board
+from fedgpt2.observe.board import Account, Board
 
 __all__ = ["EXPECTED", "LEARNED", "Verdict", "judge", "report"]
 
 LEARNED = 6.9  # nats a token: near what word frequencies alone give
-EXPECTED = (Reason.WRONG_SHAPE, Reason.NON_FINITE, Reason.WRONG_PARENT)
+EXPECTED = (Reason.WRONG_SHAPE, Reason.NON_FINITE, Reason.WRONG_PARENT, Reason.NORM_BOUND)
 
 _SAMPLE = ("sample", "--prompt", "The people of the United States", "--tokens", "60", "--temperature", "0.7")
 _SAMPLE_SECONDS = 30.0
@@ -46,7 +46,7 @@ def report(folder: Path, crew: Crew, board: Board, cast: Cast, out: TextIO) -> i
 
 
 def judge(board: Board, cast: Cast) -> Verdict:
-    """Whether the model learned and the hostile miner was refused in each of its ways."""
+    """Whether the model learned; the hostile miner was refused where it can be, and gained nothing where it cannot."""
     # before its first step the validator measures its own loss on held-out windows as well
     first = board.train[0][1] if board.train else None
     last = board.held_out[-1][1] if board.held_out else None
@@ -65,11 +65,29 @@ def _escapes(board: Board, cast: Cast) -> Iterable[str]:
     if account is None:
         yield "the hostile miner never took part"
         return
-    if account.statuses["admitted"]:
-        yield f"the hostile miner was admitted {account.statuses['admitted']} times"
+    admitted, admissible = account.statuses["admitted"], _admissible(sum(account.statuses.values()))
+    if admitted > admissible:
+        yield f"the hostile miner was admitted {admitted} times, of {admissible} answers that only the rule can judge"
+    if (weight := _weight([account])) > (usual := _weight(_honest(board, cast))):
+        yield f"the hostile miner weighed {weight:.3f} in rounds that admitted it, an honest one {usual:.3f}"
     for reason in EXPECTED:
         if reason.value not in account.reasons:
             yield f"the hostile miner was never refused for {reason.value}"
+
+
+def _admissible(rounds: int) -> int:
+    """How many of the answers of so many rounds are well-formed lies."""
+    return sum(CYCLE[i % len(CYCLE)] in ADMISSIBLE for i in range(rounds))
+
+
+def _honest(board: Board, cast: Cast) -> list[Account]:
+    return [account for axon, account in board.accounts.items() if axon != cast.hostile_axon]
+
+
+def _weight(accounts: Iterable[Account]) -> float:
+    """Mean weight of a contribution that was admitted; 0 where none was."""
+    known = list(accounts)
+    return sum(account.weight for account in known) / max(1, sum(account.statuses["admitted"] for account in known))
 
 
 def _losses(board: Board, verdict: Verdict) -> str:
@@ -94,8 +112,13 @@ def _hostile(board: Board, cast: Cast) -> list[str]:
     if account is None:
         return []
     reasons = ", ".join(f"{reason} {times}x" for reason, times in account.reasons.items())
-    rounds = sum(account.statuses.values())
-    return [f"hostile miner {account.axon}: refused in {account.statuses['refused']} of {rounds} rounds: {reasons}"]
+    rounds, admitted = sum(account.statuses.values()), account.statuses["admitted"]
+    line = f"hostile miner {account.axon}: refused in {account.statuses['refused']} of {rounds} rounds: {reasons}"
+    if not admitted:
+        return [line]
+    weight, usual = _weight([account]), _weight(_honest(board, cast))
+    lies = " and ".join(name for name in CYCLE if name in ADMISSIBLE)
+    return [line, f"    admitted in {admitted}, by {lies}, with weight {weight:.3f} (an honest miner's: {usual:.3f})"]
 
 
 def _whereabouts(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from fedgpt2.data.pages import PageSource
 from fedgpt2.data.sources import open_source, open_store
 from fedgpt2.data.store import Store
 from fedgpt2.gradient.registry import build
+from fedgpt2.gradient.strategy import Strategy
 from fedgpt2.identity.auth import Gate
 from fedgpt2.identity.keys import parse_hotkey
 from fedgpt2.identity.pins import is_loopback, require_validators
@@ -33,16 +34,21 @@ T = TypeVar("T")
 
 
 async def run_miner(
-    config: MinerConfig, stop: Stop, say: Callable[[str], None], *, packer: Packer | None = None
+    config: MinerConfig,
+    stop: Stop,
+    say: Callable[[str], None],
+    *,
+    packer: Packer | None = None,
+    strategy: Strategy | None = None,
 ) -> int:
-    """Serve until `stop`; returns the exit code. `packer` replaces how answers are made.
+    """Serve until `stop`; returns the exit code. `packer` replaces how answers are made, `strategy` how gradients are.
 
     Raises, one line each and before anybody can connect: DeviceError, UsageError (pins, strategy, wallet),
     CorpusError, RunDirectoryError, PortInUseError; later DiskFullError.
     """
     device = hardware.prepare(config.device, config.run.threads)
     _check_pins(config.axon)
-    strategy = build(config.gradient, device)
+    strategy = strategy or build(config.gradient, device)
     opened = await _unless_stopped(stop, off_loop(_open_text, config.data))
     if opened is None:
         return 0

@@ -23,6 +23,7 @@ class Account:
     bytes_down: int = 0
     bytes_up: int = 0
     seconds: float = 0.0
+    weight: float = 0.0  # summed over the rounds
     last: MinerRow | None = None
 
     def add(self, row: MinerRow) -> None:
@@ -32,6 +33,7 @@ class Account:
         if row.reason is not None:
             self.reasons[row.reason] += 1
         self.tokens += row.tokens
+        self.weight += row.weight
         self.bytes_down += row.bytes_down
         self.bytes_up += row.bytes_up
 

@@ -27,6 +27,7 @@ class MinerRow(Struct, frozen=True):
     seconds: float = 0.0
     bytes_down: int = 0
     bytes_up: int = 0
+    weight: float = 0.0  # in what was applied
 
 
 class RoundRow(Struct, frozen=True):

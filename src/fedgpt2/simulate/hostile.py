@@ -1,63 +1,145 @@
-"""A miner whose every answer is wrong, in turn in its shape, its values and its age.
+"""Liars of the arena as real miners: processes with keys and sockets, told apart by nothing but what they send.
 
-It is the real miner, signatures and all, with another `Packer`; and it computes nothing: what it sends is made up.
+A real miner sees its own orders, the weights it is sent and the text it is assigned. What the arena's liars know of
+others is made up from that: honest gradients are its own, on each of up to four parts of its text; the last aggregate
+is the last change of the weights; its weight in it is taken to be that of an honest miner, the rule to be the default.
 """
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Float32, Shaped
+from torch import Tensor
 
-from fedgpt2 import codec
+from fedgpt2.aggregation.pipeline import PIPELINES
+from fedgpt2.errors import PeerError, Reason, Refused, UsageError
+from fedgpt2.gradient.strategy import Result, Strategy
 from fedgpt2.miner.packer import Outcome, describe, make_blob
+from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.state import FlatState
 from fedgpt2.network.blobs import Blob
 from fedgpt2.protocol.messages import Contribution, Order
-from fedgpt2.types import ModelShape, Schema, WorkId
+from fedgpt2.simulate.arena import liars
+from fedgpt2.simulate.desk import seal
+from fedgpt2.simulate.names import ALONE
+from fedgpt2.simulate.scene import Liars, Reply, Scene
+from fedgpt2.types import ModelShape, WorkId
 
-__all__ = ["ATTACKS", "HostilePacker", "no_gradient"]
+__all__ = ["Hostile"]
 
-ATTACKS = ("wrong shape", "NaN", "stale")  # in this order
+_PARTS = 4  # of its text, to guess from how far honest gradients lie apart
+_SIP = 1 << 12  # most bytes of an answer a connection, before it falls silent
+_BOAST = 1.0  # the loss it claims
 
 
-class HostilePacker:
-    """Answers with the next attack of `ATTACKS` each time it is asked."""
+class Hostile:
+    """Both ends of a miner that lies: the `Strategy`, which takes note and computes nothing, and the `Packer`."""
 
-    def __init__(self) -> None:
+    def __init__(self, attacks: Sequence[str], strategy: Strategy) -> None:
+        """`attacks` of `names.ALONE`, used in turn, one an order; `strategy` computes what they need.
+
+        Raises UsageError for a name that is none of them.
+        """
+        for name in attacks:
+            if name not in ALONE:
+                raise UsageError(f"--attack {name}: no attack of a miner alone; one of {', '.join(ALONE)}")
+        self._names = tuple(attacks)
+        self._strategy = strategy
+        self._liars: Mapping[str, Liars] = {name: liars(name) for name in attacks}
         self._turn = 0
-        self._parent = ""  # of the order before
+        self._before: Tensor | None = None
+        self._task: _Task | None = None
+
+    def __call__(
+        self, model: GPT2, windows: Shaped[np.ndarray, "n l"], *, out: FlatState, stop: threading.Event
+    ) -> Result:
+        """Remember what the order was about; `out` is left to itself, and the loss is one to be proud of."""
+        weights = model.weights.to("cpu")
+        if self._task is not None and not torch.equal(self._task.weights, weights.flat):
+            self._before = self._task.weights
+        self._task = _Task(self._strategy, model.shape, model.device, weights.flat.clone(), windows, stop)
+        return Result(_BOAST, windows.shape[0] * (windows.shape[1] - 1))
 
     def pack(self, order: Order, work_id: WorkId, result: Outcome, gradient: FlatState) -> tuple[Contribution, Blob]:
-        """As `Packer` says, but for what is sent."""
-        attack, before = ATTACKS[self._turn % len(ATTACKS)], self._parent or order.parent
-        self._turn, self._parent = self._turn + 1, order.parent
-        if attack == "wrong shape":
-            blob = _blob(_reshaped(gradient.schema), gradient.flat)
-        elif attack == "NaN":
-            blob = _blob(gradient.schema, torch.full_like(gradient.flat, float("nan"), device="cpu"))
-        else:
-            blob = _blob(gradient.schema, gradient.flat)
+        """As `Packer` says, but for what is sent; who is late waits until it is told to stop."""
+        if self._task is None:
+            raise Refused(Reason.COMPUTE_FAILED, "nothing was asked")
+        name = self._names[self._turn % len(self._names)]
+        self._turn += 1
+        scene = self._task.scene(order, work_id, self._before)
+        if name == "slow_drip":
+            return _drip(order, work_id, result, seal(order, self._task.gradient(scene.weights, self._task.windows)))
+        (reply,) = self._liars[name](scene)
+        if isinstance(reply, PeerError):
+            self._task.stop.wait()
+            raise reply
+        blob = make_blob(reply.codec, reply.header, reply.data)
         contribution = describe(order, work_id, result, blob.ref)
-        if attack == "stale":
-            contribution = msgspec.structs.replace(contribution, parent=before)
-        return contribution, blob
+        return msgspec.structs.replace(contribution, parent=reply.parent), blob
 
 
-def no_gradient(
-    weights: Mapping[str, NDArray[np.float32]], tokens: NDArray[np.int64], shape: ModelShape
-) -> tuple[dict[str, NDArray[np.float32]], float]:
-    """A plugin strategy that does no work: small numbers for a gradient, and a loss to be proud of."""
-    return {name: np.full(view.shape, 1e-6, np.float32) for name, view in weights.items()}, 1.0
+@dataclass(frozen=True)
+class _Task:
+    """What one order is about."""
+
+    strategy: Strategy
+    shape: ModelShape
+    device: torch.device
+    weights: Float32[Tensor, " d"]
+    windows: Shaped[np.ndarray, "n l"]
+    stop: threading.Event
+
+    def gradient(self, weights: Float32[Tensor, " d"], windows: Shaped[np.ndarray, "n l"]) -> Float32[Tensor, " d"]:
+        """At any weights, on any windows. Raises Refused(cancelled) soon after the order is called off."""
+        schema = self.shape.schema()
+        out = FlatState(schema)
+        model = GPT2(self.shape, FlatState(schema, weights).to(self.device))
+        self.strategy(model, windows, out=out, stop=self.stop)
+        return out.flat
+
+    def honest(self) -> Float32[Tensor, "h d"]:
+        """Gradients of the parts of its own text."""
+        parts = np.array_split(self.windows, min(_PARTS, len(self.windows)))
+        return torch.stack([self.gradient(self.weights, part) for part in parts])
+
+    def scene(self, order: Order, work_id: WorkId, before: Tensor | None) -> Scene:
+        """The round, as far as it can be guessed."""
+
+        def defence(rows: Tensor, f: int) -> Tensor:
+            out = torch.empty(rows.shape[1])
+            PIPELINES["default"](list(rows), None, f, out)
+            return out
+
+        return Scene(
+            round=order.round,
+            orders=(order,),
+            weights=self.weights,
+            before=before,
+            aggregate=None if before is None else before - self.weights,
+            shares=(1.0 / (1 + min(_PARTS, len(self.windows))),),
+            honest=self.honest,
+            gradient=self.gradient,
+            windows=lambda i: self.windows,
+            defence=defence,
+            rng=torch.Generator().manual_seed(int(work_id[:15], 16)),
+            pipeline=PIPELINES["default"],
+        )
 
 
-def _blob(schema: Schema, flat: torch.Tensor) -> Blob:
-    fp32 = codec.get("fp32")
-    return make_blob(fp32.name, fp32.header(schema), fp32.encode(flat.cpu()))
+class _Drip(Blob):
+    """A blob of which every connection gets a little more, at most half of what is left, and then nothing."""
+
+    def slices(self, start: int = 0) -> Iterator[memoryview]:
+        """The next sip; the connection stays open."""
+        for part in islice(super().slices(start), 1):
+            yield part[: min(_SIP, (self.ref.length - start) // 2)]
 
 
-def _reshaped(schema: Schema) -> Schema:
-    """The schema with its embedding transposed: as many bytes, another shape."""
-    rows, columns = schema["wte.weight"]
-    return {**schema, "wte.weight": (columns, rows)}
+def _drip(order: Order, work_id: WorkId, result: Outcome, reply: Reply) -> tuple[Contribution, Blob]:
+    whole = make_blob(reply.codec, reply.header, reply.data)
+    return describe(order, work_id, result, whole.ref), _Drip(whole.ref, whole.header, whole.data)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["ADAPTIVE", "FIXED", "NAMES", "PROFILES", "Profile"]
+__all__ = ["ADAPTIVE", "ALONE", "FIXED", "NAMES", "PROFILES", "Profile"]
 
 
 @dataclass(frozen=True)
@@ -104,3 +104,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
 NAMES: tuple[str, ...] = tuple(PROFILES)
 ADAPTIVE: tuple[str, ...] = tuple(name for name, profile in PROFILES.items() if profile.adaptive)
 FIXED: tuple[str, ...] = tuple(name for name, profile in PROFILES.items() if not profile.adaptive)
+
+_TOGETHER = frozenset({"sign_flip_copies", "mimic", "mimic_copies", "copy", "copy_noise", "sybils"})
+ALONE: tuple[str, ...] = tuple(name for name in NAMES if name not in _TOGETHER)
+"""Those for a miner that knows no other."""
