@@ -152,19 +152,22 @@ def _weights(table: Table) -> dict[Hotkey, float]:
 
 
 def ranks(table: Table) -> list[Rank]:
-    """The table's lines, best first: by score, then by the cautious rating; who was never compared comes after."""
+    """The table's lines, best first: by score; equal ones, most of all those of 0, by what `_better` says."""
     scores = {hotkey: merit(s.rating, s.conduct, table.rule) for hotkey, s in table.standings.items()}
     shares = _weights(table)
     chain = dict(zip(shares, to_u16(list(shares.values())), strict=True))
-
-    def better(hotkey: Hotkey) -> tuple[float, bool, float, str]:
-        standing = table.standings[hotkey]
-        return -scores[hotkey], not standing.matches, -standing.rating.ordinal(table.rule.caution), hotkey
-
+    ordered = sorted(table.standings, key=lambda hotkey: (-scores[hotkey], *_better(hotkey, table)))
     return [
         _rank(place, hotkey, table, scores[hotkey], shares[hotkey], chain[hotkey])
-        for place, hotkey in enumerate(sorted(table.standings, key=better), 1)
+        for place, hotkey in enumerate(ordered, 1)
     ]
+
+
+def _better(hotkey: Hotkey, table: Table) -> tuple[bool, bool, float, str]:
+    """Those whose rounds were mostly faults, copies or replays come last, before them who was never compared."""
+    standing = table.standings[hotkey]
+    sound = standing.conduct.reliability.value(1.0) * standing.conduct.share.value(1.0)
+    return sound < 0.5, not standing.matches, -standing.rating.ordinal(table.rule.caution), hotkey
 
 
 def _rank(place: int, hotkey: Hotkey, table: Table, score: float, weight: float, u16: int) -> Rank:
