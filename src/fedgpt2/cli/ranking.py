@@ -226,5 +226,6 @@ def _chosen(word: str, hotkeys: Iterable[Hotkey]) -> Hotkey:
     """The one hotkey that begins so. Raises UsageError."""
     found = [hotkey for hotkey in hotkeys if hotkey.startswith(word)]
     if len(found) != 1:
-        raise UsageError(f"--miner {word}: {'no miner' if not found else f'{len(found)} miners'} of this run begins so")
+        who = f"{len(found)} miners of this run begin so" if found else "no miner of this run begins so"
+        raise UsageError(f"--miner {word}: {who}")
     return found[0]

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedgpt2.ranking.record import entry_row
 from fedgpt2.ranking.replay import Difference, Recorded
-from fedgpt2.ranking.table import Entry, History, Rank
+from fedgpt2.ranking.table import History, Rank
 from fedgpt2.types import Hotkey
 
 __all__ = ["change_lines", "difference_lines", "history_lines", "history_rows", "table_lines"]
@@ -57,7 +58,7 @@ def history_rows(hotkey: Hotkey, history: History, rows: Sequence[Recorded]) -> 
     """One miner's rounds for JSON: what was found, the score and its parts, the rating before and after."""
     reasons = {row.round: _reason(hotkey, row) for row in rows}
     return [
-        {"round": number, "reason": reasons[number], **_entry_row(made[hotkey])}
+        {"round": number, "reason": reasons[number], **entry_row(made[hotkey])}
         for number, made in history.entries
         if hotkey in made
     ]
@@ -66,27 +67,6 @@ def history_rows(hotkey: Hotkey, history: History, rows: Sequence[Recorded]) -> 
 def _reason(hotkey: Hotkey, row: Recorded) -> str | None:
     miners = row.evidence.miners if row.evidence is not None else ()
     return next((miner.reason for miner in miners if miner.hotkey == hotkey), None)
-
-
-def _entry_row(entry: Entry) -> dict[str, object]:
-    credit = entry.mark.credit
-    return {
-        "verdict": entry.mark.verdict.value,
-        "keeper": entry.mark.keeper,
-        "score": entry.mark.score,
-        "raw": credit.raw if credit else None,
-        "added": credit.added if credit else None,
-        "own": credit.own if credit else None,
-        "place": entry.place,
-        "compared": entry.compared,
-        "rating_before": entry.before.mu,
-        "sigma_before": entry.before.sigma,
-        "rating_after": entry.after.mu,
-        "sigma_after": entry.after.sigma,
-        "reliability": entry.reliability,
-        "share": entry.share,
-        "weight": entry.weight,
-    }
 
 
 def difference_lines(rounds: int, found: Sequence[Difference]) -> list[str]:
@@ -99,7 +79,8 @@ def difference_lines(rounds: int, found: Sequence[Difference]) -> list[str]:
         for each in found[:_SHOWN]
     ]
     more = [f"  and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
-    return [f"{told}: {len(found)} numbers differ from what was recorded", *lines, *more]
+    what = "1 number differs" if len(found) == 1 else f"{len(found)} numbers differ"
+    return [f"{told}: {what} from what was recorded", *lines, *more]
 
 
 def change_lines(changes: Mapping[str, object], before: Sequence[Rank], after: Sequence[Rank]) -> list[str]:
