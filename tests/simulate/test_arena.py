@@ -91,7 +91,7 @@ def test_honest_gradients_are_left_as_they_were(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "strength"), [("sign_flip", -1.0), ("sign_flip_4", -4.0), ("ipm", -0.5), ("ipm_100", -100.0)]
+    ("name", "strength"), [("sign_flip", -4.0), ("sign_flip_1", -1.0), ("ipm", -0.5), ("ipm_100", -100.0)]
 )
 def test_multiples_of_the_mean_are_sent_apart(name, strength):
     stage = Stage()
@@ -103,6 +103,16 @@ def test_multiples_of_the_mean_are_sent_apart(name, strength):
             0.25 * abs(strength) * float(mean.norm()), rel=0.1
         )
     assert votes(stage, sent) == 12
+
+
+@pytest.mark.parametrize("h", [9, 5, 20])
+def test_a_flipped_sign_turns_a_plain_mean(h):
+    stage = Stage(h=h, noise=0.5)
+    honest = stage.honest(1)
+    (sent,) = play(liars("sign_flip"), stage, 1)
+    assert cosine(torch.cat([honest, sent]).mean(0), honest.mean(0)) < -0.6
+    (sent,) = play(liars("sign_flip_1"), stage, 1)
+    assert cosine(torch.cat([honest, sent]).mean(0), honest.mean(0)) > 0.85
 
 
 @pytest.mark.parametrize("name", ["sign_flip_copies", "mimic_copies", "copy_noise"])

@@ -134,7 +134,7 @@ def test_a_flipped_sign_is_that_of_its_own_gradient():
     own = gradient(weights(1), TEXT)
     flipped = sent(ask(Hostile(["sign_flip"], EXACT), 1)[1])
     assert float(torch.cosine_similarity(flipped, -own, dim=0)) > 0.95
-    assert float(flipped.norm() / own.norm()) == pytest.approx(1.0, abs=0.1)
+    assert float(flipped.norm() / own.norm()) == pytest.approx(5.0, rel=0.1)  # of one liar among five
 
 
 def test_a_scaled_gradient_is_the_same_in_another_length():

@@ -17,7 +17,7 @@ __all__ = ["ARENA", "liars"]
 
 _FACTORIES: dict[str, Callable[[], Liars]] = {
     **{name: partial(Together, aim) for name, aim in AIMS.items()},
-    "sign_flip_copies": partial(Together, AIMS["sign_flip"], alike=True),
+    "sign_flip_copies": partial(Together, AIMS["sign_flip_1"], alike=True),
     "mimic_copies": partial(Together, AIMS["mimic"], alike=True),
     "gaussian": Noise,
     "opt_ipm": opt_ipm,

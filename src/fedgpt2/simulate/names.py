@@ -40,9 +40,11 @@ def _replays(name: str, what: str) -> dict[str, Profile]:
 PROFILES: Mapping[str, Profile] = MappingProxyType(
     {
         # vectors made of the honest gradients
-        "sign_flip": Profile("minus the honest mean, each with noise enough for a vote of its own", _RSA),
-        "sign_flip_copies": Profile("minus the honest mean, nearly alike: one vote", _RSA),
-        "sign_flip_4": Profile("minus four times the honest mean: a quarter of the miners turns a plain mean", _RSA),
+        "sign_flip": Profile(
+            "minus the honest mean, h/f + 1 times as long, which turns a plain mean; each with a vote of its own", _RSA
+        ),
+        "sign_flip_1": Profile("minus the honest mean, as long as it is; each with a vote of its own", _RSA),
+        "sign_flip_copies": Profile("the same, nearly alike: one vote", _RSA),
         "ipm": Profile("-0.5 times the honest mean: slips past rules of distance", _IPM),
         "ipm_100": Profile("-100 times the honest mean: turns any mean", _IPM),
         "alie": Profile("the mean plus z_max standard deviations of each coordinate", _ALIE),

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from fedgpt2.errors import PeerError
-from fedgpt2.simulate import attacks
 from fedgpt2.simulate.desk import Desk
 from fedgpt2.simulate.effort import everyone, own
 from fedgpt2.simulate.moments import moments
 from fedgpt2.simulate.scene import Reply, Scene
+from fedgpt2.simulate.vectors import AIMS
 
 __all__ = ["ScoreAware", "TimeCoupled"]
 
@@ -65,7 +65,7 @@ class ScoreAware:
             self._attacks, self._honest = _BOLD, 0
         if self._attacks:
             self._attacks -= 1
-            return self.desk.apart(scene, attacks.sign_flip(scene.honest(), 1, scene.rng)[0])
+            return self.desk.apart(scene, AIMS["sign_flip"](scene.honest(), scene.f, scene.rng))
         self._honest += 1
         return everyone(scene, own)
 
