@@ -205,8 +205,8 @@ def _controls(results: Mapping[Cell, Result]) -> list[Control]:
 def _curves(results: Mapping[Cell, Result]) -> dict[str, list[tuple[float, float]]]:
     """Held-out loss over rounds: default and mean, under sign flip and without it."""
     wanted = {
-        "default, sign flip": Cell("default", True, "sign_flip_4", SEEDS[0]),
-        "mean, sign flip": Cell("mean", False, "sign_flip_4", SEEDS[0]),
+        "default, sign flip": Cell("default", True, "sign_flip", SEEDS[0]),
+        "mean, sign flip": Cell("mean", False, "sign_flip", SEEDS[0]),
         "default, nobody lies": Cell("default", True, NONE, SEEDS[0]),
         "mean, nobody lies": Cell("mean", False, NONE, SEEDS[0]),
     }

@@ -27,9 +27,7 @@ MINERS, BYZANTINE = 12, 3
 SEEDS = (1, 2, 3)
 NONE, ABSENT = "none", "absent"  # nobody lies: all twelve are honest; the nine honest ones are alone, with their text
 REFERENCES = (NONE, ABSENT)
-# What a plain mean must not survive. Of the sign flip the strength of its paper, -4: at -1 three of twelve only halve
-# the mean, and Adam does not look at lengths.
-CONTROLS = ("sign_flip_4", "ipm_100", "scale")
+CONTROLS = ("sign_flip", "ipm_100", "scale")  # what a plain mean must not survive
 COMPARED = ("sign_flip", "alie", "ipm_100", "min_max")  # rules are compared by these
 RULES = ("mean", "median", "krum")  # compared with the default, without a gate
 
