@@ -93,7 +93,9 @@ def test_every_listed_command_exists_and_has_help(name: str, capsys: pytest.Capt
     assert f"usage: fedgpt2 {name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line", ["-m fedgpt2 --help", "-m fedgpt2 miner --help", "validator.py --help"])
+@pytest.mark.parametrize(
+    "line", ["-m fedgpt2 --help", "-m fedgpt2 miner --help", "-m fedgpt2 simulate --help", "validator.py --help"]
+)
 def test_help_answers_in_half_a_second(line: str) -> None:
     seconds = []
     for _ in range(3):

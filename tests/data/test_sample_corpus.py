@@ -1,6 +1,7 @@
 """The embedded corpus: what it holds, and that whole addresses are held out."""
 
 import lzma
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -61,6 +62,13 @@ def test_pages_follow_the_order_of_the_text(sample: SampleSource):
     for pool in Pool:
         places = [order[text] for page in range(26) for text in sample.documents(pool, page)]
         assert all(a < b for a, b in pairwise(places))
+
+
+def test_smaller_pages_hold_the_same_text_in_the_same_order(sample: SampleSource):
+    finer = replace(sample, page_documents=2)
+    assert finer.pools[Pool.ASSIGN] == len(sample.texts[Pool.ASSIGN]) // 2
+    documents = [document for page in range(4) for document in finer.documents(Pool.SCORE, page)]
+    assert documents == sample.documents(Pool.SCORE, 0)
 
 
 @pytest.mark.parametrize("page", [-1, 26])

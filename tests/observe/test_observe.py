@@ -93,6 +93,13 @@ def test_a_round_is_one_line() -> None:
     assert "weights kept: too_few" in round_line(read_row(row(3, applied=False)))
 
 
+def test_many_refusals_are_counted() -> None:
+    refused = [miner(f"miner-{i}", "refused", "non_finite") for i in range(9)]
+    late = miner("miner-9", "failed", "late")
+    line = round_line(read_row({**row(3), "miners": [*refused, late]}))
+    assert line.endswith("9 refused: non_finite (MINER)  1 failed: late (MINER)")
+
+
 def test_plain_lines_tell_the_whole_run() -> None:
     said: list[str] = []
     lines = Lines(said.append)

@@ -46,6 +46,12 @@ def config_path(config):
     return Path(config.run.dir)
 
 
+def test_a_runs_name_and_key_come_from_what_it_is_given_to_draw(config, corpus):
+    drawn = iter([b"\1" * 32, b"\2" * 32])
+    with open_run_directory(config, corpus.manifest, lambda size: next(drawn)) as directory:
+        assert {directory.run_id, directory.key.hex()} == {"01" * 32, "02" * 32}
+
+
 def test_a_new_run_commits_to_its_key_and_keeps_it_secret(opened, config, corpus):
     with opened(config) as (directory, _, done):
         assert done == 0

@@ -33,7 +33,7 @@ from fedgpt2.simulate.arrival import Body
 from fedgpt2.types import ModelShape, Schema
 from fedgpt2.validator.peers import Parcel
 
-__all__ = ["Behaviour", "Crowd", "Engine", "Task"]
+__all__ = ["Behaviour", "Crowd", "Engine", "Task", "as_asked"]
 
 _LINE = 64  # bytes: rows begin on a cache line
 _BLOCK = 1 << 16  # values of each row at a time, so that all rows of a block stay in the cache
