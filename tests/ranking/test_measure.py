@@ -40,6 +40,14 @@ def test_products_are_right_to_a_few_millionths(n: int, d: int, k: int) -> None:
         assert near(found.contributions_free, right.contributions_free, d)
 
 
+@given(st.integers(1, 200_000), st.integers(1, 4))
+def test_a_few_rows_and_all_rows_give_the_same(d: int, first: int) -> None:
+    made = rows(5, d)
+    whole = inner(made, 5)
+    assert near(inner(made, first), whole[:first], d)
+    assert near(whole, whole.T, d)
+
+
 def test_a_gram_matrix_at_hand_is_taken() -> None:
     xs, (g,) = rows(3, 50), rows(1, 50, 9)
     given_ = np.arange(9.0).reshape(3, 3)

@@ -9,7 +9,8 @@ the projection onto what they span,
 
 divided by the length of the whole x, so that a replay in disguise (P x large, x' a little noise) is worth little. The
 first-order view of a gradient's worth is that of Koh and Liang, "Understanding black-box predictions via influence
-functions" (2017), and of TracIn, Pruthi et al. (2020); to first order leave-one-out, Shapley and Banzhaf values agree.
+functions" (2017), and of Pruthi et al., "Estimating training data influence by tracing gradient descent" (2020); to
+first order leave-one-out, Shapley and Banzhaf values agree.
 
 Sums here run in a fixed order, by plain IEEE operations on float64, so that a replay gives the same bits anywhere.
 

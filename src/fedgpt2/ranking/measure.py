@@ -69,24 +69,36 @@ def inner(rows: Sequence[Float32[Tensor, " d"]], first: int) -> Float64:
 
     Sums in fp32 within a piece, in float64 across pieces; again in float64 where fp32 cannot hold a square.
     """
-    products = _products(rows, first, torch.float32)
+    among = _square if first == len(rows) else _rectangle
+    products = among(rows, first, torch.float32)
     squares = np.diagonal(products)
     if np.isfinite(products).all() and ((squares >= _TINY) | (squares == 0.0)).all():
         return products
-    return _products(rows, first, torch.float64)
+    return among(rows, first, torch.float64)
 
 
-def _products(rows: Sequence[Tensor], first: int, dtype: torch.dtype) -> Float64:
-    m, d = len(rows), rows[0].numel()
+def _square(rows: Sequence[Tensor], m: int, dtype: torch.dtype) -> Float64:
+    """All with all: blocks are copied beside each other and multiplied, so that each is read once."""
+    d = rows[0].numel()
     size = min(d, max(1 << 12, _VALUES // m))
-    total = torch.zeros(first, m, dtype=torch.float64)
+    total = torch.zeros(m, m, dtype=torch.float64)
     buffer = torch.empty(m, size, dtype=dtype)
     for parts in zip(*(torch.split(row, size) for row in rows), strict=True):
         block = buffer[:, : len(parts[0])]
         for i, part in enumerate(parts):
             block[i].copy_(part)
         for piece in torch.split(block, _PIECE, dim=1):
-            total += piece[:first] @ piece.T
+            total += piece @ piece.T
+    result: Float64 = total.numpy()
+    return result
+
+
+def _rectangle(rows: Sequence[Tensor], first: int, dtype: torch.dtype) -> Float64:
+    """A few with all: their pieces stay in the cache while the others' pass by, uncopied."""
+    total = torch.zeros(first, len(rows), dtype=torch.float64)
+    for parts in zip(*(torch.split(row, _PIECE) for row in rows), strict=True):
+        pieces = [part.to(dtype) for part in parts]
+        total += torch.stack([torch.stack([one.dot(other) for other in pieces]) for one in pieces[:first]])
     result: Float64 = total.numpy()
     return result
 
