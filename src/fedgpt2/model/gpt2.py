@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fedgpt2.errors import UsageError
+from fedgpt2.model.attention import causal_attention
 from fedgpt2.model.state import FlatState
 from fedgpt2.types import ModelShape
 
@@ -113,9 +114,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
         """Each position attends to itself and those before it."""
-        q, k, v = self.c_attn(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.c_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        qkv = self.c_attn(x).unflatten(2, (3, self.heads, -1))
+        return self.c_proj(causal_attention(qkv))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):

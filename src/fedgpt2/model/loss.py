@@ -21,7 +21,8 @@ from fedgpt2.model.hardware import arithmetic
 
 __all__ = ["CHUNK", "head_loss", "mean_loss", "to_tokens", "window_loss"]
 
-CHUNK = 512  # tokens whose logits exist at once: 50 MB in bf16, 103 MB in fp32
+CHUNK = {torch.bfloat16: 2048, torch.float32: 512}  # tokens whose logits exist at once: 206 and 103 MB
+_ROWS = 128  # of them, whose probabilities are formed at once
 
 
 def to_tokens(windows: Shaped[np.ndarray, "n l"], device: torch.device) -> Int[Tensor, "n l"]:
@@ -50,14 +51,16 @@ def head_loss(
     *,
     divisor: int,
     dtype: torch.dtype = torch.float32,
-    chunk: int = CHUNK,
+    chunk: int = 0,
     beat: Beat | None = None,
 ) -> Float[Tensor, ""]:
     """Sum of -log softmax(hidden @ weight.T)[target] over `divisor`; matmuls in `dtype`, sums in fp32.
 
-    `beat` is called before each chunk: the head is a third of a small model's work.
+    `chunk` tokens at a time, 0 for what suits `dtype`. `beat` is called before each chunk: the head is a third of a
+    small model's work.
     """
-    loss: Tensor = _Head.apply(hidden.flatten(0, 1), weight, targets.flatten(), divisor, dtype, chunk, beat)  # type: ignore[no-untyped-call]
+    size = chunk or CHUNK[dtype]
+    loss: Tensor = _Head.apply(hidden.flatten(0, 1), weight, targets.flatten(), divisor, dtype, size, beat)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -94,23 +97,20 @@ class _Head(torch.autograd.Function):
         head = weight.to(dtype)
         loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if any(ctx.needs_input_grad) else None
-        d_weight = torch.zeros_like(weight) if any(ctx.needs_input_grad) else None
-        # Two buffers for all chunks: these blocks are the largest there are, and fresh ones cost page faults.
+        d_weight = None
+        # One buffer for all chunks: it is the largest block there is, and fresh ones cost page faults.
         scores = head.new_empty(min(chunk, len(hidden)), len(weight))
-        log_p = torch.empty_like(scores, dtype=torch.float32)
         for first in range(0, len(hidden), chunk):
             if beat is not None:
                 beat()
             rows = slice(first, first + chunk)
             part = hidden[rows].to(dtype)
-            z, p = scores[: len(part)], log_p[: len(part)]
-            torch.mm(part, head.T, out=z)
-            torch.log_softmax(z, -1, dtype=torch.float32, out=p)
-            loss -= p.gather(1, targets[rows, None]).sum(dtype=torch.float64)
-            if d_hidden is not None and d_weight is not None:
-                d_scores = z.copy_(_d_scores(p, targets[rows]))
-                d_hidden[rows] = d_scores @ head
-                d_weight += d_scores.T @ part
+            z = torch.mm(part, head.T, out=scores[: len(part)])
+            loss -= _log_likelihood(z, targets[rows], gradient=d_hidden is not None)
+            if d_hidden is not None:
+                d_hidden[rows] = z @ head
+                d_part = z.T @ part
+                d_weight = d_part.float() if d_weight is None else d_weight.add_(d_part)
         ctx.divisor = divisor
         ctx.save_for_backward(d_hidden, d_weight)
         return (loss / divisor).float()
@@ -122,7 +122,17 @@ class _Head(torch.autograd.Function):
         return d_hidden * scale, d_weight.mul_(scale), None, None, None, None, None
 
 
-def _d_scores(log_p: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Float[Tensor, "n v"]:
-    """softmax - onehot, over `log_p`'s own memory."""
-    p = log_p.exp_()
-    return p.scatter_add_(1, targets[:, None], torch.full_like(p[:, :1], -1.0))
+def _log_likelihood(z: Float[Tensor, "n v"], targets: Int[Tensor, " n"], *, gradient: bool) -> Float[Tensor, ""]:
+    """Sum of log softmax(z)[target], in fp32; with `gradient` z becomes softmax - onehot, that of the loss.
+
+    A few rows at a time, so that what lies between stays in the cache.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=z.device)
+    log_p = torch.empty(min(_ROWS, len(z)), z.shape[1], dtype=torch.float32, device=z.device)
+    for rows, wanted in zip(torch.split(z, _ROWS), torch.split(targets, _ROWS), strict=True):
+        p = torch.log_softmax(rows, -1, dtype=torch.float32, out=log_p[: len(rows)])
+        total += p.gather(1, wanted[:, None]).sum(dtype=torch.float64)
+        if gradient:
+            p.exp_().scatter_add_(1, wanted[:, None], torch.full_like(p[:, :1], -1.0))
+            rows.copy_(p)
+    return total

@@ -1,0 +1,46 @@
+"""Our attention against torch's, in both passes."""
+
+import pytest
+import torch
+
+from fedgpt2.model import attention
+from fedgpt2.model.attention import causal_attention
+
+
+def drawn(windows, tokens, heads, width, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(tokens)
+    return torch.randn(windows, tokens, 3, heads, width, generator=generator, dtype=dtype)
+
+
+def both_passes(attend, qkv):
+    """What it attends to, and the gradient for an arbitrary one of that."""
+    qkv = qkv.clone().requires_grad_()
+    out = attend(qkv)
+    out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out))
+    return out.detach(), qkv.grad
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 127, 128, 129, 300])
+def test_both_passes_are_torch_s_own(tokens):
+    qkv = drawn(2, tokens, 3, 4)
+    for ours, theirs in zip(
+        both_passes(attention._Attention.apply, qkv), both_passes(causal_attention, qkv), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_in_bf16_it_is_as_near_to_the_truth_as_torch_s():
+    exact = drawn(2, 200, 2, 32, torch.float32)
+    _, truth = both_passes(causal_attention, exact.double())
+    _, ours = both_passes(causal_attention, exact.bfloat16())
+    _, theirs = both_passes(attention._attend, exact.bfloat16())
+    far = [float((gradient.double() - truth).norm() / truth.norm()) for gradient in (ours, theirs)]
+    assert far[0] <= 1.5 * far[1]
+
+
+def test_nobody_looks_ahead():
+    qkv = drawn(1, 260, 2, 4)
+    before, _ = both_passes(attention._Attention.apply, qkv)
+    qkv[:, 200:] += 1.0
+    after, _ = both_passes(attention._Attention.apply, qkv)
+    assert torch.equal(before[:, :200], after[:, :200])
