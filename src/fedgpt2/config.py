@@ -185,9 +185,11 @@ class Ranking:
         "(of the sampled alone)",
     )
     basis: str = setting(
-        "both", "what counts as free: aggregates (the recent ones), moment (the optimizer's), both or none"
+        "aggregate+moment", "what counts as free: aggregate (recent ones), moment, mean, update, score, by +; or none"
     )
-    recent: int = setting(1, "recent aggregates that count as free; the validator keeps as many", least=0, most=16)
+    recent: int = setting(
+        1, "rounds for which an aggregate counts as free; the validator keeps as many", least=0, most=16
+    )
     blend: float = setting(0.0, "share of the raw credit in the score, beside the projected one", least=0, most=1)
     own: float = setting(
         0.01,
@@ -286,8 +288,8 @@ class SimulationConfig:
     miners: int = setting(8, "miners that take part, hostile ones included", least=1)
     attack: str = setting(
         "none",
-        "what the hostile ones do: a name of the arena (docs/simulation.md), none (they are honest too) or absent (they"
-        " are not there)",
+        "what the hostile ones do: an attack of docs/aggregation.md, none (they are honest too) or absent (they are "
+        "not there)",
     )
     byzantine: int = setting(0, "how many of the miners are hostile; which ones is drawn by --run.seed", least=0)
     rounds: int = setting(30, "rounds to train", least=1)

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import textwrap
 import threading
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -388,3 +390,16 @@ async def test_told_to_stop_before_it_began(small):
     stop.set()
     result = await run_simulation(small(), stop, Recorder(Board()))
     assert (result.finished, result.rounds, result.final_val_loss) == (False, (), None)
+
+
+def test_the_behaviours_of_the_document_work(small):
+    text = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text()
+    code = textwrap.dedent(
+        text[text.index("    def half(") : text.index("    simulate(SimulationConfig(miners=6), beh")]
+    )
+    names = {}
+    exec(code, names)  # noqa: S102
+    behaviours = {0: names["half"], 1: names["now_and_then"], 2: names["Stale"]()}
+    result = simulate(small(miners=6), behaviours=behaviours)
+    assert dict(result.board.accounts["miner-1"].statuses) == {"admitted": 1, "failed": 1}
+    assert dict(result.board.accounts["miner-2"].statuses) == {"admitted": 2}
