@@ -99,6 +99,7 @@ def test_other_settings_are_ranked_by_and_compared(run: Path, capsys: pytest.Cap
         ("ranking.beta=0", "at least 1e-06"),
         ("ranking.blend=2", "at most 1"),
         ("ranking.score=best", "no such score"),
+        ("ranking.basis=moment+x", "x is nothing"),
         ("ranking.tokens=5", "cannot measure again"),
     ],
 )

@@ -12,7 +12,7 @@ from tests.ranking.worlds import AGGREGATE, MOMENT, evidence, rule, shuffled
 
 D = 40
 SEEDS = st.integers(0, 10_000)
-BOTH = rule(basis="both", recent=8)
+BOTH = rule(basis="aggregate+moment", recent=8)
 
 
 def vectors(n: int, seed: int) -> list[np.ndarray]:
@@ -133,11 +133,11 @@ def test_the_rule_says_what_is_free() -> None:
     made = evidence(1, {"m": x}, g, free)
     for chosen, names in (
         (rule(basis="none"), []),
-        (rule(basis="aggregates", recent=1), [0]),
-        (rule(basis="aggregates", recent=2), [0, 1]),
+        (rule(basis="aggregate", recent=1), [0]),
+        (rule(basis="aggregate", recent=2), [0, 1]),
         (rule(basis="moment", recent=2), [2]),
-        (rule(basis="both", recent=1), [0, 2]),
-        (rule(basis="both", recent=16), [0, 1, 2]),
+        (rule(basis="aggregate+moment", recent=1), [0, 2]),
+        (rule(basis="aggregate+moment", recent=16), [0, 1, 2]),
     ):
         left = outside(x, [free[i] for i in names])
         assert credits(made, chosen)["m"].added == pytest.approx(g @ left / np.linalg.norm(x))
@@ -189,7 +189,9 @@ def test_no_length_is_no_credit() -> None:
 
 def test_names_that_are_none_are_refused() -> None:
     check_rule(rule())
+    check_rule(rule(basis="none"))
+    check_rule(rule(basis="mean+update+score"))
     with pytest.raises(UsageError, match="score best: no such score"):
         check_rule(rule(score="best"))
-    with pytest.raises(UsageError, match="basis all: no such basis"):
-        check_rule(rule(basis="all"))
+    with pytest.raises(UsageError, match="all is nothing"):
+        check_rule(rule(basis="moment+all"))

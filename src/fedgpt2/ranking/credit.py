@@ -26,15 +26,14 @@ from numpy.typing import NDArray
 
 from fedgpt2.config import Ranking
 from fedgpt2.errors import UsageError
-from fedgpt2.ranking.evidence import Evidence, Free, Products
+from fedgpt2.ranking.evidence import KINDS, Evidence, Free, Products
 from fedgpt2.types import Hotkey
 
-__all__ = ["BASES", "SCORES", "Credit", "check_rule", "credits", "leave_one_out"]
+__all__ = ["SCORES", "Credit", "check_rule", "credits", "leave_one_out"]
 
 Float64 = NDArray[np.float64]
 
 SCORES = ("projected", "raw", "leave_one_out", "losses")
-BASES = ("none", "aggregates", "moment", "both")
 
 # Of a free vector's squared length: with less than this left outside of the others' span it counts as spanned.
 # Inner products are right to 2e-6 of the lengths, so what is left of it would be mostly their error.
@@ -54,8 +53,11 @@ def check_rule(rule: Ranking) -> None:
     """Raise UsageError unless the settings name a score and a basis that exist."""
     if rule.score not in SCORES:
         raise UsageError(f"--ranking.score {rule.score}: no such score; one of {', '.join(SCORES)}")
-    if rule.basis not in BASES:
-        raise UsageError(f"--ranking.basis {rule.basis}: no such basis; one of {', '.join(BASES)}")
+    for kind in _kinds(rule):
+        if kind not in KINDS:
+            raise UsageError(
+                f"--ranking.basis {rule.basis}: {kind} is nothing; none, or {', '.join(KINDS)} joined by +"
+            )
 
 
 def credits(evidence: Evidence, rule: Ranking) -> dict[Hotkey, Credit]:
@@ -165,9 +167,11 @@ class _View:
 
 def _counts(free: Free, rule: Ranking) -> bool:
     """Whether the rule takes this vector for free."""
-    if free.kind == "moment":
-        return rule.basis in ("moment", "both")
-    return rule.basis in ("aggregates", "both") and free.age <= rule.recent
+    return free.kind in _kinds(rule) and free.age <= rule.recent
+
+
+def _kinds(rule: Ranking) -> tuple[str, ...]:
+    return () if rule.basis == "none" else tuple(rule.basis.split("+"))
 
 
 def _mirrored(triangle: Sequence[Sequence[float]]) -> Float64:

@@ -9,14 +9,29 @@ Letters: n contributions, k vectors that anybody could have for free, g the grad
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 from msgspec import Struct
 
 from fedgpt2.config import Ranking
 
-__all__ = ["Evidence", "Free", "MinerEvidence", "Products", "Trial", "as_row", "read_evidence", "rule_of", "rule_row"]
+__all__ = [
+    "KINDS",
+    "Evidence",
+    "Free",
+    "MinerEvidence",
+    "Products",
+    "Trial",
+    "as_row",
+    "read_evidence",
+    "rule_of",
+    "rule_row",
+]
+
+
+Kind = Literal["aggregate", "moment", "mean", "update", "score"]
+KINDS: tuple[str, ...] = get_args(Kind)
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -53,9 +68,13 @@ class MinerEvidence(Record, frozen=True, kw_only=True):
 
 
 class Free(Record, frozen=True, kw_only=True):
-    """A vector that costs no work: a recent aggregate (age 1 is the last one) or the optimizer's first moment."""
+    """A vector that costs no work; `age` in rounds, 1 the last one, 0 for what has none.
 
-    kind: Literal["aggregate", "moment"]
+    aggregate: what the optimizer was given; moment: its first moment; mean: a running mean of aggregates; update: a
+    change of the weights; score: an earlier scoring gradient, or a mean of such.
+    """
+
+    kind: Kind
     age: int = 0
 
 
