@@ -403,3 +403,20 @@ def test_the_behaviours_of_the_document_work(small):
     result = simulate(small(miners=6), behaviours=behaviours)
     assert dict(result.board.accounts["miner-1"].statuses) == {"admitted": 1, "failed": 1}
     assert dict(result.board.accounts["miner-2"].statuses) == {"admitted": 2}
+
+
+def test_liars_who_sat_out_know_the_weights_of_the_round_before(small):
+    weights, rounds = {}, {}
+
+    def note(task):
+        weights[task.round] = task.weights.clone()
+        return crowd.as_asked(task)
+
+    def late(scene, i):
+        rounds[scene.round] = None if scene.before is None else scene.before.clone()
+        return Refused(Reason.LATE, "no answer by the deadline")
+
+    config = small(miners=5, byzantine=1, rounds=6, data={"windows": 1})
+    simulate(config, attack=lambda: Told(late), behaviours=dict.fromkeys(range(5), note))
+    assert list(rounds) == [1, 2, 6]  # whoever is late again sits out
+    assert torch.equal(rounds[6], weights[5])

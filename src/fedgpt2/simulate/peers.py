@@ -99,11 +99,14 @@ class SimulatedPeers:
             if place is not None:
                 outcomes[ticket.seat.hotkey] = self._honest(place, ticket, weights, began, halt)
         hostile = [ticket for ticket in tickets if ticket.seat.hotkey not in outcomes]
-        if hostile and self.liars is not None and not halt.is_set():
+        if halt.is_set():
+            raise Refused(Reason.CANCELLED, "the round was called off")
+        if hostile and self.liars is not None:
             scene = self._scene(hostile, len(tickets), weights, halt)
             loss = _mean([o.answer.contribution.claimed_loss for o in outcomes.values() if o.answer])
             for ticket, reply in zip(hostile, self.liars(scene), strict=True):
                 outcomes[ticket.seat.hotkey] = self._hostile(ticket, reply, loss, began)
+        if self.liars is not None:
             self._before = weights.flat.clone() if self._before is None else self._before.copy_(weights.flat)
         rng = np.random.default_rng(number(self.seed, "arrivals", number_))
         return _arrived([outcomes[ticket.seat.hotkey] for ticket in tickets], quorum, rng)

@@ -39,7 +39,7 @@ class Scene:
     """
 
     round: int
-    orders: tuple[Order, ...]  # the liars' own, f of them, in an order that never changes
+    orders: tuple[Order, ...]  # the liars' own, in an order that never changes; fewer while some sit out
     weights: Float32[Tensor, " d"]  # the broadcast weights
     before: Float32[Tensor, " d"] | None  # those of the round before
     aggregate: Float32[Tensor, " d"] | None  # the last aggregate formed, before any clipping; None until there is one
