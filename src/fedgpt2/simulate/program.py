@@ -6,7 +6,7 @@ Deterministic by `--run.seed`: the same seed on the same machine gives the same 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -182,18 +182,12 @@ def _folder(config: SimulationConfig) -> Iterator[Path]:
 
 def _settings(config: SimulationConfig, folder: Path) -> ValidatorConfig:
     """The validator's settings: a slot for every miner, and no checkpoint where nobody would find it."""
-    return ValidatorConfig(
-        model=config.model,
+    shared = {field.name for field in fields(ValidatorConfig)} & {field.name for field in fields(SimulationConfig)}
+    return replace(
+        ValidatorConfig(**{name: getattr(config, name) for name in shared}),
         data=replace(config.data, max_slots=max(config.data.max_slots, config.miners)),
-        round=config.round,
-        codec=config.codec,
-        optimizer=config.optimizer,
-        aggregation=config.aggregation,
         checkpoint=config.checkpoint if config.run.dir else Checkpoint(every=_NEVER),
-        limits=config.limits,
         run=replace(config.run, dir=str(folder)),
-        device=config.device,
-        rounds=config.rounds,
     )
 
 
