@@ -6,9 +6,9 @@ Trains `nano` on the embedded text again and again, each time with another attac
 `fedgpt2 simulate`. Each finished one is a file in the state folder, so an interruption loses only those that run. When
 all are there it writes benchmarks/results/robustness-DATE.json, the tables in docs/aggregation.md and two pictures.
 
-It holds (exit code 0) if, for the default rule behind its gate and for every seed, each attack's final held-out loss
-is within its limit of the attack-free one, the attack-free loss is below a unigram's, and each positive control hurts
-a plain mean.
+It holds if, for the default rule behind its gate and for every seed, each attack's final held-out loss is within its
+limit of the attack-free one, the attack-free loss is below a unigram's, and each positive control hurts a plain mean.
+The exit code is 1 if it does not, or if a cell failed.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markdown import Markdown
 
 import record
 from fedgpt2.cli.bench.report import commit, hardware
@@ -37,11 +36,11 @@ from trials.verdicts import Control, Row, baseline, compared, control, judge
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-ROUNDS = 30
+ROUNDS = 64
 COMMON = (
-    *("--model.preset", "nano", "--data.source", "sample", "--device", "cpu"),
-    *("--data.windows", "2", "--run.eval_every", "5", "--run.eval_windows", "32", "--run.threads", "1"),
-    *("--optimizer.lr", "5e-3", "--optimizer.min_lr", "1e-3", "--optimizer.warmup", "5", "--optimizer.beta1", "0.8"),
+    *("--model.preset", "nano", "--data.source", "sample", "--device", "cpu", "--run.threads", "1"),
+    *("--data.windows", "1", "--run.eval_every", "8", "--run.eval_windows", "32"),
+    *("--optimizer.lr", "3e-3", "--optimizer.min_lr", "1e-3", "--optimizer.warmup", "5", "--optimizer.beta1", "0.8"),
     # else the bound of admission refuses the large ones before the rule sees them
     *("--limits.gradient_norm", "1e12"),
 )
@@ -74,7 +73,7 @@ def main() -> int:
         return error.exit_code
     for failure in failed:
         console.print(f"{failure.name}: {failure.said}", style="red", highlight=False)
-    return 1 if failed or not document["holds"] else 0
+    return 1 if failed or (whole and not document["holds"]) else 0
 
 
 def _parse() -> argparse.Namespace:
@@ -107,9 +106,7 @@ def summary(results: Mapping[Cell, Result], common: Sequence[str]) -> dict[str, 
     held = _controls(results)
     attack_free = references(results)
     judged = [each for each in attack_free if each["rule"] == "default"]
-    learned = all(
-        baseline(results, Cell("default", each["gate"], NONE, each["seed"])) < each["unigram"] for each in judged
-    )
+    learned = all(_learned(results, each) for each in judged)
     differ = differing(results)
     ran = {result.name: result for result in results.values()}  # a twin counts once
     complete = len(held) == len(CONTROLS) and len(judged) == len(SEEDS) + 1
@@ -137,6 +134,12 @@ def summary(results: Mapping[Cell, Result], common: Sequence[str]) -> dict[str, 
         and all(row.holds for row in rows)
         and not any(each.void for each in held),
     }
+
+
+def _learned(results: Mapping[Cell, Result], reference: Mapping[str, Any]) -> bool:
+    """Whether the attack-free loss that is judged by is below the unigram's."""
+    loss = baseline(results, Cell(reference["rule"], reference["gate"], NONE, reference["seed"]))
+    return reference["unigram"] is not None and loss < reference["unigram"]
 
 
 def write(document: Mapping[str, Any], results: Mapping[Cell, Result], common: Sequence[str]) -> list[Path]:
@@ -185,15 +188,10 @@ def _say(
     if arguments.json:
         print(json.dumps(document, indent=2))
         return
-    lines = [*page.table(judge(results, NAMES)), "", *page.controls(_controls(results)), ""]
-    Console().print(Markdown("\n".join([*lines, *page.comparison(compared(results))])))
-    for each in document["references"]:
-        console.print(
-            "{rule} gate {gate} seed {seed}: unigram {unigram:.3f}, all honest {none}, honest alone {absent}".format(
-                **each
-            ),
-            highlight=False,
-        )
+    rows = [row for row in judge(results, NAMES) if row.seeds or row.bare]
+    lines = [*page.table(rows), "", *page.controls(_controls(results)), "", *page.comparison(compared(results))]
+    lines += ["", *page.attack_free(document["references"])]
+    print("\n".join(lines))
     console.print(f"{document['cpu_minutes']} CPU minutes; holds: {document['holds']}", highlight=False)
 
 

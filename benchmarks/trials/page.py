@@ -8,7 +8,7 @@ from fedgpt2.simulate.names import ADAPTIVE
 from trials.cells import BYZANTINE, COMPARED, MINERS
 from trials.verdicts import LIMIT, LIMIT_ADAPTIVE, WORSE, Control, Measured, Row, percent
 
-__all__ = ["BEGIN", "END", "comparison", "controls", "section", "table", "woven"]
+__all__ = ["BEGIN", "END", "attack_free", "comparison", "controls", "section", "table", "woven"]
 
 BEGIN, END = "<!-- robustness: written by benchmarks/robustness.py -->", "<!-- /robustness -->"
 
@@ -24,7 +24,9 @@ def section(
     lines = [
         *_method(about),
         "",
-        *_references(references),
+        "Attack-free losses, nats a token, beside a unigram model's on the same windows:",
+        "",
+        *attack_free(references),
         "",
         *table(rows),
         "",
@@ -83,6 +85,13 @@ def comparison(rules: Mapping[str, Mapping[str, Measured]]) -> list[str]:
     return _table(["rule", *COMPARED], body)
 
 
+def attack_free(references: Sequence[Mapping[str, object]]) -> list[str]:
+    """What everything is compared with, a row for each rule, gate and seed."""
+    names = ["rule", "gate", "seed", "unigram", "all honest", "honest alone"]
+    keys = ["rule", "gate", "seed", "unigram", "none", "absent"]
+    return _table(names, [[_reference(reference[key]) for key in keys] for reference in references])
+
+
 def woven(text: str, part: str) -> str:
     """`text` with `part` between its markers. Raises ValueError unless both are there, once."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
@@ -105,13 +114,6 @@ def _method(about: Mapping[str, str]) -> list[str]:
         "`--limits.gradient_norm` is raised in every run, so that the rule is tested and not the bound of admission.",
         f"Flags: `{about['flags']}`.",
     ]
-
-
-def _references(references: Sequence[Mapping[str, object]]) -> list[str]:
-    names = ["rule", "gate", "seed", "unigram", "all honest", "honest alone"]
-    keys = ["rule", "gate", "seed", "unigram", "none", "absent"]
-    body = [[_reference(reference[key]) for key in keys] for reference in references]
-    return ["Attack-free losses, nats a token, beside a unigram model's on the same windows:", "", *_table(names, body)]
 
 
 def _reference(value: object) -> str:

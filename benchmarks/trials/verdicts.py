@@ -64,7 +64,8 @@ class Row:
     @property
     def worst(self) -> float:
         """The largest ratio of all seeds; NaN while there is none."""
-        return max((each.ratio for each in self.seeds), default=math.nan)
+        ratios = [each.ratio for each in self.seeds]
+        return math.nan if any(map(math.isnan, ratios)) else max(ratios, default=math.nan)
 
     @property
     def share(self) -> float | None:
@@ -93,11 +94,13 @@ class Row:
             return f"void: the mean ended at {percent(self.control.ratio)} too"
         if not self.seeds:
             return "not run"
+        if math.isnan(self.worst):
+            return "nothing to compare with"
         if not self.worst <= self.limit:
             return f"broken: over {percent(self.limit)}"
         missing = len(SEEDS) - len(self.seeds)
         rest = f", {missing} of {len(SEEDS)} seeds not run" if missing else ""
-        if self.bare is not None and not self.bare.ratio <= self.limit:
+        if self.bare is not None and self.bare.ratio > self.limit:
             return f"holds{rest}; only the gate stopped it"
         return f"holds{rest}"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import robustness
 from trials import page, plots, running
 from trials.cells import ABSENT, CONTROLS, NONE, SEEDS, Cell, plan, quick
 from trials.running import Failed, Result, Store, condense
@@ -22,7 +23,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def result(cell: Cell, loss: float | None, **row: object) -> Result:
-    rows = [{"applied": True, "reason": None, "hostile_share": 0.1, "cosine": 0.9, **row}] * 2
+    rows = [{"round": 1, "val_loss": loss, "applied": True, "reason": None, "hostile_share": 0.1, "cosine": 0.9, **row}]
     return Result(cell.name, loss, rows, 6.6, "abc", 30.0, 31.0)
 
 
@@ -218,13 +219,65 @@ def test_a_row_without_all_seeds_does_not_hold() -> None:
     row = next(row for row in judge(found, ATTACKS) if row.attack == "zero")
     assert (row.holds, row.verdict) == (False, "holds, 1 of 3 seeds not run")
     assert judge({}, ["zero"])[0].verdict == "not run"
+    del found[Cell("default", True, NONE, SEEDS[1])], found[Cell("default", False, NONE, SEEDS[0])]
+    row = next(row for row in judge(found, ATTACKS) if row.attack == "alie")
+    assert (row.holds, row.verdict) == (False, "nothing to compare with")
 
 
 def test_rounds_without_a_step_count_apart() -> None:
     found = results()
     found[CELL] = result(CELL, 6.06, applied=False, hostile_share=None, cosine=None)
     measured = next(row for row in judge(found, ATTACKS) if row.attack == "alie").seeds[0]
-    assert (measured.kept, measured.share, measured.cosine) == (2, None, None)
+    assert (measured.kept, measured.share, measured.cosine) == (1, None, None)
+
+
+# the record
+
+
+def test_the_record_is_json_and_holds_only_with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(robustness, "NAMES", ATTACKS)
+    found = results()
+    document = json.loads(json.dumps(robustness.summary(found, ["--rounds", "2"]), allow_nan=False))
+    assert document["holds"]
+    assert document["cells"] == len(found)
+    assert [row["attack"] for row in document["rows"]] == list(ATTACKS)
+    assert {each["attack"] for each in document["controls"]} == set(CONTROLS)
+    assert document["curves"]["default, nobody lies"] == [[1.0, 6.03]]
+
+
+@pytest.mark.parametrize(
+    "worse",
+    [
+        {Cell("default", True, "alie", 2): None},
+        {Cell("default", True, name, 2): 6.7 for name in (NONE, ABSENT)},  # above the unigram
+        {Cell("mean", False, "scale", 1): 6.1},
+    ],
+    ids=["a limit broken", "nothing learned", "a control void"],
+)
+def test_the_record_does_not_hold(worse: dict[Cell, float | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(robustness, "NAMES", ATTACKS)
+    found = {**results(), **{cell: result(cell, loss) for cell, loss in worse.items()}}
+    assert not json.loads(json.dumps(robustness.summary(found, []), allow_nan=False))["holds"]
+
+
+def test_the_record_is_written_with_its_tables_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(robustness, "NAMES", ATTACKS)
+    monkeypatch.setattr(robustness, "DOCS", tmp_path)
+    monkeypatch.setattr(robustness.record, "RESULTS", tmp_path / "results")
+    (tmp_path / "aggregation.md").write_text(f"above\n{page.BEGIN}\n{page.END}\nbelow\n")
+    document = robustness.summary(results(), ["--rounds", "2"])
+    paths = robustness.write(document, results(), ["--rounds", "2"])
+    assert [path.name.partition("-2")[0] for path in paths[:2]] == ["robustness", "aggregation.md"]
+    assert json.loads(paths[0].read_text())["command"] == "python benchmarks/robustness.py"
+    assert paths[1].read_text().startswith("above\n")
+    for path in paths[2:]:
+        assert path.name in paths[1].read_text()
+        ET.parse(path)  # noqa: S314  (our own)
+
+
+def test_the_page_has_its_markers() -> None:
+    text = (BENCHMARKS.parent / "docs" / "aggregation.md").read_text()
+    assert page.woven(text, "new").count("new") >= 1
 
 
 # page and pictures
