@@ -222,6 +222,7 @@ def _row(row: Row) -> dict[str, Any]:
         "attack": row.attack,
         "limit": row.limit,
         "worst": _number(row.worst),
+        "worst_to_alone": _number(row.alone),
         "share": row.share,
         "cosine": row.cosine,
         "seeds": [_numbers(asdict(each)) for each in row.seeds],

@@ -57,6 +57,7 @@ def table(rows: Sequence[Row]) -> list[str]:
             [
                 f"{row.attack}{'*' if row.attack in ADAPTIVE else ''}",
                 percent(row.worst),
+                percent(row.alone),
                 _cell(row.share),
                 _cell(row.cosine),
                 _rounds(row.seeds),
@@ -64,7 +65,7 @@ def table(rows: Sequence[Row]) -> list[str]:
                 row.verdict,
             ]
         )
-    head = ["attack", "loss", "share", "cosine", "kept / halved", "loss, no gate", "verdict"]
+    head = ["attack", "loss", "to alone", "share", "cosine", "kept / halved", "loss, no gate", "verdict"]
     return _table(head, body)
 
 
@@ -106,10 +107,11 @@ def _method(about: Mapping[str, str]) -> list[str]:
         f"{MINERS} miners, {BYZANTINE} of them hostile, `nano` on the embedded text; each number is of a run of",
         "`fedgpt2 simulate`. Attack-free is the better of two runs of the same seed: all honest, and the",
         f"{alone} honest ones alone. Limits: {percent(LIMIT)} for fixed attacks, {percent(LIMIT_ADAPTIVE)} for those",
-        "that answer to the defence (marked *). Loss, share and cosine are the worst of the seeds: the final held-out",
-        "loss above the attack-free one; the part of the weight in what was applied that liars had (their number is a",
-        "quarter); the cosine of what was applied with the honest mean, both as means over rounds. Kept are rounds",
-        "without a step, halved those of half a step.",
+        "that answer to the defence (marked *). All are the worst of the seeds. Loss: the final held-out loss above the",
+        "attack-free one; to alone: above that of the honest ones alone, who lack the liars' part of the text too.",
+        "Share: the part of the weight in what was applied that liars had (their number is a quarter); cosine: of what",
+        "was applied with the honest mean; both as means over rounds. Kept are rounds without a step, halved those of",
+        "half a step, as means over seeds.",
         "",
         "`--limits.gradient_norm` is raised in every run, so that the rule is tested and not the bound of admission.",
         f"Flags: `{about['flags']}`.",

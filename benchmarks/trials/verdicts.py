@@ -6,11 +6,11 @@ honest ones alone. A positive control is measured against the worse of the two.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from fedgpt2.simulate.names import ADAPTIVE
-from trials.cells import COMPARED, CONTROLS, REFERENCES, RULES, SEEDS, Cell
+from trials.cells import ABSENT, COMPARED, CONTROLS, REFERENCES, RULES, SEEDS, Cell
 from trials.running import Result
 
 __all__ = ["LIMIT", "LIMIT_ADAPTIVE", "WORSE", "Control", "Measured", "Row", "baseline", "compared", "control", "judge"]
@@ -28,6 +28,7 @@ class Measured:
     seed: int
     loss: float  # at the end, nats a token; infinite if it diverged
     ratio: float  # to the attack-free loss; NaN without a reference
+    alone: float  # ratio to the loss of the honest ones alone; NaN without it
     share: float | None  # of the weight in what was applied, given to those who lie: mean over rounds
     cosine: float | None  # of what was applied with the honest mean: mean over rounds
     kept: int  # rounds whose weights stayed as they were
@@ -64,8 +65,12 @@ class Row:
     @property
     def worst(self) -> float:
         """The largest ratio of all seeds; NaN while there is none."""
-        ratios = [each.ratio for each in self.seeds]
-        return math.nan if any(map(math.isnan, ratios)) else max(ratios, default=math.nan)
+        return _worst(each.ratio for each in self.seeds)
+
+    @property
+    def alone(self) -> float:
+        """The largest ratio to the honest ones alone; NaN while there is none."""
+        return _worst(each.alone for each in self.seeds)
 
     @property
     def share(self) -> float | None:
@@ -150,11 +155,13 @@ def measure(results: Results, cell: Cell) -> Measured:
     """The cell's training against its reference."""
     result = results[cell]
     loss = _loss(result)
+    alone = replace(cell, attack=ABSENT)
     applied = [row for row in result.rounds if row["applied"]]
     return Measured(
         seed=cell.seed,
         loss=loss,
         ratio=loss / baseline(results, cell),
+        alone=loss / _loss(results[alone]) if alone in results else math.nan,
         share=_mean(row["hostile_share"] for row in applied),
         cosine=_mean(row["cosine"] for row in applied),
         kept=len(result.rounds) - len(applied),
@@ -178,6 +185,12 @@ def _references(results: Results, like: Cell) -> list[float]:
 def _loss(result: Result) -> float:
     loss = result.final_val_loss
     return math.inf if loss is None or not math.isfinite(loss) else loss
+
+
+def _worst(ratios: Iterable[float]) -> float:
+    """The largest; NaN if there is none, or one is NaN."""
+    known = list(ratios)
+    return math.nan if any(map(math.isnan, known)) else max(known, default=math.nan)
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

@@ -184,6 +184,7 @@ def test_the_judged_reference_is_the_lower_and_the_controls_the_higher() -> None
 def test_an_attack_within_its_limit_holds() -> None:
     row = next(row for row in judge(results(), ATTACKS) if row.attack == "alie")
     assert row.worst == pytest.approx(1.01)
+    assert row.alone == pytest.approx(1.01)
     assert (row.share, row.cosine) == (pytest.approx(0.1), pytest.approx(0.9))
     assert (row.holds, row.verdict) == (True, "holds")
 
@@ -296,7 +297,7 @@ def test_the_page_has_every_attack_and_rule() -> None:
     held = [control(found, attack) for attack in CONTROLS]
     references = [{"rule": "default", "gate": True, "seed": 1, "unigram": 6.6, "none": 6.03, "absent": 6.0}]
     text = page.section(judge(found, ATTACKS), compared(found), references, held, about)
-    assert "| alie | +1.0 % | 0.10 | 0.90 | 0 / 0 | +1.0 % | holds |" in text
+    assert "| alie | +1.0 % | +1.0 % | 0.10 | 0.90 | 0 / 0 | +1.0 % | holds |" in text
     assert "| default | on | 1 | 6.600 | 6.030 | 6.000 |" in text
     assert "| krum |" in text
     assert "| sign_flip | +16.1 % | hurts |" in text
