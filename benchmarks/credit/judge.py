@@ -1,0 +1,266 @@
+"""How well a score orders honest miners of known worth, and what liars get under it.
+
+Letters: s simulations, r rounds, m contributions, q seeds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from credit.collect import HONEST, PRESENT, graded_names
+from credit.liars import LIES, contributions, effort
+from credit.rating import Rating, kendall, rate
+from credit.scores import Evidence, Score, compared, marks, measured
+
+__all__ = [
+    "Lies",
+    "Order",
+    "duty",
+    "gang",
+    "gauntlet",
+    "interval",
+    "lies",
+    "order",
+    "single_round",
+    "true_changes",
+    "truth",
+    "worst",
+]
+
+Float64 = NDArray[np.float64]
+
+_PATTERNS = 20  # of who is there, when 6 of 16 are; the first is the one whose true loss changes were measured
+_ROUNDS_OF_LIES, _RESAMPLED = 30, 10
+_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 10: 2.262, 12: 2.201}  # 97.5 %, by seeds
+
+
+@dataclass(frozen=True)
+class Order:
+    """Kendall's tau of the final rating with the truth, seed by seed [q]: all 16 there, and 6 of 16 a round."""
+
+    everybody: Float64
+    six: Float64
+    everybody_realised: Float64  # with what the miners of this very training were worth
+    six_realised: Float64
+    fresh: Float64  # all 16 there, of the 11 whose gradients are of this round
+
+
+@dataclass(frozen=True)
+class Lies:
+    """Under one score: means over rounds and seeds, by lie."""
+
+    relative: Float64  # mean score over the honest median's mean
+    beats: Float64  # share of rounds in which it beats every honest miner
+    above_worst: Float64  # chance to stand above some honest miner after 30 rounds
+    above_half: Float64  # chance to stand above half of them
+
+
+def interval(values: Float64) -> tuple[float, float]:
+    """Mean, and the lower end of its 95 % interval over seeds."""
+    half = _T[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return float(np.mean(values)), float(np.mean(values)) - half
+
+
+def graded(evidence: Evidence) -> Float64:
+    """Coefficients [16, n] of the graded miners."""
+    return np.array([evidence.vector(name) for name in graded_names()])
+
+
+def truth(kept: Sequence[Evidence]) -> Float64:
+    """What each grade is worth: cosine with the gradient on the most tokens, mean over rounds and seeds; [16]."""
+    worth: Float64 = np.mean([_cosines(evidence).mean(0) for evidence in kept], axis=0)
+    return worth
+
+
+def realised(evidence: Evidence) -> Float64:
+    """The same of one training, on the 6,144 tokens a round that no score of up to 2,048 saw; [16]."""
+    independent = evidence.vector({"score/8192": 8192 / 6144, "score/2048": -2048 / 6144})
+    x, unit = graded(evidence), evidence.lengths(independent)
+    lengths = np.array([evidence.lengths(vector) for vector in x]).T
+    found: Float64 = (x @ evidence.gram @ independent / lengths / unit[:, None]).mean(0)
+    return found
+
+
+def true_changes(kept: Sequence[Evidence]) -> Float64:
+    """The same from true loss changes of the sampled, each over its round's mean scale; [16]."""
+    total, count = np.zeros(len(graded_names())), np.zeros(len(graded_names()))
+    for evidence in kept:
+        lengths = evidence.lengths(evidence.vector("score/2048"))
+        norms = np.array([evidence.lengths(x) for x in graded(evidence)]).T
+        middle = np.median(np.take_along_axis(norms, evidence.present, 1), axis=1)
+        np.add.at(total, evidence.present, evidence.change / (lengths * middle)[:, None])
+        np.add.at(count, evidence.present, 1)
+    return total / count
+
+
+def order(kept: Sequence[Evidence], score: Score, worth: Float64, settings: Rating) -> Order:
+    """Rank the graded miners by a score; `worth` is that of the grades."""
+    fresh = np.array([not name.startswith(("stale", "half")) for name in graded_names()])
+    found: dict[str, list[float]] = {name: [] for name in Order.__dataclass_fields__}
+    for evidence in kept:
+        plain, own = measured(evidence, graded(evidence), len(graded_names()), score)
+        final, here = _final(plain[None], own[None], score, settings), realised(evidence)
+        found["everybody"].append(kendall(final, worth)[0])
+        found["everybody_realised"].append(kendall(final, here)[0])
+        found["fresh"].append(kendall(final[:, fresh], worth[fresh])[0])
+        there = _patterns(evidence)
+        masked = [np.where(there, values[None], np.nan) for values in (plain, own)]
+        final = _final(masked[0], masked[1], score, settings)
+        found["six"].append(kendall(final, worth).mean())
+        found["six_realised"].append(kendall(final, here).mean())
+    return Order(**{name: np.array(values) for name, values in found.items()})
+
+
+def _final(plain: Float64, own: Float64, score: Score, settings: Rating) -> Float64:
+    """Rating [s, m] after the last round of [s, r, m]; all of m but a last liar are the population."""
+    population = len(graded_names()) if plain.shape[-1] == len(graded_names()) else HONEST
+    return rate(compared(plain, own, population, score), settings)[0][:, -1]
+
+
+def gauntlet(kept: Sequence[Evidence], worth: Float64, settings: Rating) -> dict[str, Float64]:
+    """Tau by seed, with both truths, from true loss changes of the six sampled: rated, and their means (decay 0.9)."""
+    found: dict[str, list[float]] = {"rated": [], "rated_realised": [], "mean": [], "mean_realised": []}
+    for evidence in kept:
+        changes = np.full((1, len(evidence.change), len(graded_names())), np.nan)
+        np.put_along_axis(changes[0], evidence.present, evidence.change, 1)
+        mean = np.full(changes.shape[2], np.nan)
+        for row in changes[0]:
+            mean = np.where(np.isnan(row), mean, np.where(np.isnan(mean), row, 0.9 * mean + 0.1 * row))
+        for name, final in (("rated", rate(changes, settings)[0][0, -1]), ("mean", np.nan_to_num(mean))):
+            found[name].append(kendall(final[None], worth)[0])
+            found[f"{name}_realised"].append(kendall(final[None], realised(evidence))[0])
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def single_round(kept: Sequence[Evidence], score: Score, worth: Float64) -> tuple[float, float]:
+    """Of one round alone: tau with the truth, and chance that an eighth of the work scores below the worst honest."""
+    taus, below = [], []
+    for evidence in kept:
+        made = marks(evidence, graded(evidence), len(graded_names()), score)
+        taus.append(kendall(made, worth).mean())
+        x = np.array([evidence.vector(name) for name in (*_honest(), "small/0")])
+        made = marks(evidence, x, HONEST, score)
+        below.append((made[:, -1] < made[:, :HONEST].min(1)).mean())
+    return float(np.mean(taus)), float(np.mean(below))
+
+
+def lies(kept: Sequence[Evidence], score: Score, settings: Rating) -> Lies:
+    """What each of LIES gets among 12 honest miners of equal work."""
+    rng = np.random.default_rng(0)
+    found = []
+    for evidence in kept:
+        honest = np.array([evidence.vector(name) for name in _honest()])
+        x = np.concatenate([np.broadcast_to(honest, (len(evidence.gram), *honest.shape)), contributions(evidence)], 1)
+        plain, own = measured(evidence, x, HONEST, score)
+        made = compared(plain, own, HONEST, score)
+        fair, false = made[:, :HONEST], made[:, HONEST:]
+        beats = (false > fair.max(1, keepdims=True)).mean(0)
+        standing = _standing(plain, own, score, settings, rng)
+        found.append(Lies(false.mean(0) / np.median(fair, 1).mean(), beats, *standing))
+    return Lies(*(np.mean([getattr(each, name) for each in found], axis=0) for name in Lies.__dataclass_fields__))
+
+
+def worst(found: Lies, kind: str, count: int = 3) -> list[tuple[str, float, float, float, float]]:
+    """The lies of an effort that get most: name, relative, beats, above the worst, above half."""
+    names = [*LIES]
+    chosen = [i for i, name in enumerate(names) if effort(name) == kind]
+    chosen.sort(key=lambda i: (-found.above_worst[i], -found.relative[i]))
+    return [
+        (
+            names[i],
+            float(found.relative[i]),
+            float(found.beats[i]),
+            float(found.above_worst[i]),
+            float(found.above_half[i]),
+        )
+        for i in chosen[:count]
+    ]
+
+
+def _honest() -> list[str]:
+    return [f"full/{i}" for i in range(HONEST)]
+
+
+def _standing(
+    plain: Float64, own: Float64, score: Score, settings: Rating, rng: np.random.Generator
+) -> tuple[Float64, Float64]:
+    """Chance of each lie to be rated above the worst honest miner, and above half of them; rounds drawn again."""
+    above = []
+    for _ in range(_RESAMPLED):
+        rounds = np.sort(rng.integers(len(plain), size=_ROUNDS_OF_LIES))
+        tables = [_each(values[rounds]) for values in (plain, own)]
+        final = _final(tables[0], tables[1], score, settings)
+        above.append((final[:, -1:] > final[:, :-1]).sum(1))
+    return (np.array(above) >= 1).mean(0), (np.array(above) >= HONEST / 2).mean(0)
+
+
+def _each(values: Float64) -> Float64:
+    """[l, r, 13] of [r, 12 + l]: the honest miners, and each liar alone with them."""
+    fair = np.broadcast_to(values[None, :, :HONEST], (values.shape[1] - HONEST, len(values), HONEST))
+    return np.concatenate([fair, values[:, HONEST:].T[:, :, None]], axis=2)
+
+
+def _patterns(evidence: Evidence) -> NDArray[np.bool_]:
+    """Who is there, [s, r, 16]."""
+    rng = np.random.default_rng(1)
+    rounds, miners = len(evidence.present), len(graded_names())
+    there = np.zeros((_PATTERNS, rounds, miners), dtype=bool)
+    np.put_along_axis(there[0], evidence.present, True, 1)
+    for pattern in there[1:]:
+        chosen = np.argsort(rng.random((rounds, miners)), axis=1)[:, :PRESENT]
+        np.put_along_axis(pattern, chosen, True, 1)
+    return there
+
+
+def _cosines(evidence: Evidence) -> Float64:
+    return marks(evidence, graded(evidence), len(graded_names()), Score(tokens=8192))
+
+
+def duty(kept: Sequence[Evidence], score: Score, settings: Rating) -> dict[str, tuple[float, float]]:
+    """Who works every second or fourth round and in between sends the last aggregate, or its own last gradient.
+
+    Mean score over the honest median's mean, and the chance to stand above the worst of 11 after 30 rounds.
+    """
+    made: dict[str, list[tuple[float, float]]] = {}
+    for evidence in kept:
+        x = np.array([evidence.vector(name) for name in (*_honest(), "agg/1", "own/1", "own/2", "own/3")])
+        parts = measured(evidence, x, HONEST - 1, score)
+        turns = np.arange(len(evidence.gram))
+        for every in (2, 4):
+            idle = {"the last aggregate": np.full_like(turns, HONEST), "its own last": HONEST + turns % every}
+            for name, places in idle.items():
+                sent = np.where(turns % every == 0, HONEST - 1, places)
+                result = _alternating(parts, sent, score, settings)
+                made.setdefault(f"works every {every}. round, else {name}", []).append(result)
+    return {name: (float(np.mean(values, 0)[0]), float(np.mean(values, 0)[1])) for name, values in made.items()}
+
+
+def _alternating(
+    parts: Sequence[Float64], sent: NDArray[np.int64], score: Score, settings: Rating
+) -> tuple[float, float]:
+    """Of one that sends contribution `sent` [r] in each round: mean over the honest median's, and above the worst."""
+    others, turns = HONEST - 1, np.arange(len(sent))
+    plain, own = (np.concatenate([v[:, :others], v[turns, sent][:, None]], 1) for v in parts)
+    scores = compared(plain, own, others, score)[-_ROUNDS_OF_LIES:]
+    final = rate(scores[None], settings)[0][0, -1]
+    relative = scores[:, -1].mean() / np.median(scores[:, :-1], 1).mean()
+    return float(relative), float(final[-1] > final[:-1].min())
+
+
+def gang(kept: Sequence[Evidence], score: Score, settings: Rating, names: Sequence[str]) -> float:
+    """Chance that any of four liars at once, among 12 honest miners, stands above the worst after 30 rounds."""
+    rng, above = np.random.default_rng(0), []
+    places = [[*LIES].index(name) for name in names]
+    for evidence in kept:
+        honest = np.array([evidence.vector(name) for name in _honest()])
+        fair = np.broadcast_to(honest, (len(evidence.gram), *honest.shape))
+        x = np.concatenate([fair, contributions(evidence)[:, places]], axis=1)
+        plain, own = measured(evidence, x, HONEST, score)
+        for _ in range(_RESAMPLED):
+            rounds = np.sort(rng.integers(len(plain), size=_ROUNDS_OF_LIES))
+            made = compared(plain[rounds], own[rounds], x.shape[1], score)
+            final = rate(made[None], settings)[0][0, -1]
+            above.append(final[HONEST:].max() > final[:HONEST].min())
+    return float(np.mean(above))

@@ -1,0 +1,185 @@
+"""The questions, and what the kept trainings answer: numbers for the record, tables for the page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from credit.collect import graded_names
+from credit.judge import duty, gang, gauntlet, interval, lies, order, single_round, true_changes, truth, worst
+from credit.liars import LIES
+from credit.rating import Rating, kendall
+from credit.scores import Evidence, Score
+
+__all__ = ["BEGIN", "CHOSEN", "END", "answers", "page"]
+
+BEGIN, END = "<!-- ranking: written by benchmarks/ranking_study.py -->", "<!-- /ranking -->"
+CHOSEN = Score("proven whole", "M+A2")
+RATING = Rating()  # openskill's defaults
+TOKENS = (512, 1024, 2048, 4096, 8192)
+GANG = ("2 agg/1 - agg/2", "loud/1", "mean agg 1-4", "small + 1 loud/1")
+
+_BASES = ("A1", "A2", "A4", "A8", "M", "M+A1", "M+A2", "M+A4")
+SCORES = (
+    Score(),
+    *(Score("whole", basis) for basis in (*_BASES, "E", "U1", "U4", "U4+A4", "G")),
+    *(Score("own", basis) for basis in _BASES),
+    *(Score("own", "M+A2", blend=blend) for blend in (0.25, 0.5, 0.75)),
+    *(Score(kind, "M+A2") for kind in ("positive", "novelty", "others", "round", "crowd")),
+    Score("others"),
+    *(Score(kind, "M+A2", smooth=10) for kind in ("whole", "own")),
+    *(Score("proven", basis) for basis in ("M+A1", "M+A2", "M+A4")),
+    *(Score("proven whole", basis) for basis in ("A1", "A2", "M", "M+A1", "M+A2", "M+A4")),
+    *(replace(CHOSEN, memory=memory) for memory in (10, 50)),
+)
+_SHOWN = (
+    *("raw", "whole A1", "whole A4", "whole A8", "whole M", "whole M+A1", "whole M+A2", "whole U4", "own M+A2"),
+    *("own M+A2 + 0.5 raw", "novelty M+A2", "others M+A2", "round M+A2", "crowd M+A2", "own M+A2 mean of 10"),
+    *("proven M+A2", "proven whole M+A1", CHOSEN.name),
+)
+
+Values = NDArray[np.float64]
+
+
+def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
+    """All numbers of one group of trainings that differ by their seeds alone."""
+    worth = truth(kept)
+    return {
+        "seeds": [evidence.name for evidence in kept],
+        "loss": [[round(float(evidence.loss[r]), 3) for r in (0, len(evidence.loss) // 2, -1)] for evidence in kept],
+        "grades": _rounded(dict(zip(graded_names(), worth / worth[0], strict=True))),
+        "tau_of_the_two_truths": _round(kendall(true_changes(kept)[None], worth)[0]),
+        "scores": {score.name: _score(kept, score, worth) for score in SCORES},
+        "baselines": {name: _spread(values) for name, values in gauntlet(kept, worth, RATING).items()},
+        "tokens": {
+            f"{score.name} {tokens}": _score(kept, replace(score, tokens=tokens), worth)
+            for score in (Score(), Score("whole", "M+A2"), CHOSEN)
+            for tokens in TOKENS
+        },
+        "ratings": {
+            f"beta {beta:.3g} tau {tau:.3g}": {
+                "everybody": _spread(order(kept, CHOSEN, worth, Rating(beta, tau)).everybody),
+                "six": _spread(order(kept, CHOSEN, worth, Rating(beta, tau)).six),
+            }
+            for beta, tau in ((25 / 6, 25 / 300), (7.0, 0.1), (25 / 6, 0.3), (12.0, 0.1))
+        },
+        "duty": {
+            score.name: {name: [_round(v) for v in values] for name, values in duty(kept, score, RATING).items()}
+            for score in (Score(), Score("whole", "M+A2"), CHOSEN)
+        },
+        "four_at_once": {score.name: _round(gang(kept, score, RATING, GANG)) for score in (Score(), CHOSEN)},
+    }
+
+
+def _score(kept: Sequence[Evidence], score: Score, worth: Values) -> dict[str, Any]:
+    found, one = order(kept, score, worth, RATING), single_round(kept, score, worth)
+    said = lies(kept, score, RATING)
+    return {
+        "tau": {name: _spread(getattr(found, name)) for name in found.__dataclass_fields__},
+        "one_round": {"tau": _round(one[0]), "an_eighth_below_the_worst": _round(one[1])},
+        "worst": {kind: worst(said, kind) for kind in ("0", "1/8", "stale")},
+        "lies": {name: [_round(values[i]) for values in vars(said).values()] for i, name in enumerate(LIES)},
+    }
+
+
+def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> list[str]:
+    """Tables in Markdown: of the groups in `names`, under those words."""
+    lines = []
+    for group, title in names.items():
+        lines += [f"**{title}** ({len(found[group]['seeds'])} seeds)", "", *_scores(found[group]), ""]
+    first, *_ = names
+    return [*lines, *_tokens(found[first]), "", *_lies({title: found[group] for group, title in names.items()})]
+
+
+def _scores(group: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "| score | tau, all 16 | tau, 6 of 16 | one round: tau · ⅛ below worst | no work | ⅛ of the work |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in _SHOWN:
+        one = group["scores"][name]
+        tau, single = one["tau"], one["one_round"]
+        cells = [
+            f"**{name}**" if name == CHOSEN.name else name,
+            _both(tau["everybody"]),
+            _both(tau["six"]),
+            f"{single['tau']:.2f} · {single['an_eighth_below_the_worst']:.2f}",
+            *(_worst(one["worst"][kind][0]) for kind in ("0", "1/8")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    baselines = group["baselines"]
+    lines.append(f"| true loss change of 6 sampled, Plackett-Luce | {_both(baselines['rated'])} | same | | | |")
+    lines.append(f"| true loss change of 6 sampled, running mean | {_both(baselines['mean'])} | same | | | |")
+    return lines
+
+
+def _tokens(group: Mapping[str, Any]) -> list[str]:
+    lines = ["| scoring tokens | " + " | ".join(f"{t:,}" for t in TOKENS) + " |", "|---|" + "---|" * len(TOKENS)]
+    for score in ("raw", "whole M+A2", CHOSEN.name):
+        rows = [group["tokens"][f"{score} {tokens}"] for tokens in TOKENS]
+        cells = {
+            "tau, all 16": [f"{row['tau']['everybody']['mean']:.2f}" for row in rows],
+            "tau, 6 of 16": [f"{row['tau']['six']['mean']:.2f}" for row in rows],
+            "tau of one round": [f"{row['one_round']['tau']:.2f}" for row in rows],
+            "⅛ below worst in": [f"{row['one_round']['an_eighth_below_the_worst']:.2f}" for row in rows],
+            "best lie above worst": [
+                f"{row['worst']['0'][0][3]:.2f} · {row['worst']['1/8'][0][3]:.2f}" for row in rows
+            ],
+        }
+        lines += [f"| {score}: {name} | {' | '.join(values)} |" for name, values in cells.items()]
+    return lines
+
+
+_LISTED = (
+    *("agg/1", "agg/2", "2 agg/1 - agg/2", "mean agg 1-4", "moment", "ema/0.5", "step/1", "sign/1", "loud/1"),
+    *("agg/1 + 1 random", "stale/1", "stale/4", "small", "small x4", "small x8", "wiener"),
+    *("small + 1 agg/1", "small + 2 agg/1", "small - 2 agg/1", "small + 1 loud/1", "small x8 + 1 agg/1"),
+)
+
+
+def _lies(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "| sent | " + " | ".join(f"{title}: raw | {CHOSEN.name}" for title in groups) + " |",
+        "|---|" + "---|---|" * len(groups),
+    ]
+    for name in _LISTED:
+        cells = []
+        for group in groups.values():
+            for score in ("raw", CHOSEN.name):
+                relative, beats, above, _ = group["scores"][score]["lies"][name]
+                cells.append(f"{relative:.2f} · {beats:.2f} · {above:.2f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    duties = next(iter(groups.values()))["duty"][CHOSEN.name]
+    for name in duties:
+        cells = []
+        for group in groups.values():
+            for score in ("raw", CHOSEN.name):
+                relative, above = group["duty"][score][name]
+                cells.append(f"{relative:.2f} · · {above:.2f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _worst(lie: Sequence[Any]) -> str:
+    name, relative, beats, above, _ = lie
+    return f"{relative:.2f} · {beats:.2f} · {above:.2f} ({name})"
+
+
+def _both(spread: Mapping[str, float]) -> str:
+    low = spread["low"]
+    return f"{spread['mean']:.2f}" if low is None else f"{spread['mean']:.2f} ({low:.2f})"
+
+
+def _spread(values: Values) -> dict[str, Any]:
+    mean, low = interval(values)
+    return {"mean": _round(mean), "low": None if np.isnan(low) else _round(low), "seeds": [_round(v) for v in values]}
+
+
+def _round(value: float) -> float:
+    return round(float(value), 4)
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: _round(value) for name, value in values.items()}
