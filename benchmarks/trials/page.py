@@ -107,7 +107,7 @@ def _method(about: Mapping[str, str]) -> list[str]:
         f"{MINERS} miners, {BYZANTINE} of them hostile, `nano` on the embedded text; each number is of a run of",
         "`fedgpt2 simulate`. Attack-free is the better of two runs of the same seed: all honest, and the",
         f"{alone} honest ones alone. Limits: {percent(LIMIT)} for fixed attacks, {percent(LIMIT_ADAPTIVE)} for those",
-        "that answer to the defence (marked *). All are the worst of the seeds. Loss: the final held-out loss above the",
+        "that answer to the defence (marked *). All are the worst of seeds. Loss: the final held-out loss above the",
         "attack-free one; to alone: above that of the honest ones alone, who lack the liars' part of the text too.",
         "Share: the part of the weight in what was applied that liars had (their number is a quarter); cosine: of what",
         "was applied with the honest mean; both as means over rounds. Kept are rounds without a step, halved those of",
