@@ -177,7 +177,9 @@ class Aggregation:
 class Ranking:
     """How miners are ranked and paid. Each round's evidence names the settings that its ratings were made with."""
 
-    tokens: int = setting(2048, "held-out tokens that the gradient behind all credits is taken on", least=1)
+    tokens: int = setting(
+        2048, "held-out tokens that the gradient behind all credits is taken on; 0: nobody is scored", least=0
+    )
     sample: int = setting(2, "miners a round whose step is tried out, for the true loss before and after it", least=0)
     score: str = setting(
         "projected",

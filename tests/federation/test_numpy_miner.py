@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from pytest import approx
+
 from fedgpt2.identity.signing import open_envelope
 from fedgpt2.protocol.messages import Envelope, Receipt
 
@@ -32,8 +34,8 @@ def test_the_numpy_miner_is_admitted_every_round_beside_an_ordinary_one(federati
     assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
     assert all(row["applied"] and row["tokens"] == 2 * 4 * 64 for row in rows)
     for row in rows:
-        shares = {miner["hotkey"]: (miner["status"], miner["weight"]) for miner in row["miners"]}
-        assert shares == {numpy.hotkey: ("admitted", 0.5), ordinary.hotkey: ("admitted", 0.5)}
+        weights = {miner["hotkey"]: miner["weight"] for miner in row["miners"] if miner["status"] == "admitted"}
+        assert weights == approx({numpy.hotkey: 0.5, ordinary.hotkey: 0.5}, rel=0.1)  # of a mean of clipped ones
 
     numpy.wait_for(": receipt ", times=ROUNDS)
     printed = [Envelope(**json.loads(line.partition(" receipt ")[2])) for line in numpy.lines(": receipt ")]

@@ -50,6 +50,8 @@ def described(type_: inspect.Type) -> str:
         case inspect.LiteralType(values=values):
             return f"one of {' '.join(f'`{value}`' for value in values)}"
         case inspect.VarTupleType(item_type=item, min_length=least, max_length=most):
+            if least and least == most:
+                return f"list of {least} {described(item)}"
             many = f"of {least} to {most}" if least else f"of at most {most}" if most else "of"
             return f"list {many} {described(item)}"
         case inspect.StructType(cls=cls) | inspect.DataclassType(cls=cls) | inspect.EnumType(cls=cls):
@@ -85,6 +87,8 @@ def default(field: inspect.Field) -> str:
         return ""
     if field.default is None:
         return "null"
+    if field.default == ():
+        return "`[]`"
     return (
         '`""`'
         if field.default == ""

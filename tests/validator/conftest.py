@@ -8,7 +8,7 @@ import torch
 from bittensor.sp_core import Keypair
 
 from fedgpt2 import codec
-from fedgpt2.config import Aggregation, Checkpoint, Data, Model, ValidatorConfig
+from fedgpt2.config import Aggregation, Checkpoint, Data, Model, Ranking, ValidatorConfig
 from fedgpt2.config import Run as RunConfig
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import Culprit, NetworkError, Reason, Refused
@@ -95,6 +95,7 @@ def config(tmp_path):
         data=Data(source="sample", max_slots=4, max_pages=2, windows=4),
         model=Model(preset="tiny"),
         aggregation=Aggregation(rule="mean", gate=False),
+        ranking=Ranking(tokens=128, sample=1),
         checkpoint=Checkpoint(every=1),
         run=RunConfig(dir=str(tmp_path / "run"), eval_every=2, eval_windows=4, score_windows=2),
         device="cpu",

@@ -18,11 +18,11 @@ from .conftest import MINERS, answer, gone, liar, nan, with_settings
 
 # DESIGN §2, and what this version adds.
 ROW = {"round", "parent", "model", "applied", "reason", "train_loss", "val_loss", "lr", "tokens", "seconds", "bytes"}
-ROW |= {"miners"} | {"norm", "rule", "f", "gate"}
+ROW |= {"miners"} | {"norm", "rule", "f", "gate", "evidence"}
 SECONDS = {"total", "send", "wait", "receive", "admit", "rank", "aggregate", "step", "checkpoint"}
 SECONDS |= {"snapshot", "gate", "evaluate"}
 MINER = {"hotkey", "axon", "status", "fault", "reason", "claimed_loss", "tokens", "seconds", "bytes_down", "bytes_up"}
-MINER |= {"norm", "score", "rating", "weight"} | {"detail", "cluster"}
+MINER |= {"norm", "score", "rating", "weight"} | {"detail", "cluster", "sigma", "pay", "verdict"}
 
 
 def good(value):
@@ -167,7 +167,7 @@ async def test_a_stop_while_a_loss_is_measured_before_the_step_changes_nothing(r
 
 
 async def test_a_stop_while_a_loss_is_measured_after_the_step_loses_that_loss_only(running, config, monkeypatch):
-    blocked = Blocked(monkeypatch, 3)
+    blocked = Blocked(monkeypatch, 4)  # train, initial, before a trial, held out
     with running(with_settings(config, run={"eval_every": 1}), MIXED) as run:
         row = await stopped_while(blocked, run)
         assert (row["applied"], row["val_loss"]) == (True, None)

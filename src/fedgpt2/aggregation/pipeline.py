@@ -8,7 +8,7 @@ Letters: n contributions, m vectors formed from them, d parameters.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -38,12 +38,14 @@ class Aggregate:
 
     `weights`: each contribution's weight in it (for a coordinatewise rule its part in what the rule looked at), 0 for
     one left out. `groups`: which contributions are one computation; those left out are in none. `f`: how many of the
-    rest might still have been hostile.
+    rest might still have been hostile. `gram`: inner products of the contributions, [n, n], NaN for those left out;
+    None where they were not needed.
     """
 
     weights: tuple[float, ...]
     groups: tuple[tuple[int, ...], ...]
     f: int
+    gram: Float64 | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ class Pipeline:
         weights = np.zeros(len(rows))
         weights[kept] = self._reduce(span, chosen, f, out) * contributions.scales
         members = tuple(tuple(kept[i] for i in group) for group in groups)
-        return Aggregate(tuple(float(weight) for weight in weights), members, f)
+        products = np.full((len(rows), len(rows)), np.nan)
+        products[np.ix_(kept, kept)] = contributions.products()
+        return Aggregate(tuple(float(weight) for weight in weights), members, f, products)
 
     def _reduce(self, span: Span, rows: Sequence[Tensor], f: int, out: Tensor) -> Float64:
         """Form the aggregate; the weights of the scaled rows, [n]."""

@@ -64,6 +64,12 @@ class Span:
         """|sum_k w_k y_k| for weights [m]."""
         return float(self._lengths(weights[None, :] @ self.mixing)[0])
 
+    def products(self) -> Float64:
+        """<x_i, x_j> of the unscaled contributions, about the origin, [n, n]."""
+        about = np.concatenate([np.ones((len(self.scales), 1)), np.eye(len(self.scales))], axis=1)
+        products: Float64 = (about @ self.inner @ about.T) / np.outer(self.scales, self.scales)
+        return products
+
     def mixed(self, by: Float64) -> "Span":
         """The vectors by @ y, for `by` [k, m]."""
         return Span(self.inner, self.scales, by @ self.mixing)

@@ -88,7 +88,10 @@ class Corpus:
 
     def score(self, key: bytes, round: int, digests: Iterable[Digest], n: int) -> Tokens:
         """The `n` scoring windows of a round and its admitted digests, uint16 [n, seq_len + 1]."""
-        picks = self.score_picks(key, round, digests, n)
+        return self.score_tokens(self.score_picks(key, round, digests, n))
+
+    def score_tokens(self, picks: Iterable[Pick]) -> Tokens:
+        """Windows of the score pool by their places, uint16 [n, seq_len + 1]."""
         return gather_picks(self._score_page, picks, self.manifest.seq_len)
 
     def report(self, key: bytes, n: int) -> Tokens:

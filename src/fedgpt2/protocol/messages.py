@@ -143,6 +143,29 @@ class Info(Message, frozen=True, kw_only=True):
     challenge: Hex64
 
 
+Pair = Annotated[tuple[Natural, ...], Meta(min_length=2, max_length=2)]
+
+
+class Ranked(Message, frozen=True, kw_only=True):
+    """What a round did to a miner's rating, and why: the score with its parts, the rating before and after."""
+
+    verdict: Word  # own | copy | replay | fault | excused | unheard
+    keeper: Word | None = None  # of a copy: the hotkey that committed to the gradient first
+    score: float | None = None
+    raw: float | None = None
+    added: float | None = None
+    own: float | None = None
+    place: Natural | None = None
+    compared: Natural = 0
+    rating_before: float
+    sigma_before: float
+    rating_after: float
+    sigma_after: float
+    reliability: float
+    share: float
+    weight: float
+
+
 class Receipt(Message, frozen=True, kw_only=True):
     """What became of a miner's share of a round, signed by the validator."""
 
@@ -161,6 +184,8 @@ class Receipt(Message, frozen=True, kw_only=True):
     weight: float = 0.0
     score: float | None = None
     rating: float | None = None
+    ranking: Ranked | None = None
+    windows: tuple[Pair, ...] = ()  # page and place in it of each scoring window, in the score pool
     applied: bool
     model: Hex64  # digest of the weights after the round
     ledger_head: Hex64

@@ -79,9 +79,14 @@ def check_values(values: FlatState, largest_norm: float) -> float:
 
 
 def admit(outcomes: Sequence[Outcome], limits: Limits) -> list[Verdict]:
-    """Judge every outcome of a round, in order; of equal bodies the first keeps its place."""
+    """Judge every outcome of a round; of equal bodies the one that was named first, by our clock, keeps its place."""
     seen: set[str] = set()
-    return [_judge(outcome, limits, seen) for outcome in outcomes]
+    judged = {i: _judge(outcomes[i], limits, seen) for i in _as_named(outcomes)}
+    return [judged[i] for i in range(len(outcomes))]
+
+
+def _as_named(outcomes: Sequence[Outcome]) -> list[int]:
+    return sorted(range(len(outcomes)), key=lambda i: outcomes[i].traffic.described)
 
 
 def _judge(outcome: Outcome, limits: Limits, seen: set[str]) -> Verdict:

@@ -4,10 +4,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from fedgpt2.protocol.messages import Receipt
+import msgspec
+
+from fedgpt2.protocol.messages import Ranked, Receipt
+from fedgpt2.ranking.evidence import as_row
+from fedgpt2.ranking.record import entry_row, miner_row
 from fedgpt2.types import Digest, Hotkey
 from fedgpt2.validator.admission import Status, Verdict
 from fedgpt2.validator.peers import Traffic
+from fedgpt2.validator.rank import Judged
 from fedgpt2.validator.step import Step
 
 __all__ = ["Clock", "lapses", "receipts", "round_row"]
@@ -67,6 +72,7 @@ def round_row(
     step: Step,
     losses: Mapping[str, float | None],
     verdicts: Sequence[Verdict],
+    judged: Judged,
 ) -> dict[str, object]:
     """The line of rounds.jsonl, without its seconds. `claimed_loss` is the only word of a miner in it."""
     traffic = [verdict.outcome.traffic for verdict in verdicts]
@@ -85,7 +91,11 @@ def round_row(
         "tokens": sum(v.outcome.ticket.tokens for v in verdicts if v.status is Status.ADMITTED),
         "seconds": {},
         "bytes": {"down": sum(t.bytes_down for t in traffic), "up": sum(t.bytes_up for t in traffic)},
-        "miners": [_miner_row(verdict, step) for verdict in verdicts],
+        "miners": [
+            {**_miner_row(verdict, step), **miner_row(judged.entries[verdict.outcome.ticket.seat.hotkey])}
+            for verdict in verdicts
+        ],
+        "evidence": as_row(judged.evidence),
     }
 
 
@@ -110,40 +120,44 @@ def _miner_row(verdict: Verdict, step: Step) -> dict[str, object]:
         "bytes_down": traffic.bytes_down,
         "bytes_up": traffic.bytes_up,
         "norm": verdict.norm,
-        "score": None,
-        "rating": None,
         "weight": step.weights.get(seat.hotkey, 0.0),
         "cluster": step.combined.clusters.get(seat.hotkey),
     }
 
 
 def receipts(
-    run_id: str, sender: Hotkey, row: Mapping[str, object], verdicts: Sequence[Verdict], step: Step, head: Digest
+    run_id: str,
+    sender: Hotkey,
+    row: Mapping[str, object],
+    verdicts: Sequence[Verdict],
+    step: Step,
+    judged: Judged,
+    head: Digest,
 ) -> dict[Hotkey, Receipt]:
     """A receipt for every miner that was given an order."""
-    return {
-        verdict.outcome.ticket.seat.hotkey: _receipt(run_id, sender, row, verdict, step, head) for verdict in verdicts
-    }
-
-
-def _receipt(
-    run_id: str, sender: Hotkey, row: Mapping[str, object], verdict: Verdict, step: Step, head: Digest
-) -> Receipt:
-    ticket, failure = verdict.outcome.ticket, verdict.failure
-    return Receipt(
-        run_id=run_id,
-        round=ticket.order.round,
-        sender=sender,
-        receiver=ticket.seat.hotkey,
-        work_id=ticket.work_id,
-        status=verdict.status.value,
-        reason=failure.reason.value if failure else None,
-        culprit=failure.culprit if failure else None,
-        detail=failure.detail[:500] if failure else "",
-        tokens=ticket.tokens if verdict.status is Status.ADMITTED else 0,
-        norm=verdict.norm,
-        weight=step.weights.get(ticket.seat.hotkey, 0.0),
-        applied=step.applied,
-        model=str(row["model"]),
-        ledger_head=head,
-    )
+    made = {}
+    for verdict in verdicts:
+        ticket, failure = verdict.outcome.ticket, verdict.failure
+        entry = judged.entries[ticket.seat.hotkey]
+        made[ticket.seat.hotkey] = Receipt(
+            run_id=run_id,
+            round=ticket.order.round,
+            sender=sender,
+            receiver=ticket.seat.hotkey,
+            work_id=ticket.work_id,
+            status=verdict.status.value,
+            reason=failure.reason.value if failure else None,
+            culprit=failure.culprit if failure else None,
+            detail=failure.detail[:500] if failure else "",
+            tokens=ticket.tokens if verdict.status is Status.ADMITTED else 0,
+            norm=verdict.norm,
+            weight=step.weights.get(ticket.seat.hotkey, 0.0),
+            score=entry.mark.score,
+            rating=entry.after.mu,
+            ranking=msgspec.convert(entry_row(entry), Ranked),
+            windows=judged.evidence.picks,
+            applied=step.applied,
+            model=str(row["model"]),
+            ledger_head=head,
+        )
+    return made

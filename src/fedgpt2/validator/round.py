@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from fedgpt2.ledger.ledger import Admission
 from fedgpt2.network.loop import Stop
 from fedgpt2.network.threads import off_loop
+from fedgpt2.ranking.record import kept
 from fedgpt2.types import Digest
 from fedgpt2.validator.admission import Status, Verdict, admit
 from fedgpt2.validator.patience import Stopped, unless
 from fedgpt2.validator.peers import Seat
+from fedgpt2.validator.rank import measure_contributions, rank, score
 from fedgpt2.validator.report import Clock, lapses, receipts, round_row
 from fedgpt2.validator.run import Run
 from fedgpt2.validator.step import aggregate, gate, take
@@ -48,9 +50,8 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
 
     # 7  the validator's own loss, on windows that nobody could know before the admitted set was fixed
     digests = [admission.digest for admission in admissions]
-    windows = await unless(stop, off_loop(run.corpus.score, run.key, number, digests, config.run.score_windows))
-    train_loss = await unless(stop, off_loop(training.loss, windows))
-    losses: dict[str, float | None] = {"train_loss": train_loss}
+    scoring = await unless(stop, off_loop(score, run, number, digests))
+    losses: dict[str, float | None] = {"train_loss": scoring.loss}
     if number == 1:
         losses["initial_val_loss"] = await unless(stop, off_loop(training.loss, run.report))
     clock.mark("rank")
@@ -58,24 +59,29 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     # 8  aggregate: how many may be hostile was fixed by how many were asked, less those caught above
     combined = await unless(stop, off_loop(aggregate, run, number, verdicts))
     clock.mark("aggregate")
+    measured = await unless(stop, off_loop(measure_contributions, run, number, verdicts, combined, scoring))
+    clock.mark("rank")
 
-    # 9  loss gate on the windows of 7, then the optimizer step; or keep the weights and say why
-    passed = await unless(stop, off_loop(gate, run, number, combined, windows, train_loss))
+    # 9  loss gate on windows of 7, then the optimizer step; or keep the weights and say why
+    passed = await unless(stop, off_loop(gate, run, number, combined, scoring.gate_windows, scoring.loss))
     clock.mark("gate")
     step = await off_loop(take, run, number, combined, passed)
     clock.mark("step")
 
-    # 10  evaluate on schedule, checkpoint, commit; receipts leave after the commit
+    # 10  evaluate on schedule, rate by the evidence, checkpoint, commit; receipts leave after the commit
     losses["val_loss"] = await _held_out_loss(run, number, stop)
     clock.mark("evaluate")
-    row = round_row(number, snapshot.model, training.digest(), step, losses, verdicts)
+    judged = await off_loop(rank, run, number, verdicts, step, scoring, measured)
+    row = round_row(number, snapshot.model, training.digest(), step, losses, verdicts, judged)
+    clock.mark("rank")
     due = number % config.checkpoint.every == 0
     checkpoint = await off_loop(directory.save, number, training, {"attempt": attempt}) if due else None
     clock.mark("checkpoint")
     row = {**row, "seconds": clock.seconds()}
+    head = directory.commit(number, attempt, row, checkpoint, config.checkpoint.keep, kept(judged.table))
+    run.ranking.table = judged.table
     run.absences.add(number, lapses(verdicts))
-    head = directory.commit(number, attempt, row, checkpoint, config.checkpoint.keep)
-    run.peers.deliver(receipts(directory.run_id, run.orders.signer.hotkey, row, verdicts, step, head))
+    run.peers.deliver(receipts(directory.run_id, run.orders.signer.hotkey, row, verdicts, step, judged, head))
     return row
 
 

@@ -19,12 +19,14 @@ from fedgpt2.network.loop import Stop
 from fedgpt2.observe.observer import Observer
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import BlobRef
+from fedgpt2.ranking.replay import read_rows, replay
 from fedgpt2.validator.absences import Absences
 from fedgpt2.validator.orders import OrderBook
 from fedgpt2.validator.patience import Stopped
 from fedgpt2.validator.peers import Parcel, Peers
+from fedgpt2.validator.rank import check_ranking
 from fedgpt2.validator.round import run_round
-from fedgpt2.validator.run import Run
+from fedgpt2.validator.run import Run, Standings
 from fedgpt2.validator.run_directory import RunDirectory
 from fedgpt2.validator.training import Training
 
@@ -39,6 +41,7 @@ def check_names(config: ValidatorConfig) -> None:
         if name not in codec.NAMES:
             raise UsageError(f"{flag} {name}: no such codec; one of {', '.join(codec.NAMES)}")
     check_rule(config.aggregation.rule)
+    check_ranking(config.ranking)
 
 
 def check_sequence(config: ValidatorConfig, manifest: Manifest) -> None:
@@ -70,8 +73,9 @@ def build_run(
         budget_seconds=config.round.deadline,
         header_bytes=config.limits.header_bytes,
     )
-    absences = Absences.of(directory.ledger.rounds())
-    return Run(config, directory, training, corpus, orders, peers, report, absences)
+    rounds = directory.ledger.rounds()
+    standings = Standings(replay(read_rows(rounds)).table)
+    return Run(config, directory, training, corpus, orders, peers, report, Absences.of(rounds), standings)
 
 
 def _manifest_parcel(manifest: Manifest) -> Parcel:
@@ -85,11 +89,17 @@ async def run_rounds(run: Run, done: int, stop: Stop, observer: Observer) -> int
     The round in flight when told to stop is left for a later run to finish, unless its step was taken already.
     """
     attempt, last = run.directory.ledger.attempt(), run.config.rounds
-    number = done + 1
+    number, rule = done + 1, run.config.aggregation.rule
     observer.waiting("looking for miners")
     try:
         while not last or number <= last:
-            observer.round_done(await run_round(run, number, attempt, stop))
+            row = await run_round(run, number, attempt, stop)
+            observer.round_done(row)
+            if row["rule"] != rule:
+                rule = str(row["rule"])
+                observer.notice(
+                    f"aggregated by {rule} from round {number} on, for the miners at work are {_at_work(row)}"
+                )
             number += 1
             if stop.is_set() and number <= (last or number):
                 raise Stopped
@@ -97,6 +107,11 @@ async def run_rounds(run: Run, done: int, stop: Stop, observer: Observer) -> int
         return number
     run.directory.reveal_key()
     return None
+
+
+def _at_work(row: Mapping[str, object]) -> int:
+    miners = row["miners"]
+    return len(miners) if isinstance(miners, list) else 0
 
 
 def facts(run: Run, axons: Sequence[str], done: int) -> Mapping[str, object]:

@@ -5,13 +5,21 @@ from dataclasses import dataclass, field
 from fedgpt2.config import ValidatorConfig
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.tokens import Tokens
+from fedgpt2.ranking.table import Table
 from fedgpt2.validator.absences import Absences
 from fedgpt2.validator.orders import OrderBook
 from fedgpt2.validator.peers import Peers
 from fedgpt2.validator.run_directory import RunDirectory
 from fedgpt2.validator.training import Training
 
-__all__ = ["Run"]
+__all__ = ["Run", "Standings"]
+
+
+@dataclass
+class Standings:
+    """The ranking as it stands; the only thing of a run that a round replaces."""
+
+    table: Table = field(default_factory=Table)
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class Run:
     peers: Peers
     report: Tokens  # held-out windows of val_loss, uint16 [n, seq_len + 1]
     absences: Absences = field(default_factory=Absences)
+    ranking: Standings = field(default_factory=Standings)
 
     @property
     def key(self) -> bytes:

@@ -25,13 +25,13 @@ from fedgpt2.ledger.checkpoints import Checkpoint
 from fedgpt2.ledger.files import disk_errors, write_durably
 from fedgpt2.ledger.journal import Journal
 from fedgpt2.ledger.ledger import Ledger
-from fedgpt2.types import Digest, Schema
+from fedgpt2.types import Digest, Hotkey, Schema
 from fedgpt2.validator.training import Training
 
 __all__ = ["RunDirectory", "open_run_directory"]
 
 _KEY = re.compile(rb"[0-9a-f]{64}")
-_PACKAGES = ("torch", "numpy", "tiktoken", "aiohttp", "bittensor", "msgspec", "blake3")
+_PACKAGES = ("torch", "numpy", "tiktoken", "aiohttp", "bittensor", "msgspec", "blake3", "openskill")
 
 
 class RunDirectory:
@@ -107,9 +107,17 @@ class RunDirectory:
         state = {"run_id": self.run_id, "round": number, **facts}
         return checkpoints.save(self.checkpoints, number, training.capture(state))
 
-    def commit(self, number: int, attempt: int, row: Mapping[str, object], checkpoint: str | None, keep: int) -> Digest:
+    def commit(
+        self,
+        number: int,
+        attempt: int,
+        row: Mapping[str, object],
+        checkpoint: str | None,
+        keep: int,
+        ratings: Mapping[Hotkey, Mapping[str, object]] | None = None,
+    ) -> Digest:
         """Commit a finished round: the ledger first, then what derives from it. Returns the new head."""
-        head = self.ledger.commit_round(number, attempt, row, checkpoint)
+        head = self.ledger.commit_round(number, attempt, row, checkpoint, ratings)
         self.journal.append(json.dumps(row, separators=(",", ":"), allow_nan=False))
         if checkpoint is not None:
             self._prune(keep)

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedgpt2.aggregation.combine import Terms, combine, terms
@@ -46,6 +48,7 @@ class Combined:
     norm: float | None = None
     weights: Mapping[Hotkey, float] = field(default_factory=dict)
     clusters: Mapping[Hotkey, int] = field(default_factory=dict)  # hotkeys of one number sent one computation
+    gram: NDArray[np.float64] | None = field(default=None, compare=False)  # of the admitted, where it was formed
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def aggregate(run: Run, number: int, verdicts: Sequence[Verdict]) -> Combined:
         return Combined(by, Kept.NON_FINITE)
     hotkeys = [v.outcome.ticket.seat.hotkey for v in chosen]
     clusters = {hotkeys[i]: number for number, group in enumerate(formed.groups) for i in group}
-    return Combined(by, None, norm, dict(zip(hotkeys, formed.weights, strict=True)), clusters)
+    weights = dict(zip(hotkeys, formed.weights, strict=True))
+    return Combined(by, None, norm, weights, clusters, formed.gram)
 
 
 def _form(run: Run, number: int, by: Terms, chosen: Sequence[Verdict], out: Tensor) -> Aggregate:

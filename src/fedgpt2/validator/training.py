@@ -1,6 +1,7 @@
 """The training state: weights, optimizer, and what is measured on them. Off the event loop, all of it."""
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,6 +13,7 @@ from torch import Tensor
 from fedgpt2 import codec
 from fedgpt2.config import ValidatorConfig
 from fedgpt2.errors import CheckpointError, SetupError
+from fedgpt2.gradient.exact import Exact
 from fedgpt2.ledger.checkpoints import Checkpoint
 from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.model.loss import mean_loss
@@ -20,6 +22,7 @@ from fedgpt2.optim.schedule import learning_rate
 from fedgpt2.optim.server import build
 from fedgpt2.protocol.digests import blob_digest, model_digest
 from fedgpt2.protocol.messages import BlobRef
+from fedgpt2.ranking.evidence import Free
 from fedgpt2.types import Digest
 from fedgpt2.validator.peers import Parcel
 
@@ -28,6 +31,7 @@ __all__ = ["Snapshot", "Training"]
 T = TypeVar("T")
 
 _EVAL_TOKENS = 4096  # tokens of one forward pass when measuring a loss
+_SCORING_TOKENS = 1024  # of one forward and backward pass for the scoring gradient: it is the validator's memory
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,9 @@ class Training:
         self._aggregate = FlatState(schema)
         self._gradient = self._aggregate if device.type == "cpu" else self.weights.empty_like()
         self._candidate: FlatState | None = None  # made by the first trial
+        self._scoring: FlatState | None = None  # made by the first scoring gradient
+        self._recent = [FlatState(schema) for _ in range(_kept_aggregates(config))]  # the last one first
+        self._remembered = 0  # of them that hold one
         self._model = GPT2(config.model.shape, self._broadcast.to(device))
         self._digest: Digest | None = None
         self._stale = True
@@ -115,9 +122,18 @@ class Training:
 
     def trial(self, lr: float, windows: np.ndarray) -> float:
         """What `loss` would be after `step(lr)`, finite or not; nothing is changed."""
+        return self._trial(self._gradient, lr, windows)
+
+    def trial_of(self, contribution: Tensor, norm: float, lr: float, windows: np.ndarray) -> float:
+        """The same for a step along one contribution, [d] of norm `norm`, as long as the aggregate."""
+        length = self._gradient.norm() / norm if norm else 0.0
+        alone = FlatState(self._schema, contribution * length).to(self.device)
+        return self._trial(alone, lr, windows)
+
+    def _trial(self, gradient: FlatState, lr: float, windows: np.ndarray) -> float:
         if self._candidate is None:
             self._candidate = self.weights.empty_like()
-        self.optimizer.preview(self._gradient, lr, self._candidate)
+        self.optimizer.preview(gradient, lr, self._candidate)
         if self.codec.relative_error:
             self._candidate.flat.copy_(self._candidate.flat.bfloat16())
         return self._loss_of(self._candidate, windows)
@@ -130,26 +146,69 @@ class Training:
         """One optimizer step against the round's aggregate."""
         self.optimizer.step(self._gradient, lr)
         self._changed()
+        if self._recent:
+            self._recent.insert(0, self._recent.pop().copy_(self._aggregate))
+            self._remembered = min(self._remembered + 1, len(self._recent))
+
+    def scoring_gradient(self, windows: np.ndarray) -> Tensor:
+        """Gradient of the broadcast weights' mean loss on windows [n, seq_len + 1]; [d] fp32 on the CPU.
+
+        It stays as it is until the next one. Raises SetupError as `loss` does.
+        """
+        if self._scoring is None:
+            self._scoring = FlatState(self._schema)
+        self._model.bind(self._refresh().to(self.device))
+        exact = Exact(max(1, _SCORING_TOKENS // windows.shape[1]), "bf16")
+        exact(self._model, windows, out=self._scoring, stop=threading.Event())
+        if not math.isfinite(self._scoring.norm()):
+            raise SetupError(
+                "the scoring gradient is no number: training has diverged; start with a lower --optimizer.lr"
+            )
+        return self._scoring.flat
+
+    def free(self) -> list[tuple[Free, Tensor]]:
+        """What anybody could send without work, before this round's step: [d] fp32 on the CPU each."""
+        kinds = self.config.ranking.basis.split("+")
+        moment = self.optimizer.tensors().get("exp_avg") if "moment" in kinds else None
+        found = [(Free(kind="aggregate", age=i), kept.flat) for i, kept in enumerate(self._recent, 1)]
+        found = found[: self._remembered]
+        if moment is not None and self.optimizer.steps:
+            found.append((Free(kind="moment"), moment.cpu()))
+        return found
 
     def capture(self, state: Mapping[str, object]) -> Checkpoint:
         """A view of everything a continuation needs; write it before the next step."""
+        steps = {"optimizer_steps": self.optimizer.steps, "aggregates": self._remembered}
+        facts = {**state, "model": self.digest(), **steps}
+        return Checkpoint(dict(self.weights.views), self._beside_weights(), facts)
+
+    def _beside_weights(self) -> dict[str, Tensor]:
+        """What a continuation needs and the weights do not hold: moments and recent aggregates, [d] each."""
         moments = {name: tensor for name, tensor in self.optimizer.tensors().items() if name != "step"}
-        facts = {**state, "model": self.digest(), "optimizer_steps": self.optimizer.steps}
-        return Checkpoint(dict(self.weights.views), moments, facts)
+        return {**moments, **{f"aggregate_{i}": kept.flat for i, kept in enumerate(self._recent, 1)}}
 
     def restore(
         self, read: Callable[[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]], Checkpoint]
     ) -> None:
         """Take over a checkpoint; `read` gets the schemas of model and optimizer. Raises CheckpointError."""
-        own = {name: tensor for name, tensor in self.optimizer.tensors().items() if name != "step"}
+        own = self._beside_weights()
         checkpoint = read(self._schema, {name: tuple(tensor.shape) for name, tensor in own.items()})
         for name, view in self.weights.views.items():
             view.copy_(checkpoint.model[name])
         steps = torch.tensor(int(str(checkpoint.state["optimizer_steps"])))
-        self.optimizer.load({**checkpoint.optimizer, "step": steps})
+        kept = dict(checkpoint.optimizer)
+        for i, aggregate in enumerate(self._recent, 1):
+            aggregate.flat.copy_(kept.pop(f"aggregate_{i}"))
+        self._remembered = int(str(checkpoint.state["aggregates"]))
+        self.optimizer.load({**kept, "step": steps})
         self._changed()
         if self.digest() != checkpoint.state["model"]:
             raise CheckpointError("the checkpoint's weights are not those its state names")
 
     def _changed(self) -> None:
         self._digest, self._stale = None, True
+
+
+def _kept_aggregates(config: ValidatorConfig) -> int:
+    """How many rounds' aggregates are remembered, for ranking."""
+    return config.ranking.recent if config.ranking.tokens and "aggregate" in config.ranking.basis.split("+") else 0

@@ -1,0 +1,137 @@
+"""What every contribution adds, measured on windows nobody could know, and what that makes of its miner's rating.
+
+Blocking; runs off the event loop. Everything a rating rests on is in the round's evidence, hence in the ledger.
+"""
+
+import hmac
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedgpt2.config import Ranking
+from fedgpt2.data.pools import Pick
+from fedgpt2.data.tokens import Tokens
+from fedgpt2.errors import UsageError
+from fedgpt2.ranking.credit import check_rule
+from fedgpt2.ranking.evidence import Evidence, MinerEvidence, Products, Trial, rule_row
+from fedgpt2.ranking.measure import measure
+from fedgpt2.ranking.sample import choose
+from fedgpt2.ranking.table import Entry, Table, advance
+from fedgpt2.types import Digest, Hotkey
+from fedgpt2.validator.admission import Status, Verdict
+from fedgpt2.validator.run import Run
+from fedgpt2.validator.step import Combined, Step
+
+__all__ = ["Judged", "Measured", "Scoring", "check_ranking", "measure_contributions", "rank", "score"]
+
+_WORST = 1e6  # nats a token; a loss that is no number is this one
+_LIVE = {"aggregate", "moment", "none"}  # what is free that a validator keeps; the others are for studies
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The round's windows of the score pool, and the loss of the weights on the gate's (train_loss)."""
+
+    picks: tuple[Pick, ...]
+    windows: Tokens  # uint16 [n, seq_len + 1], that contributions are measured on; their places are `picks`
+    gate_windows: Tokens  # that the loss gate looks at
+    loss: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of the admitted before the step."""
+
+    products: Products | None = None
+    trials: tuple[Trial, ...] = ()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the round was worth: its evidence, the table after it, and every miner's entry."""
+
+    evidence: Evidence
+    table: Table
+    entries: Mapping[Hotkey, Entry]
+
+
+def check_ranking(rule: Ranking) -> None:
+    """Raise UsageError for settings that a validator cannot rank by."""
+    check_rule(rule)
+    for kind in rule.basis.split("+"):
+        if kind not in _LIVE:
+            raise UsageError(f"--ranking.basis {rule.basis}: a validator keeps aggregate and moment only, joined by +")
+
+
+def score(run: Run, number: int, digests: Sequence[Digest]) -> Scoring:
+    """Draw the round's windows; nobody could know them before the admitted set, `digests`, was fixed."""
+    gate = run.config.run.score_windows
+    ranked = -(-run.config.ranking.tokens // run.corpus.manifest.seq_len)
+    picks = run.corpus.score_picks(run.key, number, digests, max(gate, ranked))
+    windows = run.corpus.score_tokens(picks)
+    return Scoring(picks[:ranked], windows[:ranked], windows[:gate], run.training.loss(windows[:gate]))
+
+
+def measure_contributions(
+    run: Run, number: int, verdicts: Sequence[Verdict], combined: Combined, scoring: Scoring
+) -> Measured:
+    """Inner products of the admitted with the scoring gradient and with what is free; true losses of a sample."""
+    if combined.norm is None or not len(scoring.windows):
+        return Measured()
+    chosen = {v.outcome.ticket.seat.hotkey: v for v in verdicts if v.status is Status.ADMITTED}
+    rows = [v.values for v in chosen.values() if v.values is not None]
+    gradient = run.training.scoring_gradient(scoring.windows)
+    products = measure(list(chosen), rows, run.training.free(), gradient, combined.gram)
+    return Measured(products, _trials(run, number, chosen, scoring))
+
+
+def _trials(run: Run, number: int, chosen: Mapping[Hotkey, Verdict], scoring: Scoring) -> tuple[Trial, ...]:
+    """A step along one contribution alone, for those whose rating is least sure."""
+    seed = hmac.digest(run.key, b"sample" + number.to_bytes(8, "big"), "sha256")
+    sample = choose(run.ranking.table, chosen, run.config.ranking.sample, seed)
+    if not sample:
+        return ()
+    lr, before = run.training.rate(number, run.horizon), run.training.loss(scoring.windows)
+    trials = []
+    for hotkey in sample:
+        verdict = chosen[hotkey]
+        if verdict.values is not None and verdict.norm:
+            after = run.training.trial_of(verdict.values, verdict.norm, lr, scoring.windows)
+            trials.append(Trial(hotkey=hotkey, before=before, after=after if math.isfinite(after) else _WORST))
+    return tuple(trials)
+
+
+def rank(
+    run: Run, number: int, verdicts: Sequence[Verdict], step: Step, scoring: Scoring, measured: Measured
+) -> Judged:
+    """Rate by the round's evidence. Changes nothing."""
+    evidence = Evidence(
+        round=number,
+        applied=step.applied,
+        reason=step.reason,
+        rule=rule_row(run.config.ranking),
+        picks=tuple((pick.page, pick.window) for pick in scoring.picks),
+        miners=tuple(_miner(verdict, step.combined) for verdict in verdicts),
+        products=measured.products,
+        trials=measured.trials,
+    )
+    table, entries = advance(run.ranking.table, evidence)
+    return Judged(evidence, table, entries)
+
+
+def _miner(verdict: Verdict, combined: Combined) -> MinerEvidence:
+    outcome, failure = verdict.outcome, verdict.failure
+    hotkey, traffic = outcome.ticket.seat.hotkey, outcome.traffic
+    return MinerEvidence(
+        hotkey=hotkey,
+        status=verdict.status.value,
+        reason=failure.reason.value if failure else None,
+        fault=failure.culprit.value if failure else None,
+        digest=outcome.answer.contribution.blob.digest if outcome.answer else None,
+        norm=verdict.norm,
+        tokens=outcome.ticket.tokens,
+        committed=traffic.described or None,
+        seconds=max(traffic.sent, traffic.described, traffic.received),
+        cluster=combined.clusters.get(hotkey),
+        weight=combined.weights.get(hotkey, 0.0),
+    )
