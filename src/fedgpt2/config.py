@@ -168,7 +168,7 @@ class Aggregation:
         "trusts everybody), or another of docs/aggregation.md",
     )
     gate: bool = setting(
-        True, "take a step only if it does not raise the loss on held-out windows; else half of it, or none"
+        True, "take a step only if it does not raise the loss on held-out windows; else a part of it, or none"
     )
     tolerance: float = setting(0.05, "how far a step may raise that loss, nats a token", least=0)
 

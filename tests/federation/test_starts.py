@@ -1,6 +1,6 @@
 """Who starts first does not matter."""
 
-from pytest import approx
+import pytest
 
 from .federation import free_port
 from .program import Spawned
@@ -12,7 +12,7 @@ def test_miners_first(federation, miners):
     rows = federation.rows()
     assert [row["round"] for row in rows] == [1, 2, 3]
     assert all(m["status"] == "admitted" for row in rows for m in row["miners"])
-    assert all(m["weight"] == approx(0.5, rel=0.1) for row in rows for m in row["miners"])  # of a mean of clipped ones
+    assert all(m["weight"] == pytest.approx(0.5, rel=0.1) for row in rows for m in row["miners"])
     assert all(row["applied"] and row["tokens"] == 2 * 4 * 64 for row in rows)
     assert validator.lines("3 rounds in")
 

@@ -130,8 +130,9 @@ def measured(monkeypatch):
         ((9.0,), 1.0, None, True),
         ((10.04,), 1.0, None, True),
         ((10.2, 10.01), 0.5, "halved", True),
-        ((10.2, 10.06), 0.0, "loss_gate", False),
-        ((float("nan"), float("inf")), 0.0, "loss_gate", False),
+        ((10.2, 10.06, 10.06, 10.05), 0.125, "halved", True),
+        ((10.2, 10.06, 10.06, 10.06), 0.0, "loss_gate", False),
+        ((float("nan"), float("inf"), 99.0, float("nan")), 0.0, "loss_gate", False),
     ],
 )
 async def test_the_gate_lets_pass_what_does_no_harm(running, config, measured, after, share, reason, applied):
@@ -143,7 +144,7 @@ async def test_the_gate_lets_pass_what_does_no_harm(running, config, measured, a
     assert (row["applied"], row["reason"], moved) == (applied, reason, int(applied))
     assert row["lr"] == pytest.approx(share * config.optimizer.lr)
     assert (row["gate"]["before"], row["gate"]["share"]) == (10.0, share)
-    assert row["gate"]["after"] == (after[-1] if after[-1] < 99 else None)
+    assert row["gate"]["after"] == (after[-1] if after[-1] < 99 else None)  # nan is not less
     assert (row["model"] == row["parent"]) == (not applied)
     assert [miner["weight"] for miner in row["miners"]] == [1.0 if applied else 0.0]
 

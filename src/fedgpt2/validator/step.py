@@ -27,16 +27,16 @@ from fedgpt2.validator.run import Run
 
 __all__ = ["Combined", "Gate", "Kept", "Step", "aggregate", "gate", "take"]
 
-_SHARES = (1.0, 0.5)  # of the learning rate, tried in turn
+_SHARES = (1.0, 0.5, 0.25, 0.125)  # of the learning rate, tried in turn: a step skipped comes back as it was
 
 
 class Kept(StrEnum):
-    """Why the weights stay as they are, or why only half a step was taken."""
+    """Why the weights stay as they are, or why only a part of the step was taken."""
 
     TOO_FEW = "too_few"  # fewer than 3 f + 1 admitted
     NON_FINITE = "non_finite"
     LOSS_GATE = "loss_gate"
-    HALVED = "halved"  # the whole step would have raised the loss, half of it does not
+    HALVED = "halved"  # once or more: the whole step would have raised the loss
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _seed(key: bytes, number: int, chosen: Sequence[Verdict]) -> int:
 
 
 def gate(run: Run, number: int, combined: Combined, windows: Tokens, before: float) -> Gate | None:
-    """Measure the step, and half of it if need be, against `before`, the loss on the same windows; None without one."""
+    """Measure the step, halved if need be, against `before`, the loss on the same windows; None without a gate."""
     if combined.norm is None or not run.config.aggregation.gate:
         return None
     lr, after = run.training.rate(number, run.horizon), math.nan
