@@ -182,17 +182,17 @@ class Ranking:
     )
     sample: int = setting(2, "miners a round whose step is tried out, for the true loss before and after it", least=0)
     score: str = setting(
-        "projected",
-        "what a round compares: projected (what a contribution adds to what is free), raw, leave_one_out, or losses "
-        "(of the sampled alone)",
+        "proven",
+        "what a round compares: proven (the whole effect, as far as the miner is known to add to what is free), "
+        "projected (what a contribution adds to that), raw, leave_one_out, or losses (of the sampled alone)",
     )
     basis: str = setting(
         "aggregate+moment", "what counts as free: aggregate (recent ones), moment, mean, update, score, by +; or none"
     )
     recent: int = setting(
-        1, "rounds for which an aggregate counts as free; the validator keeps as many", least=0, most=16
+        2, "rounds for which an aggregate counts as free; the validator keeps as many", least=0, most=16
     )
-    blend: float = setting(0.0, "share of the raw credit in the score, beside the projected one", least=0, most=1)
+    blend: float = setting(0.0, "share of the raw credit in the scores projected and leave_one_out", least=0, most=1)
     own: float = setting(
         0.01,
         "part of its length that a contribution must have outside of what is free, or it is a replay",
@@ -207,7 +207,11 @@ class Ranking:
     beta: float = setting(25 / 6, "how much luck there is in one round, in units of rating", least=1e-6)
     tau: float = setting(25 / 300, "how far a miner's worth may drift in a round, in units of rating", least=0)
     caution: float = setting(3.0, "standard deviations taken off a rating before anything is paid on it", least=0)
-    memory: int = setting(20, "rounds over which reliability, cluster share and presence are averaged", least=1)
+    memory: int = setting(
+        20,
+        "rounds over which reliability, cluster share, presence and what a miner adds of its own are averaged",
+        least=1,
+    )
     clean_rounds: int = setting(5, "rounds with a gradient of its own after which a newcomer is paid", least=0)
     waive: float = setting(
         0.5, "share of failed miners above which a round was bad as a whole and nobody is blamed", least=0, most=1

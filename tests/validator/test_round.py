@@ -22,7 +22,7 @@ ROW |= {"miners"} | {"norm", "rule", "f", "gate", "evidence"}
 SECONDS = {"total", "send", "wait", "receive", "admit", "rank", "aggregate", "step", "checkpoint"}
 SECONDS |= {"snapshot", "gate", "evaluate"}
 MINER = {"hotkey", "axon", "status", "fault", "reason", "claimed_loss", "tokens", "seconds", "bytes_down", "bytes_up"}
-MINER |= {"norm", "score", "rating", "weight"} | {"detail", "cluster", "sigma", "pay", "verdict"}
+MINER |= {"norm", "score", "rating", "weight"} | {"detail", "cluster", "sigma", "pay", "verdict", "rank"}
 
 
 def good(value):

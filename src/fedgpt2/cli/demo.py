@@ -36,6 +36,7 @@ _VALIDATOR = (
     *("--wallet.name", "validator", "--model.preset", "nano", "--data.windows", "4", "--round.deadline", "30"),
     *("--optimizer.lr", "3e-3", "--optimizer.min_lr", "3e-4", "--optimizer.warmup", "5"),
     *("--run.eval_every", "5", "--run.eval_windows", "32", "--checkpoint.every", "20"),
+    *("--ranking.tokens", "512", "--ranking.sample", "1"),  # as much again as one miner computes
 )
 _HORIZON = 100  # rounds of the cosine when time, not --rounds, ends the run
 _BOTH = ("--device", "cpu", "--data.source", "sample", "--run.threads", "1")

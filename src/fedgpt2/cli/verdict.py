@@ -35,7 +35,7 @@ def report(folder: Path, crew: Crew, board: Board, cast: Cast, out: TextIO) -> i
     from fedgpt2.observe.console import miners_table
 
     verdict = judge(board, cast)
-    console = Console(file=out, width=None if out.isatty() else 120, soft_wrap=True, highlight=False)
+    console = Console(file=out, width=None if out.isatty() else 160, soft_wrap=True, highlight=False)
     lines = [_losses(board, verdict), "", *_sample(folder, crew), ""]
     console.print("\n".join(lines), markup=False)
     console.print(miners_table(board))
@@ -70,6 +70,9 @@ def _escapes(board: Board, cast: Cast) -> Iterable[str]:
         yield f"the hostile miner was admitted {admitted} times, of {admissible} answers that only the rule can judge"
     if (weight := _weight([account])) > (usual := _weight(_honest(board, cast))):
         yield f"the hostile miner weighed {weight:.3f} in rounds that admitted it, an honest one {usual:.3f}"
+    last = max((each.last.rank or 0 for each in board.accounts.values() if each.last), default=0)
+    if account.last is not None and account.last.rank is not None and account.last.rank < last:
+        yield f"the hostile miner ranks {account.last.rank}, not last"
     for reason in EXPECTED:
         if reason.value not in account.reasons:
             yield f"the hostile miner was never refused for {reason.value}"

@@ -1,5 +1,6 @@
 """The live console: progress, losses, miners, bytes, redrawn in place."""
 
+import sys
 import threading
 from collections.abc import Mapping
 from types import TracebackType
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from fedgpt2.observe.board import Account, Board
 from fedgpt2.observe.chart import loss_chart
-from fedgpt2.observe.rows import read_closing, read_facts, read_row
+from fedgpt2.observe.rows import MinerRow, read_closing, read_facts, read_row
 from fedgpt2.observe.words import count, duration, loss, short_key, volume
 
 __all__ = ["Live", "miners_table"]
@@ -131,27 +132,42 @@ def _chart(board: Board, width: int) -> RenderableType:
 
 
 def miners_table(board: Board) -> Table:
-    """Every miner's account: rounds admitted and not, tokens, bytes, and the reasons of its refusals."""
+    """Every miner's account, best first: rating, rounds admitted and not, tokens, bytes, reasons of its refusals."""
     table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("rank", justify="right")
     table.add_column("axon")
     table.add_column("hotkey")
     table.add_column("now")
-    for name in ("admitted", "refused", "failed", "tokens", "down", "up", "seconds"):
-        table.add_column(name, justify="right")
+    for name in ("rating", "admitted", "refused", "failed", "tokens", "down", "up", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("refusals")
-    for account in board.accounts.values():
+    for account in sorted(board.accounts.values(), key=_place):
         table.add_row(*_cells(account))
     return table
+
+
+def _place(account: Account) -> int:
+    """Rank; those without one after the others, in the order they are known in."""
+    return account.last.rank if account.last and account.last.rank else sys.maxsize
+
+
+def _rating(row: MinerRow | None) -> str:
+    if row is None or row.rating is None or row.sigma is None:
+        return "-"
+    return f"{row.rating:.1f}±{row.sigma:.1f}"
 
 
 def _cells(account: Account) -> list[Text]:
     status = account.last.status if account.last else ""
     kept = account.statuses
     reasons = ", ".join(f"{reason} {times}x" for reason, times in account.reasons.items())
+    rank = account.last.rank if account.last else None
     return [
+        Text("-" if rank is None else str(rank)),
         Text(account.axon),
         Text(short_key(account.hotkey)),
         Text(status, style=_COLOURS.get(status, "dim")),
+        Text(_rating(account.last)),
         Text(str(kept["admitted"])),
         Text(str(kept["refused"])),
         Text(str(kept["failed"])),

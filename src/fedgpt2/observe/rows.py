@@ -27,6 +27,10 @@ class MinerRow(Struct, frozen=True):
     seconds: float = 0.0
     bytes_down: int = 0
     bytes_up: int = 0
+    rank: int | None = None
+    rating: float | None = None
+    sigma: float | None = None
+    pay: float | None = None
     weight: float = 0.0  # in what was applied
 
 

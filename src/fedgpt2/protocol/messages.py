@@ -155,6 +155,7 @@ class Ranked(Message, frozen=True, kw_only=True):
     raw: float | None = None
     added: float | None = None
     own: float | None = None
+    proven: float | None = None
     place: Natural | None = None
     compared: Natural = 0
     rating_before: float

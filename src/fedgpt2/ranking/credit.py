@@ -5,9 +5,11 @@ A step of length eta along x lowers the loss on the scoring windows by eta <g, x
 rounds (docs/ranking.md). So what anybody could have for free is taken out first. With b_1 … b_k the free vectors and P
 the projection onto what they span,
 
-    x' = x - P x        credit = <g, x'> / |x|
+    x' = x - P x        added = <g, x'> / |x|        beyond = <g, x'> / max(|x'|, |x| / 10)
 
-divided by the length of the whole x, so that a replay in disguise (P x large, x' a little noise) is worth little. The
+`added` is divided by the length of the whole x, so that a replay in disguise (P x large, x' a little noise) is worth
+little; but who takes free vectors off x, or adds such as shorten it, raises it. `beyond` does not care what free vectors
+were added, down to an x' of a tenth of x; below that it falls with x', for what is left may be rounding errors. The
 first-order view of a gradient's worth is that of Koh and Liang, "Understanding black-box predictions via influence
 functions" (2017), and of Pruthi et al., "Estimating training data influence by tracing gradient descent" (2020); to
 first order leave-one-out, Shapley and Banzhaf values agree.
@@ -33,11 +35,13 @@ __all__ = ["SCORES", "Credit", "check_rule", "credits", "leave_one_out"]
 
 Float64 = NDArray[np.float64]
 
-SCORES = ("projected", "raw", "leave_one_out", "losses")
+SCORES = ("proven", "projected", "raw", "leave_one_out", "losses")
 
 # Of a free vector's squared length: with less than this left outside of the others' span it counts as spanned.
 # Inner products are right to 2e-6 of the lengths, so what is left of it would be mostly their error.
 CUT_OFF = 1e-5
+
+LEAST_OWN = 0.1  # of its length: what a contribution is taken to have outside of what is free, at least
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class Credit:
     raw: float  # <g, x> / |x|
     added: float  # <g, x'> / |x|
     own: float  # |x'| / |x|
+
+    @property
+    def beyond(self) -> float:
+        """<g, x'> / max(|x'|, |x| / 10): what it adds to what is free, by the length of that."""
+        return self.added / max(self.own, LEAST_OWN)
 
 
 def check_rule(rule: Ranking) -> None:

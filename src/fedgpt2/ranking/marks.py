@@ -26,7 +26,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Mark:
-    """A miner's round. `score` is what is compared; None where there is nothing that can be."""
+    """A miner's round. `score` is what is compared; None where there is nothing that can be.
+
+    By the rule `proven` that is the whole effect until the miner's share, which other rounds tell of, is multiplied in.
+    """
 
     verdict: Verdict
     score: float | None = None
@@ -112,6 +115,8 @@ def _scores(
     raw = {hotkey: credit.raw for hotkey, credit in measured.items()}
     if rule.score == "raw":
         return _finite(raw, own)
+    if rule.score == "proven":
+        return {hotkey: max(0.0, score) for hotkey, score in _finite(raw, own).items()}
     added = {hotkey: credit.added for hotkey, credit in measured.items()}
     if rule.score == "leave_one_out":
         added = leave_one_out(evidence, rule, sorted(own))

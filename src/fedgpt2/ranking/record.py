@@ -34,6 +34,7 @@ def entry_row(entry: Entry) -> dict[str, object]:
         "raw": credit.raw if credit else None,
         "added": credit.added if credit else None,
         "own": credit.own if credit else None,
+        "proven": entry.proven,
         "place": entry.place,
         "compared": entry.compared,
         "rating_before": entry.before.mu,

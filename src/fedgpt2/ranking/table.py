@@ -11,6 +11,7 @@ from fedgpt2.config import Ranking
 from fedgpt2.ranking.evidence import Evidence, rule_of
 from fedgpt2.ranking.marks import Mark, marks, waived
 from fedgpt2.ranking.payout import merit, pay, to_u16, weights
+from fedgpt2.ranking.proven import proof, weighed
 from fedgpt2.ranking.rating import Rating, newcomer, places, play
 from fedgpt2.ranking.reliability import Average, Conduct, observe
 from fedgpt2.types import Hotkey
@@ -25,6 +26,7 @@ class Standing:
     rating: Rating
     conduct: Conduct = field(default_factory=Conduct)
     score: Average = field(default_factory=Average)  # of its rounds, for ranking.smooth
+    proven: Average = field(default_factory=Average)  # what it adds of its own, as parts of the gradient's length
     matches: int = 0  # rounds in which it was compared with others
 
 
@@ -46,6 +48,7 @@ class Entry:
     after: Rating
     place: int | None  # among those compared, 1 the best; None for one that was not
     compared: int  # how many were
+    proven: float | None  # what it has added of its own so far, on average; None before the first time
     reliability: float
     share: float
     weight: float  # of the payout, after the round
@@ -95,9 +98,25 @@ def advance(table: Table, evidence: Evidence, rule: Ranking | None = None) -> tu
         for hotkey, s in sorted({**dict.fromkeys(made, fresh), **table.standings}.items())
     }
     before = {hotkey: standings[hotkey].rating for hotkey in made}
+    standings = {**standings, **_prove(standings, made, rule, evidence)}
+    if rule.score == "proven":
+        made = weighed(made, {hotkey: standings[hotkey].proven.value(0.0) for hotkey in made})
     standings, reached = _compare(standings, made, rule, evidence)
     after = Table(evidence.round, standings, rule)
     return after, _entries(after, made, before, reached)
+
+
+def _prove(
+    standings: Mapping[Hotkey, Standing], made: Mapping[Hotkey, Mark], rule: Ranking, evidence: Evidence
+) -> dict[Hotkey, Standing]:
+    """The standings of those of whom the round says what they add of their own, with that."""
+    unit = evidence.products.gradient_norm if evidence.products else 0.0
+    found = {hotkey: proof(mark, unit) for hotkey, mark in made.items()}
+    return {
+        hotkey: replace(standings[hotkey], proven=standings[hotkey].proven.add(value, rule.memory))
+        for hotkey, value in found.items()
+        if value is not None
+    }
 
 
 def _compare(
@@ -138,12 +157,17 @@ def _entries(
             after=table.standings[hotkey].rating,
             place=reached.get(hotkey),
             compared=len(reached),
+            proven=_known(table.standings[hotkey].proven),
             reliability=table.standings[hotkey].conduct.reliability.value(1.0),
             share=table.standings[hotkey].conduct.share.value(1.0),
             weight=shares[hotkey],
         )
         for hotkey, mark in made.items()
     }
+
+
+def _known(average: Average) -> float | None:
+    return average.value(0.0) if average.weight else None
 
 
 def _weights(table: Table) -> dict[Hotkey, float]:

@@ -9,6 +9,7 @@ import msgspec
 from fedgpt2.protocol.messages import Ranked, Receipt
 from fedgpt2.ranking.evidence import as_row
 from fedgpt2.ranking.record import entry_row, miner_row
+from fedgpt2.ranking.table import ranks
 from fedgpt2.types import Digest, Hotkey
 from fedgpt2.validator.admission import Status, Verdict
 from fedgpt2.validator.peers import Traffic
@@ -76,6 +77,7 @@ def round_row(
 ) -> dict[str, object]:
     """The line of rounds.jsonl, without its seconds. `claimed_loss` is the only word of a miner in it."""
     traffic = [verdict.outcome.traffic for verdict in verdicts]
+    places = {line.hotkey: line.rank for line in ranks(judged.table)}
     return {
         "round": number,
         "parent": parent,
@@ -92,11 +94,15 @@ def round_row(
         "seconds": {},
         "bytes": {"down": sum(t.bytes_down for t in traffic), "up": sum(t.bytes_up for t in traffic)},
         "miners": [
-            {**_miner_row(verdict, step), **miner_row(judged.entries[verdict.outcome.ticket.seat.hotkey])}
+            {**_miner_row(verdict, step), **_ranked(verdict.outcome.ticket.seat.hotkey, places, judged)}
             for verdict in verdicts
         ],
         "evidence": as_row(judged.evidence),
     }
+
+
+def _ranked(hotkey: Hotkey, places: Mapping[Hotkey, int], judged: Judged) -> dict[str, object]:
+    return {"rank": places[hotkey], **miner_row(judged.entries[hotkey])}
 
 
 def lapses(verdicts: Sequence[Verdict]) -> dict[Hotkey, str | None]:

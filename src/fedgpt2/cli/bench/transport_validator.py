@@ -15,7 +15,7 @@ from pathlib import Path
 from fedgpt2 import codec
 from fedgpt2.aggregation import token_weights, weighted_mean
 from fedgpt2.cli.bench.async_worker import MEMORY, memory, serve_async
-from fedgpt2.config import Axons, Data, Model, ValidatorConfig, Wallet
+from fedgpt2.config import Axons, Data, Model, Ranking, ValidatorConfig, Wallet
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import FedGPT2Error
 from fedgpt2.identity.pins import KeyBook
@@ -54,6 +54,7 @@ async def _serve(preset: str, folder: Path, ports: list[str]) -> int:
         axons=Axons(addresses=tuple(ports)),
         model=Model(preset),
         data=_DATA,
+        ranking=Ranking(tokens=0),
     )
     signer = Signer(open_hotkey(config.wallet, create=True, notice=lambda _: None))
     training = Training(config, prepare("cpu"))
