@@ -1,7 +1,7 @@
 """Many Plackett-Luce ratings at once: openskill's arithmetic on arrays.
 
 Weng, Lin, "A Bayesian Approximation Method for Online Ranking", JMLR 12, 2011, algorithm 4, with one player a team, as
-`openskill.models.PlackettLuce` has it; `check` compares the two. Here s simulations go side by side.
+`openskill.models.PlackettLuce` has it (a test compares the two). Here s simulations go side by side.
 
 Letters: s simulations, r rounds, n players.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Rating", "check", "kendall", "rate"]
+__all__ = ["Rating", "kendall", "rate"]
 
 Float64 = NDArray[np.float64]
 _KAPPA = 1e-4  # least factor of a variance in one match
@@ -61,19 +61,3 @@ def kendall(estimate: Float64, truth: Float64) -> Float64:
     agree = np.sign(estimate[:, first] - estimate[:, second]) * np.sign(truth[first] - truth[second])
     taus: Float64 = agree.mean(1)
     return taus
-
-
-def check(scores: Float64, settings: Rating = Rating()) -> float:
-    """Largest difference to openskill after all rounds of one simulation's scores [r, n]."""
-    from openskill.models import PlackettLuce
-
-    model = PlackettLuce(mu=settings.mu, sigma=settings.sigma, beta=settings.beta, tau=settings.tau)
-    players = [model.rating() for _ in range(scores.shape[1])]
-    for row in scores:
-        present = [i for i in range(len(row)) if np.isfinite(row[i])]
-        rated = model.rate([[players[i]] for i in present], scores=[float(row[i]) for i in present])
-        for i, team in zip(present, rated, strict=True):
-            players[i] = team[0]
-    mu, sigma = rate(scores[None], settings)
-    theirs = np.array([[player.mu, player.sigma] for player in players])
-    return float(np.abs(np.stack([mu[0, -1], sigma[0, -1]], 1) - theirs).max())

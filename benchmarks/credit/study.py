@@ -15,7 +15,8 @@ from credit.scores import Evidence, Score
 
 __all__ = ["BEGIN", "CHOSEN", "END", "answers", "page"]
 
-BEGIN, END = "<!-- ranking: written by benchmarks/ranking_study.py -->", "<!-- /ranking -->"
+BEGIN = "<!-- study: the tables of benchmarks/ranking_study.py go between these two lines -->"
+END = "<!-- end of study -->"
 CHOSEN = Score("proven whole", "M+A2")
 RATING = Rating()  # openskill's defaults
 TOKENS = (512, 1024, 2048, 4096, 8192)
@@ -84,19 +85,33 @@ def _score(kept: Sequence[Evidence], score: Score, worth: Values) -> dict[str, A
     }
 
 
-def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> list[str]:
-    """Tables in Markdown: of the groups in `names`, under those words."""
+def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], also: Mapping[str, str]) -> list[str]:
+    """Tables in Markdown: of the groups in `names`, under those words, and a line or two of those in `also`."""
     lines = []
     for group, title in names.items():
         lines += [f"**{title}** ({len(found[group]['seeds'])} seeds)", "", *_scores(found[group]), ""]
-    first, *_ = names
-    return [*lines, *_tokens(found[first]), "", *_lies({title: found[group] for group, title in names.items()})]
+    groups = {title: found[group] for group, title in names.items()}
+    for title, group in groups.items():
+        lines += [f"**Tokens** ({title})", "", *_tokens(group), ""]
+    lines += ["**What is sent, and what it gets**", "", *_lies(groups), ""]
+    return [*lines, "**Other trainings** (one seed each)", "", *_brief({also[g]: found[g] for g in also})]
+
+
+def _brief(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = ["| training | score | τ, all 16 | τ, 6 of 16 | no work | ⅛ of the work |", "|---|---|---|---|---|---|"]
+    for title, group in groups.items():
+        for name in ("raw", "whole M+A2", CHOSEN.name):
+            one = group["scores"][name]
+            taus = [_both(one["tau"][kind]) for kind in ("everybody", "six")]
+            lies = [_worst(one["worst"][kind][0], False) for kind in ("0", "1/8")]
+            lines.append(f"| {' | '.join([title, name, *taus, *lies])} |")
+    return lines
 
 
 def _scores(group: Mapping[str, Any]) -> list[str]:
     lines = [
-        "| score | tau, all 16 | tau, 6 of 16 | one round: tau · ⅛ below worst | no work | ⅛ of the work |",
-        "|---|---|---|---|---|---|",
+        "| score | τ, all 16 | τ, 6 of 16 | τ, 11 fresh | one round: τ · ⅛ below worst | no work | ⅛ of the work |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in _SHOWN:
         one = group["scores"][name]
@@ -105,13 +120,14 @@ def _scores(group: Mapping[str, Any]) -> list[str]:
             f"**{name}**" if name == CHOSEN.name else name,
             _both(tau["everybody"]),
             _both(tau["six"]),
+            f"{tau['fresh']['mean']:.2f}",
             f"{single['tau']:.2f} · {single['an_eighth_below_the_worst']:.2f}",
-            *(_worst(one["worst"][kind][0]) for kind in ("0", "1/8")),
+            *(_worst(one["worst"][kind][0], " mean of " in name) for kind in ("0", "1/8")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     baselines = group["baselines"]
-    lines.append(f"| true loss change of 6 sampled, Plackett-Luce | {_both(baselines['rated'])} | same | | | |")
-    lines.append(f"| true loss change of 6 sampled, running mean | {_both(baselines['mean'])} | same | | | |")
+    for name, words in (("rated", "Plackett-Luce"), ("mean", "running mean")):
+        lines.append(f"| true loss changes of 6 sampled, {words} | {_both(baselines[name])} | the same | | | | |")
     return lines
 
 
@@ -120,9 +136,9 @@ def _tokens(group: Mapping[str, Any]) -> list[str]:
     for score in ("raw", "whole M+A2", CHOSEN.name):
         rows = [group["tokens"][f"{score} {tokens}"] for tokens in TOKENS]
         cells = {
-            "tau, all 16": [f"{row['tau']['everybody']['mean']:.2f}" for row in rows],
-            "tau, 6 of 16": [f"{row['tau']['six']['mean']:.2f}" for row in rows],
-            "tau of one round": [f"{row['one_round']['tau']:.2f}" for row in rows],
+            "τ, all 16": [f"{row['tau']['everybody']['mean']:.2f}" for row in rows],
+            "τ, 6 of 16": [f"{row['tau']['six']['mean']:.2f}" for row in rows],
+            "τ of one round": [f"{row['one_round']['tau']:.2f}" for row in rows],
             "⅛ below worst in": [f"{row['one_round']['an_eighth_below_the_worst']:.2f}" for row in rows],
             "best lie above worst": [
                 f"{row['worst']['0'][0][3]:.2f} · {row['worst']['1/8'][0][3]:.2f}" for row in rows
@@ -157,14 +173,15 @@ def _lies(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for group in groups.values():
             for score in ("raw", CHOSEN.name):
                 relative, above = group["duty"][score][name]
-                cells.append(f"{relative:.2f} · · {above:.2f}")
+                cells.append(f"{relative:.2f} · - · {above:.2f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
-def _worst(lie: Sequence[Any]) -> str:
+def _worst(lie: Sequence[Any], centred: bool) -> str:
+    """A lie in a cell; scores less their median have no ratio to it."""
     name, relative, beats, above, _ = lie
-    return f"{relative:.2f} · {beats:.2f} · {above:.2f} ({name})"
+    return f"{'-' if centred else f'{relative:.2f}'} · {beats:.2f} · {above:.2f} ({name})"
 
 
 def _both(spread: Mapping[str, float]) -> str:

@@ -1,0 +1,158 @@
+"""The study of scores: its arithmetic against plain linear algebra and openskill."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from openskill.models import PlackettLuce
+
+import ranking_study
+from credit.collect import graded_names, inner_products
+from credit.liars import LIES, contributions, effort
+from credit.rating import Rating, kendall, rate
+from credit.scores import BASES, Evidence, Score, compared, marks, measured
+from credit.study import BEGIN, CHOSEN, END, GANG, SCORES
+
+ROUNDS, D = 6, 400
+ROOT = Path(__file__).parents[2]
+
+
+def _names() -> list[str]:
+    fixed = {"full/0", "full/1", "agg/0", "past", "score/512", "score/1024", "score/2048", "score/4096", "score/8192"}
+    rows = {row for basis in BASES.values() for row in basis} | {
+        row for lie in LIES.values() for row in lie[0] | lie[1]
+    }
+    return sorted(fixed | rows | set(graded_names()))
+
+
+@pytest.fixture(scope="module")
+def dense() -> dict[str, np.ndarray]:
+    """Rows [r, d] by name, with a direction that all of them share."""
+    rng = np.random.default_rng(0)
+    common = rng.standard_normal((ROUNDS, D))
+    return {name: rng.standard_normal((ROUNDS, D)) + 0.5 * common for name in _names()}
+
+
+@pytest.fixture(scope="module")
+def evidence(dense: dict[str, np.ndarray]) -> Evidence:
+    rows = np.stack([*dense.values()], axis=1)
+    return Evidence(
+        name="made up",
+        rows={name: i for i, name in enumerate(dense)},
+        gram=rows @ rows.swapaxes(1, 2),
+        present=np.tile(np.arange(6), (ROUNDS, 1)),
+        change=np.ones((ROUNDS, 6)),
+        loss=np.ones(ROUNDS),
+    )
+
+
+def test_many_ratings_at_once_are_openskills() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((20, 8)) + 0.3 * np.arange(8)
+    scores[rng.random(scores.shape) < 0.3] = np.nan
+    settings = Rating(beta=7.0, tau=0.1)
+    mu, sigma = rate(np.stack([scores, scores[:, ::-1]]), settings)
+    model = PlackettLuce(mu=settings.mu, sigma=settings.sigma, beta=settings.beta, tau=settings.tau)
+    players = [model.rating() for _ in range(8)]
+    for row in scores:
+        here = np.flatnonzero(np.isfinite(row))
+        rated = model.rate([[players[i]] for i in here], scores=row[here].tolist())
+        for i, team in zip(here, rated, strict=True):
+            players[i] = team[0]
+    np.testing.assert_allclose(mu[0, -1], [player.mu for player in players], rtol=1e-12)
+    np.testing.assert_allclose(sigma[0, -1], [player.sigma for player in players], rtol=1e-12)
+    np.testing.assert_allclose(mu[1, -1], mu[0, -1, ::-1], rtol=1e-12)
+
+
+def test_scores_are_those_of_the_vectors(evidence: Evidence, dense: dict[str, np.ndarray]) -> None:
+    x = np.array([evidence.vector("full/0"), evidence.vector("full/1")])
+    for kind in ("raw", "whole", "own"):
+        made = marks(evidence, x, 2, Score(kind, "M+A2"))
+        for r in range(ROUNDS):
+            g = dense["score/2048"][r]
+            basis = np.stack([dense[name][r] for name in BASES["M+A2"]], axis=1)
+            for i in range(2):
+                vector = dense[f"full/{i}"][r]
+                rest = vector - basis @ np.linalg.lstsq(basis, vector, rcond=None)[0]
+                taken = {"raw": (vector, vector), "whole": (rest, vector), "own": (rest, rest)}[kind]
+                expected = g @ taken[0] / np.linalg.norm(taken[1]) / np.linalg.norm(g)
+                assert made[r, i] == pytest.approx(expected, rel=1e-9)
+
+
+def test_padding_with_what_is_free_leaves_own_credit_alone(evidence: Evidence) -> None:
+    bare, padded = evidence.vector("full/0"), evidence.vector({"full/0": 1.0, "agg/1": 0.7, "moment": -0.4})
+    made = marks(evidence, np.array([bare, padded]), 2, Score("own", "M+A2"))
+    np.testing.assert_allclose(made[:, 0], made[:, 1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("score", SCORES, ids=lambda score: score.name)
+def test_every_score_is_finite_for_every_lie(evidence: Evidence, score: Score) -> None:
+    honest = np.broadcast_to(np.array([evidence.vector(name) for name in graded_names()]), (ROUNDS, 16, len(_names())))
+    made = marks(evidence, np.concatenate([honest, contributions(evidence)], axis=1), 16, score)
+    assert made.shape == (ROUNDS, 16 + len(LIES))
+    assert np.isfinite(made).all()
+
+
+def test_a_replay_has_proven_nothing(evidence: Evidence) -> None:
+    x = np.array([evidence.vector(name) for name in ("full/0", "full/1", "agg/1", "agg/2")])
+    made = marks(evidence, x, 2, CHOSEN)
+    assert (made[:, :2] > 0).all()
+    np.testing.assert_allclose(made[:, 2:], 0.0, atol=1e-9)
+
+
+def test_rounds_of_absence_leave_what_was_proven(evidence: Evidence) -> None:
+    x = np.array([evidence.vector(name) for name in graded_names()])
+    plain, own = measured(evidence, x, 16, CHOSEN)
+    gone = np.zeros_like(plain, dtype=bool)
+    gone[2:4, 5] = True
+    made = compared(np.where(gone, np.nan, plain), np.where(gone, np.nan, own), 16, CHOSEN)
+    assert (np.isnan(made) == gone).all()
+
+
+def test_tau_counts_pairs() -> None:
+    truth = np.array([1.0, 2.0, 3.0, 4.0])
+    np.testing.assert_allclose(kendall(np.array([truth, -truth, [1, 2, 4, 3]]), truth), [1.0, -1.0, 2 / 3])
+
+
+def test_inner_products_of_rows(dense: dict[str, np.ndarray]) -> None:
+    import torch
+
+    rows = {name: torch.from_numpy(values[0]).float() for name, values in [*dense.items()][:5]}
+    names, gram = inner_products(rows)
+    stacked = torch.stack([*rows.values()]).double()
+    assert names == [*rows]
+    np.testing.assert_allclose(gram, (stacked @ stacked.T).numpy(), rtol=1e-4, atol=1e-3)
+
+
+def test_a_lie_says_what_it_costs() -> None:
+    assert {effort(name) for name in LIES} == {"0", "1/8", "stale"}
+    assert effort("agg/1") == "0"
+    assert effort("small + 1 agg/1") == "1/8"
+    assert set(GANG) <= set(LIES)
+
+
+def test_tables_go_between_the_markers(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    ranking_study.weave(page, ["| new |"])
+    ranking_study.weave(page, ["| new |"])
+    assert page.read_text() == f"before\n{BEGIN}\n\n| new |\n\n{END}\nafter\n"
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match="study"):
+        ranking_study.weave(page, [])
+
+
+def test_recipes_have_names_of_their_own() -> None:
+    names = [recipe.name for recipe in ranking_study.RECIPES]
+    assert len(set(names)) == len(names)
+    assert set(ranking_study.TITLES) <= {recipe.group for recipe in ranking_study.RECIPES}
+    assert replace(ranking_study.RECIPES[0], lr=0.5).group not in {recipe.group for recipe in ranking_study.RECIPES}
+
+
+def test_the_record_speaks_of_the_chosen_score() -> None:
+    newest = sorted((ROOT / "benchmarks" / "results").glob("ranking-study-*.json"))[-1]
+    groups = json.loads(newest.read_text())["groups"]
+    for group in ranking_study.TITLES:
+        assert groups[group]["scores"][CHOSEN.name]["worst"]["0"][0][3] == 0.0  # no replay above any honest miner
