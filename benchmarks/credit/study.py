@@ -91,8 +91,8 @@ def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], also:
     for group, title in names.items():
         lines += [f"**{title}** ({len(found[group]['seeds'])} seeds)", "", *_scores(found[group]), ""]
     groups = {title: found[group] for group, title in names.items()}
-    for title, group in groups.items():
-        lines += [f"**Tokens** ({title})", "", *_tokens(group), ""]
+    for title, numbers in groups.items():
+        lines += [f"**Tokens** ({title})", "", *_tokens(numbers), ""]
     lines += ["**What is sent, and what it gets**", "", *_lies(groups), ""]
     return [*lines, "**Other trainings** (one seed each)", "", *_brief({also[g]: found[g] for g in also})]
 
