@@ -209,7 +209,7 @@ class Ranking:
     caution: float = setting(3.0, "standard deviations taken off a rating before anything is paid on it", least=0)
     memory: int = setting(
         20,
-        "rounds over which reliability, cluster share, presence and what a miner adds of its own are averaged",
+        "rounds over which reliability, cluster share, presence and what is proved are averaged",
         least=1,
     )
     clean_rounds: int = setting(5, "rounds with a gradient of its own after which a newcomer is paid", least=0)

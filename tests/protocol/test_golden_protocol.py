@@ -80,6 +80,7 @@ PAYLOADS = {
         rating=24.5,
         ranking=messages.Ranked(
             verdict="fault",
+            proven=0.0625,
             place=5,
             compared=5,
             rating_before=25.0,

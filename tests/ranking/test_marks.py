@@ -103,8 +103,10 @@ def test_the_rule_says_what_is_compared() -> None:
     raw = marks(made, rule(score="raw"))["a"]
     assert raw.credit is not None
     assert raw.score == raw.credit.raw == pytest.approx(G @ A / np.linalg.norm(A))
-    blended = marks(made, rule(blend=0.25))["a"]
+    blended = marks(made, rule(score="projected", blend=0.25))["a"]
     assert blended.score == pytest.approx(0.75 * raw.credit.added + 0.25 * raw.credit.raw)
+    whole = marks(made, rule(score="proven", blend=0.25))
+    assert [whole[name].score for name in "ab"] == pytest.approx([max(0.0, G @ v / np.linalg.norm(v)) for v in (A, B)])
     assert marks(made, rule(score="leave_one_out"))["a"].score != raw.score
     lost = msgspec.structs.replace(made, products=evidence(1, {"a": A, "b": B}, G, gram=False).products)
     assert marks(lost, rule(score="leave_one_out"))["a"].score is None

@@ -29,7 +29,7 @@ def test_better_gradients_rank_higher() -> None:
     assert all(line.sigma < 8.0 and line.tier == "paid" and line.refusals == 0 for line in lines)
 
 
-@given(st.integers(0, 1000), st.sampled_from(["projected", "leave_one_out", "raw"]), st.sampled_from([0, 5]))
+@given(st.integers(0, 1000), st.sampled_from(["proven", "projected", "leave_one_out", "raw"]), st.sampled_from([0, 5]))
 def test_the_order_of_miners_changes_no_bit(seed: int, score: str, smooth: int) -> None:
     rounds = noisy_rounds(HONEST, 6, seed, d=20, rule=rule(score=score, smooth=smooth, recent=2))
     assert fold([shuffled(each, seed + i) for i, each in enumerate(rounds)]) == fold(rounds)

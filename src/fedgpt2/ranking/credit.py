@@ -8,11 +8,11 @@ the projection onto what they span,
     x' = x - P x        added = <g, x'> / |x|        beyond = <g, x'> / max(|x'|, |x| / 10)
 
 `added` is divided by the length of the whole x, so that a replay in disguise (P x large, x' a little noise) is worth
-little; but who takes free vectors off x, or adds such as shorten it, raises it. `beyond` does not care what free vectors
-were added, down to an x' of a tenth of x; below that it falls with x', for what is left may be rounding errors. The
-first-order view of a gradient's worth is that of Koh and Liang, "Understanding black-box predictions via influence
-functions" (2017), and of Pruthi et al., "Estimating training data influence by tracing gradient descent" (2020); to
-first order leave-one-out, Shapley and Banzhaf values agree.
+little; but who adds free vectors that shorten x raises it. `beyond` does not care what free vectors were added, as long
+as x' is a tenth of x; below that it falls with x', for what is left may be rounding errors. The first-order view of a
+gradient's worth is that of Koh and Liang, "Understanding black-box predictions via influence functions" (2017), and of
+Pruthi et al., "Estimating training data influence by tracing gradient descent" (2020); to first order leave-one-out,
+Shapley and Banzhaf values agree.
 
 Sums here run in a fixed order, by plain IEEE operations on float64, so that a replay gives the same bits anywhere.
 

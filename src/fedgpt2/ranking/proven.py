@@ -1,0 +1,64 @@
+"""What a miner has proved, on average, to add of its own, and how much of its credit counts for that.
+
+    a_i = <g, x'_i> / max(|x'_i|, |x_i| / 10) / |g|      what is its own, in a round; 0 for a replay
+    N_i = mean of a_i over its rounds, later ones more   (`ranking.memory`)
+    share_i = clip(N_i / max(median of N, FLOOR), 0, 1)  the median over those compared in the round
+    score_i = max(0, <g, x_i> / |x_i|) share_i
+
+The whole effect <g, x> / |x| of one round orders honest miners best, and pays a replay of the last aggregate nearly as
+much; what is left outside of what is free pays no replay, but is noisy in a single round. So the whole effect is
+compared, in proportion as the miner is known to add as much of its own as the median does. Taken as a part of |g|, for
+a round with a steep loss must not outweigh the others. Nobody gains beyond a share of 1: those who prove more than the
+median are told apart by the whole effect alone.
+
+Nothing is had from a division of rounding errors: x' shorter than a tenth of x is taken for a tenth, and a median below
+FLOOR, or below 0, for FLOOR. Where nobody adds anything of its own the shares are near 0, and the scores as well.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fedgpt2.ranking.marks import Mark, Verdict
+from fedgpt2.types import Hotkey
+
+__all__ = ["FLOOR", "proof", "shares", "weighed"]
+
+# Of |g|: ten times what the errors of inner products (2e-6 of the lengths), divided by a tenth of a length, may be
+# where the free vectors are well apart; honest gradients have hundredths and more.
+FLOOR = 1e-3
+
+
+def proof(mark: Mark, gradient_norm: float) -> float | None:
+    """What the round says of a miner's own, -1 to 1; None where it says nothing.
+
+    It says nothing of a copy, of what was refused or did not come, and of what was not measured.
+    """
+    if mark.verdict is Verdict.REPLAY:
+        return 0.0
+    if mark.verdict is not Verdict.OWN or mark.credit is None or not gradient_norm > 0.0:
+        return None
+    value = mark.credit.beyond / gradient_norm
+    return min(1.0, max(-1.0, value)) if math.isfinite(value) else None
+
+
+def shares(proven: Mapping[Hotkey, float]) -> dict[Hotkey, float]:
+    """What part of its credit counts for each miner compared, 0 to 1, by what each has proved; one alone too."""
+    if not proven:
+        return {}
+    ordered = sorted(proven.values())
+    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2.0
+    return {hotkey: min(1.0, max(0.0, each / max(middle, FLOOR))) for hotkey, each in proven.items()}
+
+
+def weighed(marks: Mapping[Hotkey, Mark], proven: Mapping[Hotkey, float]) -> dict[Hotkey, Mark]:
+    """The marks, each score times its share; `proven` is all that is known of the miners, this round included.
+
+    A miner with a score and nothing proved has no share: none of its credit counts.
+    """
+    compared = {hotkey: proven.get(hotkey, 0.0) for hotkey, mark in marks.items() if mark.score is not None}
+    parts = shares(compared)
+    return {
+        hotkey: mark if mark.score is None else replace(mark, score=mark.score * parts[hotkey])
+        for hotkey, mark in marks.items()
+    }
