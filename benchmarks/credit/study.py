@@ -18,6 +18,7 @@ __all__ = ["BEGIN", "CHOSEN", "END", "answers", "page"]
 BEGIN = "<!-- study: the tables of benchmarks/ranking_study.py go between these two lines -->"
 END = "<!-- end of study -->"
 CHOSEN = Score("proven whole", "M+A2")
+_COMPARED = (Score(), Score("proven", "M+A2"), CHOSEN)  # lie by lie
 RATING = Rating()  # openskill's defaults
 TOKENS = (512, 1024, 2048, 4096, 8192)
 GANG = ("2 agg/1 - agg/2", "loud/1", "mean agg 1-4", "small + 1 loud/1")
@@ -68,9 +69,9 @@ def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
         },
         "duty": {
             score.name: {name: [_round(v) for v in values] for name, values in duty(kept, score, RATING).items()}
-            for score in (Score(), Score("whole", "M+A2"), CHOSEN)
+            for score in (*_COMPARED, Score("whole", "M+A2"))
         },
-        "four_at_once": {score.name: _round(gang(kept, score, RATING, GANG)) for score in (Score(), CHOSEN)},
+        "four_at_once": {score.name: _round(gang(kept, score, RATING, GANG)) for score in _COMPARED},
     }
 
 
@@ -100,7 +101,7 @@ def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], also:
 def _brief(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = ["| training | score | τ, all 16 | τ, 6 of 16 | no work | ⅛ of the work |", "|---|---|---|---|---|---|"]
     for title, group in groups.items():
-        for name in ("raw", "whole M+A2", CHOSEN.name):
+        for name in ("raw", "whole M+A2", "proven M+A2", CHOSEN.name):
             one = group["scores"][name]
             taus = [_both(one["tau"][kind]) for kind in ("everybody", "six")]
             lies = [_worst(one["worst"][kind][0], False) for kind in ("0", "1/8")]
@@ -149,7 +150,7 @@ def _tokens(group: Mapping[str, Any]) -> list[str]:
 
 
 _LISTED = (
-    *("agg/1", "agg/2", "2 agg/1 - agg/2", "mean agg 1-4", "moment", "ema/0.5", "step/1", "sign/1", "loud/1"),
+    *("agg/1", "agg/2", "2 agg/1 - agg/2", "mean agg 1-4", "moment", "ema/0.5", "step/1", "sign/1", "loud/1", "top/1"),
     *("agg/1 + 1 random", "stale/1", "stale/4", "small", "small x4", "small x8", "wiener"),
     *("small + 1 agg/1", "small + 2 agg/1", "small - 2 agg/1", "small + 1 loud/1", "small x8 + 1 agg/1"),
 )
@@ -157,22 +158,22 @@ _LISTED = (
 
 def _lies(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = [
-        "| sent | " + " | ".join(f"{title}: raw | {CHOSEN.name}" for title in groups) + " |",
-        "|---|" + "---|---|" * len(groups),
+        "| sent | " + " | ".join(f"{title}: {score.name}" for title in groups for score in _COMPARED) + " |",
+        "|---|" + "---|" * len(_COMPARED) * len(groups),
     ]
     for name in _LISTED:
         cells = []
         for group in groups.values():
-            for score in ("raw", CHOSEN.name):
-                relative, beats, above, _ = group["scores"][score]["lies"][name]
+            for score in _COMPARED:
+                relative, beats, above, _ = group["scores"][score.name]["lies"][name]
                 cells.append(f"{relative:.2f} · {beats:.2f} · {above:.2f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     duties = next(iter(groups.values()))["duty"][CHOSEN.name]
     for name in duties:
         cells = []
         for group in groups.values():
-            for score in ("raw", CHOSEN.name):
-                relative, above = group["duty"][score][name]
+            for score in _COMPARED:
+                relative, above = group["duty"][score.name][name]
                 cells.append(f"{relative:.2f} · - · {above:.2f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
