@@ -45,6 +45,7 @@ class Order:
     everybody_realised: Float64  # with what the miners of this very training were worth
     six_realised: Float64
     fresh: Float64  # all 16 there, of the 11 whose gradients are of this round
+    adds: Float64  # all 16 there, with what they add
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def graded(evidence: Evidence) -> Float64:
     return np.array([evidence.vector(name) for name in graded_names()])
 
 
-def truth(kept: Sequence[Evidence]) -> Float64:
-    """What each grade is worth: cosine with the gradient on the most tokens, mean over rounds and seeds; [16]."""
-    worth: Float64 = np.mean([_cosines(evidence).mean(0) for evidence in kept], axis=0)
+def truth(kept: Sequence[Evidence], score: Score) -> Float64:
+    """What each grade is worth: its mean score over all rounds of all seeds, [16]."""
+    worth: Float64 = np.mean([marks(each, graded(each), len(graded_names()), score).mean(0) for each in kept], axis=0)
     return worth
 
 
@@ -95,8 +96,8 @@ def true_changes(kept: Sequence[Evidence]) -> Float64:
     return total / count
 
 
-def order(kept: Sequence[Evidence], score: Score, worth: Float64, settings: Rating) -> Order:
-    """Rank the graded miners by a score; `worth` is that of the grades."""
+def order(kept: Sequence[Evidence], score: Score, worth: Float64, adds: Float64, settings: Rating) -> Order:
+    """Rank the graded miners by a score; `worth` is that of the grades, `adds` what they add to what is free."""
     fresh = np.array([not name.startswith(("stale", "half")) for name in graded_names()])
     found: dict[str, list[float]] = {name: [] for name in Order.__dataclass_fields__}
     for evidence in kept:
@@ -104,6 +105,7 @@ def order(kept: Sequence[Evidence], score: Score, worth: Float64, settings: Rati
         final, here = _final(plain[None], own[None], score, settings), realised(evidence)
         found["everybody"].append(kendall(final, worth)[0])
         found["everybody_realised"].append(kendall(final, here)[0])
+        found["adds"].append(kendall(final, adds)[0])
         found["fresh"].append(kendall(final[:, fresh], worth[fresh])[0])
         there = _patterns(evidence)
         masked = [np.where(there, values[None], np.nan) for values in (plain, own)]
@@ -212,10 +214,6 @@ def _patterns(evidence: Evidence) -> NDArray[np.bool_]:
         chosen = np.argsort(rng.random((rounds, miners)), axis=1)[:, :PRESENT]
         np.put_along_axis(pattern, chosen, True, 1)
     return there
-
-
-def _cosines(evidence: Evidence) -> Float64:
-    return marks(evidence, graded(evidence), len(graded_names()), Score(tokens=8192))
 
 
 def duty(kept: Sequence[Evidence], score: Score, settings: Rating) -> dict[str, tuple[float, float]]:

@@ -19,6 +19,10 @@ BEGIN = "<!-- study: the tables of benchmarks/ranking_study.py go between these 
 END = "<!-- end of study -->"
 CHOSEN = Score("proven whole", "M+A2")
 _COMPARED = (Score(), Score("proven", "M+A2"), CHOSEN)  # lie by lie
+_WORTH, _ADDS = (
+    Score(tokens=8192),
+    Score("whole", "M+A2", tokens=8192),
+)  # the two truths: the whole effect, and what is added
 RATING = Rating()  # openskill's defaults
 TOKENS = (512, 1024, 2048, 4096, 8192)
 GANG = ("2 agg/1 - agg/2", "loud/1", "mean agg 1-4", "small + 1 loud/1")
@@ -47,23 +51,27 @@ Values = NDArray[np.float64]
 
 def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
     """All numbers of one group of trainings that differ by their seeds alone."""
-    worth = truth(kept)
+    truths = (truth(kept, _WORTH), truth(kept, _ADDS))
+    worth = truths[0]
     return {
         "seeds": [evidence.name for evidence in kept],
         "loss": [[round(float(evidence.loss[r]), 3) for r in (0, len(evidence.loss) // 2, -1)] for evidence in kept],
-        "grades": _rounded(dict(zip(graded_names(), worth / worth[0], strict=True))),
+        "grades": {
+            name: {"worth": _round(whole / worth[0]), "adds": _round(added / truths[1][0])}
+            for name, whole, added in zip(graded_names(), *truths, strict=True)
+        },
         "tau_of_the_two_truths": _round(kendall(true_changes(kept)[None], worth)[0]),
-        "scores": {score.name: _score(kept, score, worth) for score in SCORES},
+        "scores": {score.name: _score(kept, score, truths) for score in SCORES},
         "baselines": {name: _spread(values) for name, values in gauntlet(kept, worth, RATING).items()},
         "tokens": {
-            f"{score.name} {tokens}": _score(kept, replace(score, tokens=tokens), worth)
+            f"{score.name} {tokens}": _score(kept, replace(score, tokens=tokens), truths)
             for score in (Score(), Score("whole", "M+A2"), CHOSEN)
             for tokens in TOKENS
         },
         "ratings": {
             f"beta {beta:.3g} tau {tau:.3g}": {
-                "everybody": _spread(order(kept, CHOSEN, worth, Rating(beta, tau)).everybody),
-                "six": _spread(order(kept, CHOSEN, worth, Rating(beta, tau)).six),
+                name: _spread(getattr(order(kept, CHOSEN, *truths, Rating(beta, tau)), name))
+                for name in ("everybody", "six")
             }
             for beta, tau in ((25 / 6, 25 / 300), (7.0, 0.1), (25 / 6, 0.3), (12.0, 0.1))
         },
@@ -75,14 +83,15 @@ def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
     }
 
 
-def _score(kept: Sequence[Evidence], score: Score, worth: Values) -> dict[str, Any]:
-    found, one = order(kept, score, worth, RATING), single_round(kept, score, worth)
+def _score(kept: Sequence[Evidence], score: Score, truths: tuple[Values, Values]) -> dict[str, Any]:
+    found, one = order(kept, score, *truths, RATING), single_round(kept, score, truths[0])
     said = lies(kept, score, RATING)
+    every = {name: [_round(values[i]) for values in vars(said).values()] for i, name in enumerate(LIES)}
     return {
         "tau": {name: _spread(getattr(found, name)) for name in found.__dataclass_fields__},
         "one_round": {"tau": _round(one[0]), "an_eighth_below_the_worst": _round(one[1])},
-        "worst": {kind: worst(said, kind) for kind in ("0", "1/8", "stale")},
-        "lies": {name: [_round(values[i]) for values in vars(said).values()] for i, name in enumerate(LIES)},
+        "worst": {kind: worst(said, kind, 1) for kind in ("0", "1/8", "stale")},
+        "lies": every if score in _COMPARED else {},
     }
 
 
@@ -99,19 +108,23 @@ def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], also:
 
 
 def _brief(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    lines = ["| training | score | τ, all 16 | τ, 6 of 16 | no work | ⅛ of the work |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| training | score | τ, all 16 · 11 fresh · what is added | no work | ⅛ of the work |",
+        "|---|---|---|---|---|",
+    ]
     for title, group in groups.items():
         for name in ("raw", "whole M+A2", "proven M+A2", CHOSEN.name):
             one = group["scores"][name]
-            taus = [_both(one["tau"][kind]) for kind in ("everybody", "six")]
+            taus = " · ".join(_both(one["tau"][kind]) for kind in ("everybody", "fresh", "adds"))
             lies = [_worst(one["worst"][kind][0], False) for kind in ("0", "1/8")]
-            lines.append(f"| {' | '.join([title, name, *taus, *lies])} |")
+            lines.append(f"| {' | '.join([title, name, taus, *lies])} |")
     return lines
 
 
 def _scores(group: Mapping[str, Any]) -> list[str]:
     lines = [
-        "| score | τ, all 16 | τ, 6 of 16 | τ, 11 fresh | one round: τ · ⅛ below worst | no work | ⅛ of the work |",
+        "| score | τ, all 16 | τ, 6 of 16 | τ, 11 fresh · what is added | one round: τ · ⅛ below worst | no work "
+        "| ⅛ of the work |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in _SHOWN:
@@ -121,7 +134,7 @@ def _scores(group: Mapping[str, Any]) -> list[str]:
             f"**{name}**" if name == CHOSEN.name else name,
             _both(tau["everybody"]),
             _both(tau["six"]),
-            f"{tau['fresh']['mean']:.2f}",
+            f"{tau['fresh']['mean']:.2f} · {tau['adds']['mean']:.2f}",
             f"{single['tau']:.2f} · {single['an_eighth_below_the_worst']:.2f}",
             *(_worst(one["worst"][kind][0], " mean of " in name) for kind in ("0", "1/8")),
         ]
@@ -197,7 +210,3 @@ def _spread(values: Values) -> dict[str, Any]:
 
 def _round(value: float) -> float:
     return round(float(value), 4)
-
-
-def _rounded(values: Mapping[str, float]) -> dict[str, float]:
-    return {name: _round(value) for name, value in values.items()}
