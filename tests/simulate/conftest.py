@@ -10,7 +10,7 @@ from fedgpt2.config import Data, Gradient, Model, SimulationConfig
 from fedgpt2.config import Run as RunConfig
 from fedgpt2.simulate import program
 
-_WORDS = [f"{a}{b}" for a in ("ta", "ke", "mi", "no", "ru", "sel", "vor") for b in ("", "n", "la", "dit", "mos")]
+_WORDS = [f"{a}{b}" for a in ("ta", "ke", "mi", "no", "ru", "sel", "v") for b in ("", "n", "la", "dit", "mos")]
 
 
 @pytest.fixture(scope="session")

@@ -61,8 +61,8 @@ def test_the_mean_trusts_everybody_and_the_others_do_not():
 
 
 def test_an_unknown_rule_is_named_with_those_there_are():
-    with pytest.raises(UsageError, match=r"--aggregation.rule avarage: no such rule; one of mean, default, "):
-        check_rule("avarage")
+    with pytest.raises(UsageError, match=r"--aggregation.rule averages: no such rule; one of mean, default, "):
+        check_rule("averages")
 
 
 async def test_by_default_four_miners_have_the_robust_rule(running, config):
