@@ -92,6 +92,7 @@ def _score(kept: Sequence[Evidence], score: Score, truths: tuple[Values, Values]
         "one_round": {"tau": _round(one[0]), "an_eighth_below_the_worst": _round(one[1])},
         "worst": {kind: worst(said, kind, 1) for kind in ("0", "1/8", "stale")},
         "lies": every if score in _COMPARED else {},
+        "by_seed": [_round(value) for value in found.everybody] if score in _COMPARED else [],
     }
 
 
@@ -205,7 +206,7 @@ def _both(spread: Mapping[str, float]) -> str:
 
 def _spread(values: Values) -> dict[str, Any]:
     mean, low = interval(values)
-    return {"mean": _round(mean), "low": None if np.isnan(low) else _round(low), "seeds": [_round(v) for v in values]}
+    return {"mean": _round(mean), "low": None if np.isnan(low) else _round(low)}
 
 
 def _round(value: float) -> float:
