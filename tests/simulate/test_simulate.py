@@ -75,6 +75,8 @@ def test_the_document_has_the_names_of_the_design(small):
     assert document["settings"] == asdict(small(byzantine=1))
     assert [set(row) for row in document["rounds"]] == [ROUND] * 2
     assert [set(miner) for miner in document["miners"]] == [{"hotkey", "hostile", "rank", "rating", "weight"}] * 4
+    assert sorted(miner["rank"] for miner in document["miners"]) == [1, 2, 3, 4]
+    assert all(miner["rating"] is not None for miner in document["miners"])
     assert document["val_loss"] == [row["val_loss"] for row in document["rounds"]]
     assert document["final_val_loss"] == document["val_loss"][-1]
     assert all(is_hotkey(miner["hotkey"]) for miner in document["miners"])

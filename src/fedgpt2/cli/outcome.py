@@ -75,13 +75,14 @@ def _groups(result: Result) -> Table:
 
 
 def _miners(result: Result) -> Table:
-    """Every miner, the weightiest first."""
-    table = _table(("miner", ""), (*_FATES, "weight a round"))
+    """Every miner by rank, the weightiest first where nobody is ranked."""
+    table = _table(("miner", ""), ("rank", "rating", *_FATES, "weight a round"))
     table.add_column("refusals")
-    for miner in sorted(result.miners, key=lambda miner: -miner.weight):
+    for miner in sorted(result.miners, key=lambda miner: (miner.rank or 0, -miner.weight)):
         *fates, refusals = _fates(result, [miner])
         kind = "hostile" if miner.hostile else "honest"
-        table.add_row(short_key(miner.hotkey), kind, *fates, f"{miner.weight:.3f}", refusals)
+        rank = ("-", "-") if miner.rank is None or miner.rating is None else (str(miner.rank), f"{miner.rating:.1f}")
+        table.add_row(short_key(miner.hotkey), kind, *rank, *fates, f"{miner.weight:.3f}", refusals)
     return table
 
 

@@ -28,6 +28,7 @@ from fedgpt2.network.loop import Stop
 from fedgpt2.network.threads import off_loop
 from fedgpt2.observe.board import Board, Recorder
 from fedgpt2.observe.observer import Observer
+from fedgpt2.ranking.table import ranks
 from fedgpt2.simulate.arena import liars
 from fedgpt2.simulate.crowd import Behaviour, Crowd, Engine
 from fedgpt2.simulate.names import NAMES
@@ -132,6 +133,7 @@ class _Play:
             axons = [seat.axon for seat in peers.seats()]
             scribe.started({**await off_loop(facts, run, axons, 0), **self._place()})
             unfinished = await run_rounds(run, 0, stop, scribe)
+            scribe.ranks = {line.hotkey: line for line in ranks(run.ranking.table)}
             if config.run.dir:
                 await off_loop(directory.save_last, training, config.checkpoint.keep)
             scribe.finished({**closing(run), **self._place()})

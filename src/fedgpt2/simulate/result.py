@@ -10,6 +10,7 @@ from fedgpt2.config import SimulationConfig
 from fedgpt2.observe.board import Board
 from fedgpt2.observe.observer import Observer
 from fedgpt2.observe.rows import read_facts, read_row
+from fedgpt2.ranking.table import Rank
 from fedgpt2.simulate.roster import Roster
 from fedgpt2.types import Hotkey
 
@@ -103,6 +104,7 @@ class Scribe:
     rounds: list[Round] = field(default_factory=list)
     weights: dict[Hotkey, float] = field(default_factory=dict)  # summed over the rounds
     board: Board = field(default_factory=Board)
+    ranks: Mapping[Hotkey, Rank] = field(default_factory=dict)  # after the last round
 
     def started(self, facts: Mapping[str, object]) -> None:
         """Note what run this is."""
@@ -145,10 +147,14 @@ class Scribe:
         """What has been written down."""
         count = max(1, len(self.rounds))
         miners = [
-            Miner(hotkey, i in roster.hostile, None, None, self.weights.get(hotkey, 0.0) / count)
+            Miner(hotkey, i in roster.hostile, *self._rank(hotkey), self.weights.get(hotkey, 0.0) / count)
             for i, hotkey in enumerate(roster.hotkeys)
         ]
         return Result(config, tuple(self.rounds), tuple(miners), finished, self.board)
+
+    def _rank(self, hotkey: Hotkey) -> tuple[int | None, float | None]:
+        line = self.ranks.get(hotkey)
+        return (line.rank, line.rating) if line else (None, None)
 
     def _hostile_share(self, row: _Row) -> float | None:
         total = sum(abs(miner.weight) for miner in row.miners)
