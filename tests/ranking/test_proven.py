@@ -1,4 +1,4 @@
-"""Proven credit: what is one's own cannot be padded, replays fade, and nothing comes of rounding errors."""
+"""Proven credit: padding adds nothing of one's own, replays fade, and nothing comes of rounding errors."""
 
 import math
 from dataclasses import replace
@@ -27,8 +27,12 @@ def basis(draw: np.random.Generator, k: int = 3) -> Basis:
     return [(name, draw.normal(size=D)) for name in named[:k]]
 
 
-def beyond(x: np.ndarray, g: np.ndarray, free: Basis) -> float:
-    return credits(evidence(1, {"m": x}, g, free), PROVEN)["m"].beyond
+def proved(x: np.ndarray, g: np.ndarray, free: Basis) -> tuple[float, float]:
+    """What a round proves of x, and the part of its length that is its own."""
+    credit = credits(evidence(1, {"m": x}, g, free), PROVEN)["m"]
+    found = proof(Mark(Verdict.OWN, credit=credit), float(np.linalg.norm(g)))
+    assert found is not None
+    return found, credit.own
 
 
 def entries(rounds: list[Evidence], hotkey: str, **changes: object) -> list[Entry]:
@@ -51,21 +55,31 @@ def world(rounds: int, seed: int = 0, replays: int = 1) -> list[Evidence]:
 
 
 @given(SEEDS, st.integers(1, 3), st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3))
-def test_no_free_vector_raises_what_is_ones_own(seed: int, k: int, amounts: list[float]) -> None:
+def test_free_vectors_change_what_is_proved_by_the_length_alone(seed: int, k: int, amounts: list[float]) -> None:
     draw = np.random.default_rng(seed)
     free, x, g = basis(draw, k), draw.normal(size=D), draw.normal(size=D)
     padded = x + sum(a * v for a, (_, v) in zip(amounts, free, strict=False))
-    plain, length = beyond(x, g, free), float(np.linalg.norm(g))
-    assert max(0.0, beyond(padded, g, free)) <= max(0.0, plain) + 1e-9 * length
-    small = all(abs(a) < 1.0 for a in amounts)
-    assert not small or beyond(padded, g, free) == pytest.approx(plain, abs=1e-9 * length)
+    (plain, own), (found, _) = proved(x, g, free), proved(padded, g, free)
+    assert found * np.linalg.norm(padded) == pytest.approx(plain * np.linalg.norm(x), abs=1e-9 * np.linalg.norm(padded))
+    assert abs(found) <= abs(plain) / own + 1e-9
+
+
+@given(SEEDS, st.floats(1e-3, 1e3))
+def test_a_replay_proves_no_more_than_its_own_part(seed: int, noise: float) -> None:
+    draw = np.random.default_rng(seed)
+    free, g = basis(draw), draw.normal(size=D)
+    last = free[1][1]
+    largest = np.where(np.abs(last) >= np.quantile(np.abs(last), 0.9), last, 0.0)
+    for replay in (last + noise * draw.normal(size=D), last + noise * g, last + noise * largest, largest):
+        found, own = proved(replay, g, free)
+        assert abs(found) <= own + 1e-9
 
 
 @given(SEEDS, st.floats(1e-6, 1e6))
 def test_length_changes_neither_what_is_ones_own_nor_the_score(seed: int, by: float) -> None:
     draw = np.random.default_rng(seed)
     free, x, other, g = basis(draw), *draw.normal(size=(3, D))
-    assert beyond(by * x, g, free) == pytest.approx(beyond(x, g, free), rel=1e-9, abs=1e-9)
+    assert proved(by * x, g, free) == pytest.approx(proved(x, g, free), rel=1e-9, abs=1e-9)
     scores = [
         advance(fold([]).table, evidence(1, {"a": scale * x, "b": other}, g, free), PROVEN)[1]["a"].mark.score
         for scale in (1.0, by, 2.0**9)
@@ -147,7 +161,7 @@ def test_newcomers_are_known_by_their_first_round() -> None:
     entry = advance(fold(rounds).table, late)[1]["new"]
     assert entry.mark.credit is not None
     assert late.products is not None
-    assert entry.proven == pytest.approx(entry.mark.credit.beyond / late.products.gradient_norm)
+    assert entry.proven == pytest.approx(entry.mark.credit.added / late.products.gradient_norm)
     assert entry.mark.score is not None
     assert entry.mark.score <= max(0.0, entry.mark.credit.raw)
     assert table.standings["new"].proven.weight == pytest.approx(1 / 20)
@@ -157,7 +171,7 @@ def test_newcomers_are_known_by_their_first_round() -> None:
 def test_only_a_gradient_of_ones_own_and_a_replay_say_anything(verdict: Verdict) -> None:
     credit = Credit(raw=1.0, added=0.5, own=0.5)
     found = proof(Mark(verdict, credit=credit), 2.0)
-    assert found == {Verdict.OWN: 0.5, Verdict.REPLAY: 0.0}.get(verdict)
+    assert found == {Verdict.OWN: 0.25, Verdict.REPLAY: 0.0}.get(verdict)
     assert proof(Mark(Verdict.OWN), 2.0) is None
     assert proof(Mark(Verdict.OWN, credit=credit), 0.0) is None
 

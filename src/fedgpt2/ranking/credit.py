@@ -5,14 +5,13 @@ A step of length eta along x lowers the loss on the scoring windows by eta <g, x
 of ten (docs/ranking.md). So what anybody could have for free is taken out first. With b_1 … b_k the free vectors and P
 the projection onto what they span,
 
-    x' = x - P x        added = <g, x'> / |x|        beyond = <g, x'> / max(|x'|, |x| / 10)
+    x' = x - P x        added = <g, x'> / |x|        own = |x'| / |x|
 
-`added` is divided by the length of the whole x, so that a replay in disguise (P x large, x' a little noise) is worth
-little; but who adds free vectors that shorten x raises it. `beyond` does not care what free vectors were added, as long
-as x' is a tenth of x; below that it falls with x', for what is left may be rounding errors. The first-order view of a
-gradient's worth is that of Koh and Liang, "Understanding black-box predictions via influence functions" (2017), and of
-Pruthi et al., "Estimating training data influence by tracing gradient descent" (2020); to first order leave-one-out,
-Shapley and Banzhaf values agree.
+Free vectors added to x change nothing of <g, x'>. `added` is divided by the length of the whole x, so that a replay in
+disguise (P x large, x' a little) is worth little: no more than `own` of |g|. Who shortens x by free vectors raises it,
+at most to <g, x'> / |x'|. The first-order view of a gradient's worth is that of Koh and Liang, "Understanding black-box
+predictions via influence functions" (2017), and of Pruthi et al., "Estimating training data influence by tracing
+gradient descent" (2020); to first order leave-one-out, Shapley and Banzhaf values agree.
 
 Sums here run in a fixed order, by plain IEEE operations on float64, so that a replay gives the same bits anywhere.
 
@@ -41,8 +40,6 @@ SCORES = ("proven", "projected", "raw", "leave_one_out", "losses")
 # Inner products are right to 2e-6 of the lengths, so what is left of it would be mostly their error.
 CUT_OFF = 1e-5
 
-LEAST_OWN = 0.1  # of its length: what a contribution is taken to have outside of what is free, at least
-
 
 @dataclass(frozen=True)
 class Credit:
@@ -51,11 +48,6 @@ class Credit:
     raw: float  # <g, x> / |x|
     added: float  # <g, x'> / |x|
     own: float  # |x'| / |x|
-
-    @property
-    def beyond(self) -> float:
-        """<g, x'> / max(|x'|, |x| / 10): what it adds to what is free, by the length of that."""
-        return self.added / max(self.own, LEAST_OWN)
 
 
 def check_rule(rule: Ranking) -> None:

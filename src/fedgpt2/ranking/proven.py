@@ -1,6 +1,6 @@
 """What a miner has proved, on average, to add of its own, and how much of its credit counts for that.
 
-    a_i = <g, x'_i> / max(|x'_i|, |x_i| / 10) / |g|      what is its own, in a round; 0 for a replay
+    a_i = <g, x'_i> / |x_i| / |g|                        what it adds of its own, in a round; 0 for a replay
     N_i = mean of a_i over its rounds, later ones more   (`ranking.memory`)
     share_i = clip(N_i / max(median of N, FLOOR), 0, 1)  the median over those compared in the round
     score_i = max(0, <g, x_i> / |x_i|) share_i
@@ -11,8 +11,12 @@ compared, in proportion as the miner is known to add as much of its own as the m
 a round with a steep loss must not outweigh the others. Nobody gains beyond a share of 1: those who prove more than the
 median are told apart by the whole effect alone.
 
-Nothing is had from a division of rounding errors: x' shorter than a tenth of x is taken for a tenth, and a median below
-FLOOR, or below 0, for FLOOR. Where nobody adds anything of its own the shares are near 0, and the scores as well.
+a_i is by the whole |x|, so a replay that was bent (its largest entries, some tensors louder) proves no more than the part of
+its length that is no replay: |a_i| <= |x'_i| / |x_i|. By |x'| its proof would be that of a full length. Free vectors
+that shorten x raise a_i a little; the share stays 1 at most, and <g, x> / |x| is without what they were worth.
+
+Nothing is had from a division of rounding errors: a median below FLOOR, or below 0, is taken for FLOOR. Where nobody
+adds anything of its own the shares are near 0, and the scores as well.
 """
 
 import math
@@ -24,8 +28,8 @@ from fedgpt2.types import Hotkey
 
 __all__ = ["FLOOR", "proof", "shares", "weighed"]
 
-# Of |g|: ten times what the errors of inner products (2e-6 of the lengths), divided by a tenth of a length, may be
-# where the free vectors are well apart; honest gradients have hundredths and more.
+# Of |g|: a hundred times what the errors of inner products (2e-6 of the lengths) may make of nothing, where the free
+# vectors are well apart; honest gradients have hundredths and more.
 FLOOR = 1e-3
 
 
@@ -38,7 +42,7 @@ def proof(mark: Mark, gradient_norm: float) -> float | None:
         return 0.0
     if mark.verdict is not Verdict.OWN or mark.credit is None or not gradient_norm > 0.0:
         return None
-    value = mark.credit.beyond / gradient_norm
+    value = mark.credit.added / gradient_norm
     return min(1.0, max(-1.0, value)) if math.isfinite(value) else None
 
 
