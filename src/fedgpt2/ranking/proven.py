@@ -11,9 +11,9 @@ compared, in proportion as the miner is known to add as much of its own as the m
 a round with a steep loss must not outweigh the others. Nobody gains beyond a share of 1: those who prove more than the
 median are told apart by the whole effect alone.
 
-a_i is by the whole |x|, so a replay that was bent (its largest entries, some tensors louder) proves no more than the part of
-its length that is no replay: |a_i| <= |x'_i| / |x_i|. By |x'| its proof would be that of a full length. Free vectors
-that shorten x raise a_i a little; the share stays 1 at most, and <g, x> / |x| is without what they were worth.
+a_i is by the whole |x|, so a replay that was bent (its largest entries, some tensors louder) proves no more than the
+part of its length that is no replay: |a_i| <= |x'_i| / |x_i|. By |x'| its proof would be that of a full length. Free
+vectors that shorten x raise a_i a little; the share stays 1 at most, and <g, x> / |x| is without what they were worth.
 
 Nothing is had from a division of rounding errors: a median below FLOOR, or below 0, is taken for FLOOR. Where nobody
 adds anything of its own the shares are near 0, and the scores as well.
