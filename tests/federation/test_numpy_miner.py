@@ -35,7 +35,9 @@ def test_the_numpy_miner_is_admitted_every_round_beside_an_ordinary_one(federati
     assert all(row["applied"] and row["tokens"] == 2 * 4 * 64 for row in rows)
     for row in rows:
         weights = {miner["hotkey"]: miner["weight"] for miner in row["miners"] if miner["status"] == "admitted"}
-        assert weights == pytest.approx({numpy.hotkey: 0.5, ordinary.hotkey: 0.5}, rel=0.1)  # of a mean of clipped ones
+        assert set(weights) == {numpy.hotkey, ordinary.hotkey}
+        assert max(weights.values()) == pytest.approx(0.5)  # a clipped mean: the longer gradient's is less
+        assert min(weights.values()) > 0.25
 
     numpy.wait_for(": receipt ", times=ROUNDS)
     printed = [Envelope(**json.loads(line.partition(" receipt ")[2])) for line in numpy.lines(": receipt ")]
