@@ -14,6 +14,7 @@ The exit code is 1 if it does not, or if a cell failed.
 import argparse
 import json
 import math
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -49,6 +50,7 @@ COMMON = (
 def main() -> int:
     """Run what is missing, judge, write; 0 when everything holds, 130 when interrupted."""
     arguments = _parse()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's shell may have had it ignored
     console = Console(stderr=True)
     try:
         common = (*COMMON, "--rounds", "4" if arguments.quick else str(ROUNDS))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -119,7 +120,8 @@ def test_cells_run_once_and_what_fails_is_named(tmp_path: Path, monkeypatch: pyt
 
 def test_an_interruption_ends_running_cells_and_keeps_the_finished(tmp_path: Path) -> None:
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import signal, sys; sys.path.insert(0, sys.argv[1])\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a script's shell may have had it ignored
         "from pathlib import Path\n"
         "from trials import running\nfrom trials.cells import Cell\n"
         "running.command = lambda cell, common: ['-c', 'import time; print(1, flush=True); time.sleep(60)']\n"
@@ -128,7 +130,10 @@ def test_an_interruption_ends_running_cells_and_keeps_the_finished(tmp_path: Pat
         "running.run([Cell('default', True, 'alie', 1)], [], store, 1, told)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(BENCHMARKS), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", script, str(BENCHMARKS), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parent / "src")},
     )
     try:
         assert process.stdout is not None
@@ -138,6 +143,7 @@ def test_an_interruption_ends_running_cells_and_keeps_the_finished(tmp_path: Pat
         process.communicate(timeout=30)
     finally:
         process.kill()
+        process.communicate()
     assert time.monotonic() - began < 20, "the cell was not ended"
     assert not list(tmp_path.rglob("*alie*.json"))
 

@@ -66,13 +66,13 @@ def test_no_room_for_a_miners_receipt(federation, miners):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 24 MB; skips where this process may not mount one."""
+    """A disk for two checkpoints and no third; skips where this process may not mount one."""
     folder = tmp_path / "run"
     folder.mkdir()
     mount = shutil.which("mount")
     if not sys.platform.startswith("linux") or mount is None:
         pytest.skip("no mount here")
-    done = subprocess.run([mount, "-t", "tmpfs", "-o", "size=24m", "none", folder], capture_output=True, check=False)
+    done = subprocess.run([mount, "-t", "tmpfs", "-o", "size=40m", "none", folder], capture_output=True, check=False)
     if done.returncode:
         pytest.skip("this process may not mount; the tests above do without")
     yield folder
