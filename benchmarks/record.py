@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+_LONG = 100_000  # characters
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -47,7 +48,10 @@ def write(name: str, document: Mapping[str, Any], now: datetime) -> Path:
     """Keep a record of this day; returns where."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}-{now:%Y-%m-%d}.json"
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    text = json.dumps(document, indent=2)
+    if len(text) > _LONG:  # a study's numbers: nobody reads them line by line
+        text = json.dumps(document, separators=(",", ":"))
+    path.write_text(text + "\n")
     return path
 
 
