@@ -43,8 +43,7 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
 
     # 5-6  admit; the admitted set is committed before the step
     verdicts = await unless(stop, off_loop(admit, outcomes, config.limits))
-    chosen = [verdict for verdict in verdicts if verdict.status is Status.ADMITTED]
-    admissions = [_admission(verdict) for verdict in chosen]
+    admissions = [_admission(verdict) for verdict in verdicts if verdict.status is Status.ADMITTED]
     directory.ledger.admit(number, attempt, admissions)
     clock.mark("admit")
 
