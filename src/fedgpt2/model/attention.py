@@ -1,11 +1,10 @@
 """Causal self-attention, with a bf16 gradient of our own on CPUs.
 
-torch's CPU kernel for scaled dot-product attention takes twice the time of the matrix products it consists of: forward
-and backward over 8 windows of 256 tokens, 12 heads of 64, one thread, 87 ms against 43; 2 windows of 1,024, 173 against
-121. Here the products go to the same routines as every other matmul, a window and a block of queries at a time, and the
-backward pass forms the probabilities again (Dao et al., "FlashAttention", 2022, https://arxiv.org/abs/2205.14135,
-appendix B, for the equations). Nothing but q, k and v is kept between the passes. Everywhere else, and in fp32 where
-long windows would lose by it, torch's own kernel does both.
+torch's CPU kernel for scaled dot-product attention takes longer than the matrix products it consists of, most of all
+backwards (`fedgpt2 bench compute` measures the whole gradient). Here the products go to the same routines as any other
+matmul, a window and a block of queries at a time, and the backward pass forms the probabilities again (Dao et al.,
+"FlashAttention", 2022, https://arxiv.org/abs/2205.14135, appendix B, for the equations). Nothing but q, k and v is kept
+between the passes. Everywhere else, and in fp32 where long windows would lose by it, torch's own kernel does both.
 
 Letters: b windows, t tokens of a window, h heads, e width of a head, c = h e, r queries, s keys.
 """
