@@ -129,7 +129,9 @@ class Gradient:
     strategy: str = setting("exact", "exact (autograd over the assigned windows) or plugin")
     plugin: str = setting("", "package.module:function for --gradient.strategy plugin")
     micro_batch: int = setting(8, "windows a forward and backward pass holds at once", least=1)
-    precision: str = setting("bf16", "bf16 (autocast) or fp32 arithmetic")
+    precision: str = setting(
+        "auto", "arithmetic: bf16 (autocast), fp32, or auto: bf16 where the device has instructions for it"
+    )
 
 
 @dataclass(frozen=True)

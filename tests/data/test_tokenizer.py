@@ -91,7 +91,9 @@ def test_autotokenizer_opens_the_export(exported: Path, monkeypatch: pytest.Monk
     assert theirs.decode(encode(TEXTS[4])) == TEXTS[4]
 
 
-@pytest.mark.parametrize("raw", [b"not gzip", gzip.compress(b"#version: 0.2\na b\n"), b""])
+@pytest.mark.parametrize(
+    "raw", [b"not gzip", gzip.compress(b"#version: 0.2\na b\n"), b""], ids=["not gzip", "too few merges", "empty"]
+)
 def test_a_damaged_vocabulary_is_named(raw: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "assets").mkdir()
     (tmp_path / "assets" / "vocab.bpe.gz").write_bytes(raw)

@@ -117,7 +117,7 @@ def test_long_windows_make_small_micro_batches_on_a_cpu():
     ("settings", "names"),
     [
         ({"strategy": "local"}, "exact, plugin"),
-        ({"precision": "fp8"}, "bf16, fp32"),
+        ({"precision": "fp8"}, "auto, bf16, fp32"),
         ({"micro_batch": 0}, "at least 1"),
         ({"strategy": "plugin"}, "package.module:function"),
         ({"strategy": "plugin", "plugin": "no_such_module_here:f"}, "ModuleNotFoundError"),

@@ -66,8 +66,31 @@ def test_another_word_is_bad_usage(device):
 
 
 def test_unknown_precision_is_bad_usage():
-    with pytest.raises(UsageError, match="bf16, fp32"):
+    with pytest.raises(UsageError, match="auto, bf16, fp32"):
         hardware.arithmetic(torch.device("cpu"), "fp8")
+
+
+@pytest.mark.parametrize(
+    ("has", "library", "chosen"),
+    [
+        ({"avx2": True}, True, "fp32"),
+        ({"avx512_f": True, "avx512_bf16": False}, True, "fp32"),
+        ({"avx512_bf16": True}, True, "bf16"),
+        ({"amx_bf16": True}, True, "bf16"),
+        ({"neon": True, "bf16": True}, True, "bf16"),
+        ({"neon": True, "bf16": True}, False, "fp32"),
+    ],
+)
+def test_bf16_is_for_cpus_with_instructions_for_it(has, library, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: library)
+    assert hardware.native_precision(torch.device("cpu")) == chosen
+
+
+@pytest.mark.parametrize(("native", "chosen"), [(True, "bf16"), (False, "fp32")])
+def test_bf16_is_for_gpus_that_do_not_emulate_it(native, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    assert hardware.native_precision(torch.device("cuda:0")) == chosen
 
 
 def test_threads_are_those_asked_for():

@@ -11,7 +11,7 @@ from fedgpt2.config import Gradient
 from fedgpt2.errors import Reason, Refused, UsageError
 from fedgpt2.gradient.strategy import Result
 from fedgpt2.model.gpt2 import GPT2
-from fedgpt2.model.hardware import arithmetic
+from fedgpt2.model.hardware import arithmetic, native_precision
 from fedgpt2.model.loss import to_tokens, window_loss
 from fedgpt2.model.state import FlatState
 
@@ -32,8 +32,9 @@ class Exact:
         """From the settings. Raises UsageError for an unknown precision or an empty micro-batch."""
         if config.micro_batch < 1:
             raise UsageError(f"--gradient.micro_batch {config.micro_batch}: at least 1")
-        arithmetic(device, config.precision)
-        return cls(config.micro_batch, config.precision)
+        precision = native_precision(device) if config.precision == "auto" else config.precision
+        arithmetic(device, precision)
+        return cls(config.micro_batch, precision)
 
     def __call__(
         self, model: GPT2, windows: Shaped[np.ndarray, "n l"], *, out: FlatState, stop: threading.Event

@@ -49,6 +49,8 @@ async def run_miner(
     device = hardware.prepare(config.device, config.run.threads)
     _check_pins(config.axon)
     strategy = strategy or build(config.gradient, device)
+    if config.gradient.precision == "bf16" and hardware.native_precision(device) != "bf16":
+        say(f"{config.device} has no instructions for bf16: --gradient.precision fp32 is several times as fast")
     opened = await _unless_stopped(stop, off_loop(_open_text, config.data))
     if opened is None:
         return 0

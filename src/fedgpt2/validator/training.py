@@ -16,6 +16,7 @@ from fedgpt2.errors import CheckpointError, SetupError
 from fedgpt2.gradient.exact import Exact
 from fedgpt2.ledger.checkpoints import Checkpoint
 from fedgpt2.model.gpt2 import GPT2, initialise
+from fedgpt2.model.hardware import native_precision
 from fedgpt2.model.loss import mean_loss
 from fedgpt2.model.state import FlatState
 from fedgpt2.optim.schedule import learning_rate
@@ -158,7 +159,7 @@ class Training:
         if self._scoring is None:
             self._scoring = FlatState(self._schema)
         self._model.bind(self._refresh().to(self.device))
-        exact = Exact(max(1, _SCORING_TOKENS // windows.shape[1]), "bf16")
+        exact = Exact(max(1, _SCORING_TOKENS // windows.shape[1]), native_precision(self.device))
         exact(self._model, windows, out=self._scoring, stop=threading.Event())
         if not math.isfinite(self._scoring.norm()):
             raise SetupError(
