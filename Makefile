@@ -1,6 +1,8 @@
-# make demo | test | check | bench     PYTHON names the interpreter to start from (3.11 to 3.13); ARGS go to the program
+# make demo | test | check | bench     PYTHON names the interpreter to start from (3.11 to 3.13); ARGS go to the program;
+#                                      JOBS is how many tests run at a time
 
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed
@@ -21,7 +23,7 @@ check: $(TEST_STAMP)
 	$(BIN)/codespell
 
 unit: $(TEST_STAMP)
-	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --fail-under=100
 
 bench: $(TEST_STAMP)

@@ -11,7 +11,11 @@ CHECKED = [
     "fedgpt2.model",
     "fedgpt2.gradient",
     "fedgpt2.optim",
-    "fedgpt2.aggregation",
+    "fedgpt2.aggregation.combine",  # not the stages and rules: they have n x n numbers, no tensors, and many calls
+    "fedgpt2.aggregation.coordinatewise",
+    "fedgpt2.aggregation.gram",
+    "fedgpt2.aggregation.mean",
+    "fedgpt2.aggregation.pipeline",
     "fedgpt2.ranking.measure",
     "fedgpt2.simulate.attacks",
 ]
@@ -19,6 +23,18 @@ CHECKED = [
 if any(name.startswith(tuple(CHECKED)) for name in sys.modules):
     raise RuntimeError("the rooms whose signatures are to be checked are imported already")
 install_import_hook(CHECKED, "beartype.beartype")
+
+# What has fixtures of the whole session that take a minute to make: the tests of such a room run in one process.
+ROOMS = ["federation", "cli"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share fixtures in one process, and begin with the longest room, so that none waits for it."""
+    for item in items:
+        room = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(room if room in ROOMS else str(item.path)))
+    items.sort(key=lambda item: item.path.parent.name != ROOMS[0])
+
 
 settings.register_profile("suite", deadline=None, derandomize=True)  # a busy machine must not fail a property
 settings.load_profile("suite")

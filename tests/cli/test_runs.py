@@ -36,7 +36,7 @@ def test_sampling_is_a_function_of_its_seed(shown: Shown, capsys: pytest.Capture
 def test_transformers_opens_the_export_and_agrees(
     exported: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
     theirs, info = GPT2LMHeadModel.from_pretrained(exported, output_loading_info=True)

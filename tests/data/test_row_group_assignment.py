@@ -134,10 +134,10 @@ def test_recomputed_by_the_receiver(small: Manifest, uneven_pages):
 
 def test_a_hundred_thousand_assignments_a_second(refinedweb: Manifest):
     def rate() -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         for number in range(5000):
             assigned_page(refinedweb, number * 17, number % 16, number % 8)
-        return 5000 / (time.perf_counter() - start)
+        return 5000 / (time.process_time() - start)
 
     assert max(rate() for _ in range(20)) >= 100_000
 

@@ -87,7 +87,7 @@ class Program:
         """The printed lines that hold `text`."""
         return [line for line in self.out.splitlines() if text in line]
 
-    def wait_for(self, text, seconds=30.0, times=1):
+    def wait_for(self, text, seconds=60.0, times=1):
         """The `times`-th line that holds `text`, once it is there; fails at once if the process ends without it."""
 
         line = wait_until(lambda: self.lines(text)[times - 1 : times], repr(text), [self], seconds)
@@ -113,13 +113,13 @@ class Program:
         self.signal(signal.SIGINT)
         self.ended(0, seconds)
 
-    def ended(self, code=0, seconds=60.0):
+    def ended(self, code=0, seconds=100.0):
         """Fail the test unless it ends with exit code `code` within `seconds`; on 0 it may not have complained."""
         found = self.exit_code(seconds)
         assert found == code, f"exit code {code} expected within {seconds:g} s: {self.told()}"
         assert code != 0 or self.err == "", self.err
 
-    def complaint(self, code=1, seconds=60.0):
+    def complaint(self, code=1, seconds=100.0):
         """The one line on stderr with which it ended."""
         self.ended(code, seconds)
         assert self.err.count("\n") == 1, self.err

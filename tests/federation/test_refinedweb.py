@@ -40,7 +40,7 @@ def miner_of(federation, endpoint, number=1, port=0):
 def validator_of(federation, endpoint, ports, rounds):
     """A validator as README starts it, with the few flags that make the test short."""
     asked = ("validator", "--wallet.name", "validator", "--wallet.hotkey", "default", "--axons", *ports)
-    run = ("--model.preset", "tiny", "--rounds", rounds, "--run.eval_windows", 32, *flags())
+    run = ("--model.preset", "tiny", "--rounds", rounds, "--run.eval_windows", 32, "--ranking.tokens", 128, *flags())
     return start(federation, endpoint, "validator", (*asked, *run))
 
 

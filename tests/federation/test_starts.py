@@ -35,7 +35,7 @@ def test_the_founding_commands_validator_first(federation):
     ports = [free_port(), free_port()]
     common = ("--wallet.path", federation.folder / "wallets", "--run.threads", 1)
     asked = ("--wallet.name", "validator", "--wallet.hotkey", "default", *here, "--axons", *ports)
-    short = ("--model.preset", "nano", "--rounds", 5)
+    short = ("--model.preset", "nano", "--rounds", 5, "--ranking.tokens", 256)
     validator = federation.start("validator", ["validator", *asked, *short, *common], kind=Spawned)
     validator.wait_for("looking for miners")
     started = []

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedgpt2.config import Data, Gradient, Model, SimulationConfig
+from fedgpt2.config import Data, Gradient, Model, Ranking, SimulationConfig
 from fedgpt2.config import Run as RunConfig
 from fedgpt2.simulate import program
 
@@ -34,6 +34,7 @@ def small(text, monkeypatch):
         model=Model(preset="tiny"),
         data=text,
         gradient=Gradient(precision="fp32"),
+        ranking=Ranking(tokens=64),
         run=RunConfig(dir="", eval_every=1, eval_windows=4, score_windows=2),
     )
 
