@@ -37,6 +37,7 @@ from trials.verdicts import Control, Row, baseline, compared, control, judge
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+STATE = ROOT / "benchmarks" / "results" / "robustness-cells"
 ROUNDS = 64
 COMMON = (
     *("--model.preset", "nano", "--data.source", "sample", "--device", "cpu", "--run.threads", "1"),
@@ -85,7 +86,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, one thread each")
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="run only cells with this in their name")
     parser.add_argument("--quick", action="store_true", help="a few cells of four rounds, to see that everything works")
-    parser.add_argument("--state", type=Path, default=ROOT / "runs" / "robustness", help="folder of finished cells")
+    parser.add_argument("--state", type=Path, default=STATE, help="folder of finished cells")
     parser.add_argument("--json", action="store_true", help="print the record")
     return parser.parse_args()
 

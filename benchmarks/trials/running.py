@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fedgpt2.cli.bench.report import commit
+from fedgpt2.cli.bench.report import commit, hardware
 from trials.cells import Cell
 
 __all__ = ["Failed", "Result", "Store", "command", "condense", "run"]
@@ -36,6 +36,8 @@ class Result:
     commit: str
     cpu_seconds: float
     wall_seconds: float
+    hardware: str = ""
+    ranks: dict[str, list[int | None]] = field(default_factory=dict)  # after the last round: of hostile, of honest
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,22 @@ def condense(cell: Cell, code: int, out: str, err: str, seconds: tuple[float, fl
     """What a process left behind, as a result; `seconds` are those of CPU and of the clock."""
     said = (err.strip().splitlines() or [f"exit code {code}"])[-1]
     if code == 1 and _DIVERGED in said:
-        return Result(cell.name, None, [], None, commit(), *seconds)
+        return Result(cell.name, None, [], None, commit(), *seconds, hardware())
     if code != 0:
         return Failed(cell.name, said)
     document = json.loads(out)
-    rounds = [{name: row.get(name) for name in _KEPT} for row in document["rounds"]]
+    rounds = [{name: _short(row.get(name)) for name in _KEPT} for row in document["rounds"]]
     final, unigram = document["final_val_loss"], document["unigram_loss"]
-    return Result(cell.name, final, rounds, unigram, commit(), *seconds)
+    ranks = {
+        side: [miner["rank"] for miner in document["miners"] if miner["hostile"] == hostile]
+        for side, hostile in (("hostile", True), ("honest", False))
+    }
+    return Result(cell.name, final, rounds, unigram, commit(), *seconds, hardware(), ranks)
+
+
+def _short(value: Any) -> Any:  # noqa: ANN401  (whatever a row holds)
+    """Numbers to six digits: a file a cell is kept beside the code."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from fedgpt2.cli.bench import compute
-from fedgpt2.cli.bench.compute import Batch, run
-from fedgpt2.cli.bench.compute_worker import CANDIDATES, LIMITS, Ours, Transformers
+from fedgpt2.cli.bench.compute import Batch, Field, run
+from fedgpt2.cli.bench.compute_worker import Ours, Transformers
 from fedgpt2.cli.bench.worker import Worker
 from fedgpt2.config import PRESETS
 from fedgpt2.errors import UsageError
+from fedgpt2.model import hardware
 from fedgpt2.model.gpt2 import initialise
 
 TINY = PRESETS["tiny"]
@@ -89,16 +90,32 @@ class FakeWorker:
 
 
 @pytest.mark.parametrize("steps", [0, 2])
-def test_the_report_carries_every_row_and_target(steps, monkeypatch, capsys):
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_report_carries_every_row_and_target(precision, steps, monkeypatch, capsys):
     monkeypatch.setattr(Worker, "start", lambda name, *_: _Nothing(FakeWorker(name)))
+    monkeypatch.setattr(hardware, "native_precision", lambda _device: precision)
     assert run("tiny", 2, True, tokens=128, steps=steps) == 0
     document = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in document["rows"]] == [*CANDIDATES, *LIMITS]
+    field = Field(precision)
+    assert [row["name"] for row in document["rows"]] == [*field.candidates, *field.limits]
     assert document["rows"][0]["cosine_initial"] == pytest.approx(1.0)
     assert ("cosine_trained" in document["rows"][0]) == (steps > 0)
-    assert "fedgpt2/transformers.sdpa.bf16" in document["ratios"]
+    assert f"fedgpt2/transformers.sdpa.{precision}" in document["ratios"]
     assert all(row["share_of_limit"] > 0 for row in document["rows"])
-    assert sum("target" in note for note in document["notes"]) == (6 if steps else 5)
+    targets = sum("target" in note for note in document["notes"])
+    assert targets == (5 if precision == "bf16" else 3) + (steps > 0)
+    assert any("everything is fp32" in note for note in document["notes"]) == (precision == "fp32")
+
+
+def test_where_bf16_is_emulated_nobody_computes_in_it():
+    names = [*Field("fp32").candidates, *Field("fp32").limits]
+    assert names == [
+        "fedgpt2",
+        "transformers.fp32",
+        "transformers.sdpa.fp32",
+        "transformers.sdpa.fp32.malloc",
+        "limit.fp32",
+    ]
 
 
 class _Nothing:

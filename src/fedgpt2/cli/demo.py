@@ -39,7 +39,8 @@ _VALIDATOR = (
     *("--ranking.tokens", "512", "--ranking.sample", "1"),  # as much again as one miner computes
 )
 _HORIZON = 100  # rounds of the cosine when time, not --rounds, ends the run
-_BOTH = ("--device", "cpu", "--data.source", "sample", "--run.threads", "1")
+_BOTH = ("--device", "cpu", "--data.source", "sample")
+_MINER = ("--run.threads", "1")  # the validator has all cores: it computes while the miners wait for it
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _start(crew: Crew, folder: Path, settings: Demo) -> Cast:
     for number, port in enumerate(cast.ports, 1):
         module = ("fedgpt2.cli.hostile",) if port == cast.hostile else ("fedgpt2", "miner")
         name = ("--wallet.name", "miners", "--wallet.hotkey", f"M{number}", "--axon.port", str(port))
-        flags = (*module[1:], *_BOTH, *wallets, *name, "--run.dir", str(folder / "miners"))
+        flags = (*module[1:], *_BOTH, *_MINER, *wallets, *name, "--run.dir", str(folder / "miners"))
         crew.start(f"miner-{number}", module[0], flags)
     axons = ("--axons", *map(str, cast.ports), "--round.min_miners", str(len(cast.ports)))
     run = ("--run.dir", str(folder), "--run.seed", str(settings.seed), "--rounds", str(settings.rounds))

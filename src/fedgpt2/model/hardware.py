@@ -105,7 +105,7 @@ def route_fp32() -> bool:
 
 
 def native_precision(device: torch.device) -> str:
-    """The faster of bf16 and fp32 on `device`: bf16 if it has instructions for it, and torch a library that uses them."""
+    """The faster of bf16 and fp32 on `device`: bf16 where it has instructions for it, and torch a library for them."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]

@@ -91,7 +91,9 @@ def _trials(run: Run, number: int, chosen: Mapping[Hotkey, Verdict], scoring: Sc
     sample = choose(run.ranking.table, chosen, run.config.ranking.sample, seed)
     if not sample:
         return ()
-    lr, before = run.training.rate(number, run.horizon), run.training.loss(scoring.windows)
+    same = len(scoring.windows) == len(scoring.gate_windows)  # both are the first ones of one draw
+    before = scoring.loss if same else run.training.loss(scoring.windows)
+    lr = run.training.rate(number, run.horizon)
     trials = []
     for hotkey in sample:
         verdict = chosen[hotkey]

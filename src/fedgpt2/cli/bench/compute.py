@@ -24,14 +24,6 @@ __all__ = ["run"]
 
 _MODULE = "fedgpt2.cli.bench.compute_worker"
 _REFERENCE = "transformers.fp32"
-_CANDIDATES = (
-    "fedgpt2",
-    "fedgpt2.fp32",
-    _REFERENCE,
-    "transformers.sdpa.bf16",
-    "transformers.sdpa.bf16.malloc",
-)
-_LIMITS = ("limit.bf16", "limit.fp32")
 _STEP_TOKENS = 256  # tokens of a training step: 200 steps of 124M take two to three minutes on two cores
 _STEP_LR = 3e-4
 _COMPARED = 4  # windows on which gradients are compared
@@ -57,6 +49,42 @@ class Batch:
         return 6.0 * self.tokens * (matrices + attention)
 
 
+@dataclass(frozen=True)
+class Field:
+    """Who takes part on a CPU whose faster arithmetic is `precision`, bf16 or fp32."""
+
+    precision: str
+
+    @classmethod
+    def here(cls) -> "Field":
+        """That of this machine."""
+        import torch
+
+        from fedgpt2.model.hardware import native_precision
+
+        return cls(native_precision(torch.device("cpu")))
+
+    @property
+    def best(self) -> str:
+        """transformers' fastest as it is shipped."""
+        return f"transformers.sdpa.{self.precision}"
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """All that compute a gradient, ours first."""
+        plain = ("fedgpt2.fp32",) if self.precision == "bf16" else ()
+        return ("fedgpt2", *plain, _REFERENCE, self.best, f"{self.best}.malloc")
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """The hardware's own pace."""
+        return ("limit.bf16", "limit.fp32") if self.precision == "bf16" else ("limit.fp32",)
+
+    def limit(self, name: str) -> str:
+        """Which of these a candidate is held against."""
+        return "limit.fp32" if "fp32" in name else f"limit.{self.precision}"
+
+
 def run(preset: str, repeats: int, as_json: bool, tokens: int = 2048, steps: int = 200) -> int:
     """Measure, print, return the exit code.
 
@@ -70,18 +98,21 @@ def run(preset: str, repeats: int, as_json: bool, tokens: int = 2048, steps: int
         raise UsageError(f"bench compute needs at least {length} tokens, one repeat and no negative steps")
     if importlib.util.find_spec("transformers") is None:
         raise UsageError("bench compute measures against transformers: python -m pip install 'transformers>=5'")
-    batch = Batch(tokens // length, length)
+    batch, field = Batch(tokens // length, length), Field.here()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         workers = {
-            name: stack.enter_context(Worker.start(name, _MODULE, name, preset)) for name in (*_CANDIDATES, *_LIMITS)
+            name: stack.enter_context(Worker.start(name, _MODULE, name, preset))
+            for name in (*field.candidates, *field.limits)
         }
-        rows = _measure(workers, shape, batch, repeats, Path(folder))
+        rows = _measure(workers, field, shape, batch, repeats, Path(folder))
         rows = _compare(workers, rows, shape, batch, steps, Path(folder))
-    report("compute", rows, as_json=as_json, notes=_notes(rows, batch, steps))
+    report("compute", rows, as_json=as_json, notes=_notes(rows, field, batch, steps))
     return 0
 
 
-def _measure(workers: Mapping[str, Worker], shape: ModelShape, batch: Batch, repeats: int, folder: Path) -> list[Row]:
+def _measure(
+    workers: Mapping[str, Worker], field: Field, shape: ModelShape, batch: Batch, repeats: int, folder: Path
+) -> list[Row]:
     """Time all candidates in turns; peak memory is taken before anything but gradients ran.
 
     Each measurement follows one that is not measured, and afterwards the worker gives its memory back: so
@@ -90,25 +121,23 @@ def _measure(workers: Mapping[str, Worker], shape: ModelShape, batch: Batch, rep
     random = np.random.default_rng(0)
     np.save(folder / "random.npy", random.integers(0, shape.vocab_size, (batch.count, batch.length + 1)))
     _write_initial(shape, folder / "initial.bin")
-    for name in _CANDIDATES:
+    for name in field.candidates:
         workers[name]("load", path=str(folder / "initial.bin"))
     turns: dict[str, Callable[[], float | None]] = {
-        name: partial(_discard, workers[name], "gradient", path=str(folder / "random.npy")) for name in _CANDIDATES
+        name: partial(_discard, workers[name], "gradient", path=str(folder / "random.npy")) for name in field.candidates
     }
-    for name in _LIMITS:
+    for name in field.limits:
         turns[name] = partial(_discard, workers[name], "multiply", flops=batch.flops(shape))
     seconds = interleave(
         turns, repeats, before=lambda name: _warm(turns[name]), after=lambda name: _release(workers[name])
     )
     peaks = {name: float(workers[name]("peak")["peak_mb"]) for name in seconds}
-    best = {limit.removeprefix("limit."): min(seconds[limit]) for limit in _LIMITS}
     rows = []
     for name, times in seconds.items():
-        precision = "fp32" if name.endswith("fp32") else "bf16"
         extra = {
             "tokens_per_s": round(batch.tokens / median(times)),
             "gflops": round(batch.flops(shape) / median(times) / 1e9),
-            "share_of_limit": round(best[precision] / median(times), 3),
+            "share_of_limit": round(min(seconds[field.limit(name)]) / median(times), 3),
         }
         rows.append(Row(name, times, peaks[name], extra))
     return rows
@@ -131,8 +160,8 @@ def _compare(
         stages["trained"] = trained
     for stage, weights in stages.items():
         reference = _gradient(workers[_REFERENCE], weights, folder)
-        for name in _CANDIDATES:
-            if name != _REFERENCE:
+        for name in extra:
+            if name != _REFERENCE and not name.startswith("limit."):
                 whole, worst = _cosines(shape, _gradient(workers[name], weights, folder), reference)
                 extra[name] |= {f"cosine_{stage}": whole, f"cosine_{stage}_worst": worst}
     return [Row(row.name, row.seconds, row.peak_mb, extra[row.name]) for row in rows]
@@ -202,16 +231,21 @@ def _products(ours: np.ndarray, theirs: np.ndarray, first: int, end: int) -> np.
     return np.array([a @ b, a @ a, b @ b])
 
 
-def _notes(rows: Sequence[Row], batch: Batch, steps: int) -> list[str]:
-    """The targets and what came of them."""
+def _notes(rows: Sequence[Row], field: Field, batch: Batch, steps: int) -> list[str]:
+    """The targets and what came of them; two of them are of bf16 against fp32, for CPUs that have both."""
     by_name = {row.name: row for row in rows}
     ours, times = by_name["fedgpt2"], ratios(rows)
-    targets = {_REFERENCE: 3.0, "transformers.sdpa.bf16": 1.3, "transformers.sdpa.bf16.malloc": 1.0}
+    wide = field.precision == "fp32"
+    targets = {} if wide else {_REFERENCE: 3.0}
+    targets |= {field.best: 1.3, f"{field.best}.malloc": 1.0}
     lines = [f"batch {batch.count} x {batch.length} tokens; shares are of the fastest limit row"]
+    if wide:
+        lines.append("this CPU has no instructions for bf16: everything is fp32")
+        lines.append(f"{1 / times[f'fedgpt2/{_REFERENCE}']:.2f}x as fast as {_REFERENCE}")
     for peer, target in targets.items():
         lines.append(f"{1 / times[f'fedgpt2/{peer}']:.2f}x as fast as {peer} (target {target})")
     share = ours.peak_mb / by_name[_REFERENCE].peak_mb
-    lines.append(f"{share:.2f} of the memory of {_REFERENCE} (target 0.50)")
+    lines.append(f"{share:.2f} of the memory of {_REFERENCE}{'' if wide else ' (target 0.50)'}")
     for stage in ("initial", "trained") if steps else ("initial",):
         after = f"after {steps} steps of {_STEP_TOKENS} tokens" if stage == "trained" else "at initialisation"
         lines.append(f"cosine {ours.extra[f'cosine_{stage}']} to {_REFERENCE} {after} (target 0.999)")
