@@ -32,17 +32,20 @@ from trials import page, plots
 from trials.cells import ABSENT, CONTROLS, NONE, SEEDS, Cell, plan, quick
 from trials.progress import watched
 from trials.running import Result, Store
+from trials.starts import Starts
 from trials.twins import completed, differing
 from trials.verdicts import Control, Row, baseline, compared, control, judge
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 STATE = ROOT / "benchmarks" / "results" / "robustness-cells"
-ROUNDS = 64
+SCRATCH = ROOT / "runs" / "robustness"
+BEFORE, ROUNDS = 56, 72  # rounds in which nobody lies, and all
 COMMON = (
     *("--model.preset", "nano", "--data.source", "sample", "--device", "cpu", "--run.threads", "1"),
-    *("--data.windows", "1", "--run.eval_every", "8", "--run.eval_windows", "32"),
-    *("--optimizer.lr", "3e-3", "--optimizer.min_lr", "1e-3", "--optimizer.warmup", "5", "--optimizer.beta1", "0.8"),
+    *("--data.windows", "1", "--run.eval_every", "8", "--run.eval_windows", "32", "--run.score_windows", "2"),
+    *("--optimizer.lr", "3e-3", "--optimizer.min_lr", "1e-3", "--optimizer.warmup", "2", "--optimizer.beta1", "0.7"),
+    *("--optimizer.horizon", str(ROUNDS), "--ranking.tokens", "0"),
     # else the bound of admission refuses the large ones before the rule sees them
     *("--limits.gradient_norm", "1e12"),
 )
@@ -54,11 +57,13 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's shell may have had it ignored
     console = Console(stderr=True)
     try:
-        common = (*COMMON, "--rounds", "4" if arguments.quick else str(ROUNDS))
+        before, rounds = (2, 4) if arguments.quick else (BEFORE, ROUNDS)
+        common = (*COMMON, "--rounds", str(rounds))
         cells = quick(NAMES) if arguments.quick else plan(NAMES)
         chosen = [cell for cell in cells if not arguments.only or any(text in cell.name for text in arguments.only)]
-        store = Store.open(arguments.state, common)
-        failed = watched(chosen, common, store, arguments.jobs, console)
+        store = Store.open(arguments.state, (*common, "after", str(before)))
+        starts = Starts(SCRATCH / store.folder.name, COMMON, before)
+        failed = watched(chosen, common, store, starts, arguments.jobs, console)
         results = completed(store.finished(cells), cells)
         document = summary(results, common)
         whole = len(results) == len(cells) and not arguments.quick

@@ -7,12 +7,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trials.cells import Cell
 from trials.running import Failed, Result, Store, run
+from trials.starts import Starts
 from trials.twins import spared
 
 __all__ = ["watched"]
 
 
-def watched(cells: Sequence[Cell], common: Sequence[str], store: Store, jobs: int, console: Console) -> list[Failed]:
+def watched(
+    cells: Sequence[Cell], common: Sequence[str], store: Store, starts: Starts, jobs: int, console: Console
+) -> list[Failed]:
     """`running.run`, seen on `console`; returns the cells that failed."""
     ready = len(store.finished(cells))
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -31,7 +34,9 @@ def watched(cells: Sequence[Cell], common: Sequence[str], store: Store, jobs: in
                 bar.advance(task)
             return found
 
-        return run(cells, common, store, jobs, told, known)
+        waiting = {cell.seed for cell in cells if store.get(cell) is None}
+        starts.prepare(sorted(waiting), lambda line: bar.console.print(line, highlight=False))
+        return run(cells, common, store, jobs, told, known, starts)
 
 
 def _line(result: Result | Failed) -> str:

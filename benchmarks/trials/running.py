@@ -15,6 +15,7 @@ from typing import Any
 
 from fedgpt2.cli.bench.report import commit, hardware
 from trials.cells import Cell
+from trials.starts import Starts
 
 __all__ = ["Failed", "Result", "Store", "command", "condense", "run"]
 
@@ -94,9 +95,11 @@ def condense(cell: Cell, code: int, out: str, err: str, seconds: tuple[float, fl
     document = json.loads(out)
     rounds = [{name: _short(row.get(name)) for name in _KEPT} for row in document["rounds"]]
     final, unigram = document["final_val_loss"], document["unigram_loss"]
+    scored = document["settings"]["ranking"]["tokens"] > 0
     ranks = {
         side: [miner["rank"] for miner in document["miners"] if miner["hostile"] == hostile]
         for side, hostile in (("hostile", True), ("honest", False))
+        if scored
     }
     return Result(cell.name, final, rounds, unigram, commit(), *seconds, hardware(), ranks)
 
@@ -135,25 +138,29 @@ def run(
     jobs: int,
     told: Callable[[Sequence[Cell], Result | Failed | None], None],
     spared: Callable[[Cell], bool] = lambda _cell: False,
+    starts: Starts | None = None,
 ) -> list[Failed]:
     """Run the cells that `store` lacks, `jobs` at a time, but for those `spared` when their turn comes.
 
-    Returns those that failed.
+    Each begins where `starts` says, else at the beginning. Returns those that failed.
 
     `told` hears of every start and end: the cells running now, and the result where one came. An interruption ends the
     running ones and loses nothing else.
     """
     waiting = [cell for cell in cells if store.get(cell) is None]
     failures = []
-    with _processes() as running:
+    with _processes(starts) as running:
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
                 if not spared(cell):
-                    running.append(_start(cell, common, store))
+                    begin = starts.flags(cell) if starts else ()
+                    running.append(_start(cell, (*common, *begin), store))
                 told([each.cell for each in running], None)
             for each, result in _ended(running):
                 running.remove(each)
+                if starts:
+                    starts.drop(each.cell)
                 if isinstance(result, Result):
                     store.put(each.cell, result)
                 else:
@@ -189,7 +196,7 @@ def _ended(running: Sequence[_Process]) -> list[tuple[_Process, Result | Failed]
 
 
 @contextmanager
-def _processes() -> Iterator[list[_Process]]:
+def _processes(starts: Starts | None) -> Iterator[list[_Process]]:
     """A list whose processes are ended when it is left."""
     running: list[_Process] = []
     try:
@@ -203,3 +210,5 @@ def _processes() -> Iterator[list[_Process]]:
                 each.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 each.process.kill()
+            if starts:
+                starts.drop(each.cell)

@@ -70,6 +70,7 @@ def test_flags_say_who_lies_and_how() -> None:
 
 CELL = Cell("default", True, "alie", 1)
 SAID = {
+    "settings": {"ranking": {"tokens": 64}},
     "final_val_loss": 6.5,
     "unigram_loss": 6.6,
     "rounds": [{"round": 1, "applied": True, "reason": None, "hostile_share": 0.0, "cosine": 1.0, "seconds": 0.1}],

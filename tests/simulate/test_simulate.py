@@ -338,9 +338,25 @@ def test_settings_that_make_no_run_are_one_line(small, changes, line):
 
 def test_a_folder_that_holds_something_is_left_alone(small, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"not empty; a simulation starts in a new folder"):
+    with pytest.raises(UsageError, match=r"not empty, and no simulation of --run\.seed 1337"):
+        simulate(small(run={"dir": str(tmp_path)}))
+    (tmp_path / "config.json").write_text('{"run_id": "0123"}')
+    with pytest.raises(UsageError, match="choose a new folder"):
         simulate(small(run={"dir": str(tmp_path)}))
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_simulation_goes_on_where_it_ended(small, tmp_path):
+    """As if there had been no end: the schedule, the text, the windows it is scored on are those of the whole."""
+    schedule = {"horizon": 4}
+    whole = simulate(small(rounds=4, optimizer=schedule, run={"dir": str(tmp_path / "whole")}))
+    parts = [
+        simulate(small(rounds=rounds, optimizer=schedule, run={"dir": str(tmp_path / "parts")})) for rounds in (2, 4)
+    ]
+    assert [row.round for row in parts[1].rounds] == [3, 4]
+    assert parts[0].val_loss + parts[1].val_loss == whole.val_loss
+    with pytest.raises(UsageError, match=r"no simulation of --run\.seed 7"):
+        simulate(small(rounds=6, run={"dir": str(tmp_path / "parts"), "seed": 7}))
 
 
 def test_more_miners_wanted_than_take_part(small):

@@ -4,6 +4,7 @@ Deterministic by `--run.seed`: the same seed on the same machine gives the same 
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -125,14 +126,14 @@ class _Play:
             for hotkey in self.roster.hotkeys:  # the same text for the same miner, whoever else is there
                 directory.ledger.slot_of(hotkey, self.settings.data.max_slots)
             training = await off_loop(WatchedTraining, self.settings, self.device)
-            await off_loop(directory.resume, self.settings, training, observer.notice)
+            done = await off_loop(directory.resume, self.settings, training, observer.notice)
             report = await unless(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))
             peers = self._peers(corpus, training)
             run = build_run(self.settings, directory, training, corpus, validator_signer(seed), peers, report)
             scribe = Scribe(observer, self.roster.keys(self.roster.hostile), Gauge(training, peers.crowd))
             axons = [seat.axon for seat in peers.seats()]
-            scribe.started({**await off_loop(facts, run, axons, 0), **self._place()})
-            unfinished = await run_rounds(run, 0, stop, scribe)
+            scribe.started({**await off_loop(facts, run, axons, done), **self._place()})
+            unfinished = await run_rounds(run, done, stop, scribe)
             scribe.ranks = {line.hotkey: line for line in ranks(run.ranking.table)}
             if config.run.dir:
                 await off_loop(directory.save_last, training, config.checkpoint.keep)
@@ -169,17 +170,34 @@ def _liars(config: SimulationConfig, attack: Callable[[], Liars] | None) -> Liar
 
 @contextmanager
 def _folder(config: SimulationConfig) -> Iterator[Path]:
-    """A run directory: the one asked for, which must be a new one, or one that goes when the simulation ends."""
+    """A run directory: the one asked for, or one that goes when the simulation ends."""
     if not config.run.dir:
         with TemporaryDirectory(prefix="fedgpt2-simulate-") as name:
             yield Path(name)
         return
     folder = Path(config.run.dir).expanduser()
     with disk_errors(folder):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"--run.dir {folder}: not empty; a simulation starts in a new folder")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not _goes_on(folder, config):
+            raise UsageError(
+                f"--run.dir {folder}: not empty, and no simulation of --run.seed {config.run.seed} that could go on; "
+                "choose a new folder"
+            )
         folder.mkdir(parents=True, exist_ok=True)
     yield folder
+
+
+def _goes_on(folder: Path, config: SimulationConfig) -> bool:
+    """Whether the folder holds a simulation of this seed: it has the name that only such a one draws.
+
+    A real run, whose name and key are secret draws, is never gone on with.
+    """
+    draw = draws(config.run.seed)
+    _key, name = draw(32), draw(32).hex()  # in the order of a new run directory
+    try:
+        facts = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(facts, dict) and facts.get("run_id") == name
 
 
 def _settings(config: SimulationConfig, folder: Path) -> ValidatorConfig:
