@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/robustness.py [--jobs 2] [--only TEXT ...] [--quick] [--json]
 
 Trains `nano` on the embedded text again and again, each time with another attack, rule or seed: many runs of
-`fedgpt2 simulate`. Each finished one is a file in the state folder, so an interruption loses only those that run. When
+`fedgpt2 simulate`, those of a seed after the same rounds without liars. Each finished one is a file in the state folder, so an interruption loses only those that run. When
 all are there it writes benchmarks/results/robustness-DATE.json, the tables in docs/aggregation.md and two pictures.
 
 It holds if, for the default rule behind its gate and for every seed, each attack's final held-out loss is within its
@@ -122,8 +122,9 @@ def summary(results: Mapping[Cell, Result], common: Sequence[str]) -> dict[str, 
         "bench": "robustness",
         "commit": commit(),
         "hardware": hardware(),
-        "settings": {"flags": list(common), "seeds": list(SEEDS)},
+        "settings": {"flags": list(common), "seeds": list(SEEDS), "rounds_without_liars": BEFORE},
         "cell_commits": sorted({result.commit for result in results.values()}),
+        "cell_hardware": sorted({result.hardware for result in results.values()}),
         "cells": len(ran),
         "cpu_minutes": round(sum(result.cpu_seconds for result in ran.values()) / 60, 1),
         "references": attack_free,
@@ -178,6 +179,7 @@ def _section(
 ) -> str:
     about = {
         "flags": " ".join(common),
+        "before": str(BEFORE),
         "commit": document["commit"],
         "hardware": document["hardware"],
         "minutes": f"{document['cpu_minutes']:.0f}",

@@ -106,7 +106,8 @@ def _method(about: Mapping[str, str]) -> list[str]:
     alone = MINERS - BYZANTINE
     return [
         f"{MINERS} miners, {BYZANTINE} of them hostile, `nano` on the embedded text; each number is of a run of",
-        "`fedgpt2 simulate`. Attack-free is the better of two runs of the same seed: all honest, and the",
+        f"`fedgpt2 simulate`; its first {about['before']} rounds are without liars and the same for all of a seed.",
+        "Attack-free is the better of two runs of the same seed: all honest, and the",
         f"{alone} honest ones alone. Limits: {percent(LIMIT)} for fixed attacks, {percent(LIMIT_ADAPTIVE)} for those",
         "that answer to the defence (marked *). All are the worst of seeds. Loss: the final held-out loss above the",
         "attack-free one; to alone: above that of the honest ones alone, who lack the liars' part of the text too.",

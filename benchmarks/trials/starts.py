@@ -32,11 +32,16 @@ class Starts:
         if missing:
             say(f"training {self.rounds} rounds without liars for seed {', '.join(map(str, missing))}")
         children = {seed: self._train(seed) for seed in missing}
-        for seed, child in children.items():
-            _, said = child.communicate()
-            if child.returncode:
-                raise SetupError(f"seed {seed}: {(said.strip().splitlines() or ['no word'])[-1]}")
-            self._part(seed).rename(self._base(seed))
+        try:
+            for seed, child in children.items():
+                _, said = child.communicate()
+                if child.returncode:
+                    raise SetupError(f"seed {seed}: {(said.strip().splitlines() or ['no word'])[-1]}")
+                self._part(seed).rename(self._base(seed))
+        finally:
+            for child in children.values():
+                child.kill()
+                child.wait()
 
     def flags(self, cell: Cell) -> tuple[str, ...]:
         """Where the cell runs: in a copy of its own."""

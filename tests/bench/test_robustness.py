@@ -314,7 +314,7 @@ def test_the_tables_go_between_the_markers() -> None:
 
 def test_the_page_has_every_attack_and_rule() -> None:
     found = results()
-    about = dict.fromkeys(("flags", "commit", "date", "hardware", "minutes"), "?")
+    about = dict.fromkeys(("before", "flags", "commit", "date", "hardware", "minutes"), "?")
     held = [control(found, attack) for attack in CONTROLS]
     references = [{"rule": "default", "gate": True, "seed": 1, "unigram": 6.6, "none": 6.03, "absent": 6.0}]
     text = page.section(judge(found, ATTACKS), compared(found), references, held, about)
