@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/robustness.py [--jobs 2] [--only TEXT ...] [--quick] [--json]
 
 Trains `nano` on the embedded text again and again, each time with another attack, rule or seed: many runs of
-`fedgpt2 simulate`, those of a seed after the same rounds without liars. Each finished one is a file in the state folder, so an interruption loses only those that run. When
-all are there it writes benchmarks/results/robustness-DATE.json, the tables in docs/aggregation.md and two pictures.
+`fedgpt2 simulate`, those of a seed after the same rounds without liars. Each finished one is a file in the state
+folder, so an interruption loses only those that run. When all are there it writes
+benchmarks/results/robustness-DATE.json, the tables in docs/aggregation.md and two pictures.
 
 It holds if, for the default rule behind its gate and for every seed, each attack's final held-out loss is within its
 limit of the attack-free one, the attack-free loss is below a unigram's, and each positive control hurts a plain mean.

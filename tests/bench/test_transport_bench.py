@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fedgpt2.cli.bench import round as round_bench
 from fedgpt2.cli.bench import transport
 from fedgpt2.cli.bench.report import Row
 from fedgpt2.cli.bench.round import run as run_round
@@ -52,7 +53,8 @@ def test_an_unknown_preset_is_one_line():
             bench("huge", 1, as_json=True)
 
 
-def test_a_round_is_told_in_phases_beside_its_computing_alone(capsys):
+def test_a_round_is_told_in_phases_beside_its_computing_alone(capsys, monkeypatch):
+    monkeypatch.setattr(round_bench, "_TOKENS", 256)
     assert run_round("tiny", 1, as_json=True) == 0
     printed = json.loads(capsys.readouterr().out)
     ours, alone = printed["rows"]

@@ -25,7 +25,7 @@ def equality():
 @pytest.fixture
 def setting(equality, federation):
     """Small and quick: `tiny` on the session's text."""
-    data = Data(source=federation.source, seq_len=64, windows=4, span=4, max_slots=4, max_pages=4)
+    data = Data(source=federation.source, seq_len=64, windows=2, span=4, max_slots=4, max_pages=4)
     return equality.Setting("tiny", 20, data)
 
 

@@ -10,7 +10,7 @@ from fedgpt2.data import Corpus, Manifest, Pool
 from ..data.conftest import serve  # noqa: F401, TID252  (a fixture)
 from ..data.refinedweb import repository  # noqa: TID252
 from .federation import free_port
-from .program import Spawned, wait_until
+from .program import HERE, Spawned, wait_until
 
 # seven files, row groups of 100 to 1,000 rows
 SHAPE = (
@@ -32,9 +32,13 @@ def flags():
 
 
 def miner_of(federation, endpoint, number=1, port=0):
-    """A miner as README starts it, on this test's hub and on one thread."""
+    """A miner as README starts it, on this test's hub and on one thread.
+
+    It reads all of its text, and computes on some.
+    """
     asked = ("miner", "--wallet.name", "miners", "--wallet.hotkey", f"M{number}", "--axon.port", port)
-    return start(federation, endpoint, f"M{number}", asked)
+    thrift = ("--gradient.strategy", "plugin", "--gradient.plugin", "thrifty_plugin:gradient")
+    return start(federation, endpoint, f"M{number}", (*asked, *thrift))
 
 
 def validator_of(federation, endpoint, ports, rounds):
@@ -47,7 +51,7 @@ def validator_of(federation, endpoint, ports, rounds):
 def start(federation, endpoint, name, argv):
     common = ("--device", "cpu", "--run.threads", 1, "--wallet.path", federation.folder / "wallets")
     source = ("--data.source", "refinedweb")
-    environment = {"HF_ENDPOINT": endpoint}
+    environment = {"HF_ENDPOINT": endpoint, "PYTHONPATH": str(HERE)}
     return federation.start(name, [*argv, *source, *common], kind=Spawned, environment=environment)
 
 
