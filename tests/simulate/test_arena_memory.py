@@ -64,6 +64,10 @@ def test_a_scaled_scrap_is_too_long_or_just_not():
     (million,) = play(liars("scale"), stage, 1)
     assert float(million[0].norm()) > 1e5
     assert torch.equal(million[0], 1e6 * stage.gradient(*stage.asked[0]))
+    play(liars("scale"), again := Stage(), 3)
+    texts = [windows for _, windows in again.asked]
+    assert len(texts) == 9
+    assert all(np.array_equal(texts[i], texts[i % 3]) for i in range(9)), "the same scraps in every round"
     (most,) = play(liars("scale_bound"), stage, 1)
     assert most.norm(dim=1).tolist() == pytest.approx([0.999 * Limits().gradient_norm] * 3, rel=1e-5)
 

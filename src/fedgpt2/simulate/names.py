@@ -66,7 +66,9 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
         ),
         # values
         "zero": Profile("as good as nothing: a free rider"),
-        "scale": Profile("a million times a gradient of a scrap of text: a mean learns that scrap alone"),
+        "scale": Profile(
+            "a million times the gradient of a scrap of text, the same every round: a mean learns it by heart"
+        ),
         "scale_bound": Profile("the same, as long as --limits.gradient_norm lets pass by default"),
         "nan": Profile("one NaN"),
         "inf": Profile("one infinity"),
