@@ -128,6 +128,7 @@ class _Process:
         seconds = (round(usage.ru_utime + usage.ru_stime, 2), round(time.monotonic() - self.began, 2))
         out, err = self.out.read_text(errors="replace"), self.err.read_text(errors="replace")
         self.out.unlink()
+        self.err.unlink()
         return condense(self.cell, self.process.returncode, out, err, seconds)
 
 
