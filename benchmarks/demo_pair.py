@@ -1,4 +1,4 @@
-"""What the demo's hostile miner costs: the same seed and rounds with it and without it, both models on the same windows.
+"""What the demo's hostile miner costs: one seed and round count, with it and without it, measured on the same windows.
 
     .venv/bin/python benchmarks/demo_pair.py --rounds 30 --json
 
