@@ -167,7 +167,7 @@ async def test_a_stop_while_a_loss_is_measured_before_the_step_changes_nothing(r
 
 
 async def test_a_stop_while_a_loss_is_measured_after_the_step_loses_that_loss_only(running, config, monkeypatch):
-    blocked = Blocked(monkeypatch, 4)  # train, initial, before a trial, held out
+    blocked = Blocked(monkeypatch, 3)  # train, which is the loss before a trial too; initial, held out
     with running(with_settings(config, run={"eval_every": 1}), MIXED) as run:
         row = await stopped_while(blocked, run)
         assert (row["applied"], row["val_loss"]) == (True, None)
