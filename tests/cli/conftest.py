@@ -54,5 +54,5 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     """A demo of six rounds: too few to learn, enough for every one of the hostile miner's lies."""
     folder = tmp_path_factory.mktemp("demo") / "run"
     with demo(folder, "--rounds", "6", "--seconds", "90") as child:
-        out, err = child.communicate(timeout=110)
+        out, err = child.communicate(timeout=200)  # some 60 s on two cores of their own
     return Shown(folder, child.returncode, out, err)

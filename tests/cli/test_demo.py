@@ -16,6 +16,9 @@ from fedgpt2.observe.rows import RoundRow, read_row
 from tests.cli.conftest import Shown, demo, running
 
 
+pytestmark = pytest.mark.timeout(240)
+
+
 def test_the_demo_shows_what_it_promises(shown: Shown) -> None:
     assert shown.err == ""
     # six rounds are too few to learn; nothing else is missed

@@ -13,6 +13,8 @@ from fedgpt2.data.tokenizer import encode
 from fedgpt2.errors import CheckpointError, RunDirectoryError
 from tests.cli.conftest import Shown
 
+pytestmark = pytest.mark.timeout(240)
+
 TEXT = "The state of the Union is strong, naïve\n\n  and 1,234 tokens long."
 
 
