@@ -15,7 +15,6 @@ from fedgpt2.observe.board import Board
 from fedgpt2.observe.rows import RoundRow, read_row
 from tests.cli.conftest import Shown, demo, running
 
-
 pytestmark = pytest.mark.timeout(240)
 
 
