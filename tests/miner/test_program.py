@@ -77,6 +77,15 @@ async def test_what_is_wrong_is_said_in_order(config, tmp_path):
         await refused(better, PortInUseError, str(port))
 
 
+@pytest.mark.parametrize(("precision", "told"), [("bf16", True), ("fp32", False), ("auto", False)])
+async def test_bf16_that_is_emulated_is_told_of(config, precision, told, monkeypatch):
+    monkeypatch.setattr("fedgpt2.model.hardware.native_precision", lambda _device: "fp32")
+    said, stop = [], Stop()
+    stop.set()
+    await run_miner(replace(config, device="cpu", gradient=Gradient(precision=precision)), stop, said.append)
+    assert any("--gradient.precision fp32" in line for line in said) == told
+
+
 async def test_off_loopback_no_hotkey_is_made(config):
     from bittensor.sp_core import Keypair
 

@@ -4,8 +4,8 @@
 
 Both models hold the same weights and are given the same windows; a gradient is one forward and backward
 pass over all of them, from zero. transformers is asked for no dropout and no key-value cache, and gets the
-same number of threads. bf16 is compared where the CPU has instructions for it; elsewhere it is emulated, some thirty
-times slower than fp32, and only fp32 is compared.
+same number of threads. bf16 is compared where the CPU has instructions for it; elsewhere it is emulated, more
+than ten times slower than fp32, and only fp32 is compared.
 """
 
 import sys
