@@ -1,11 +1,14 @@
 """Shapes and types in signatures are checked while testing: jaxtyping shapes by beartype; same examples every time."""
 
 import sys
+from pathlib import PurePosixPath
 
 import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 CHECKED = [
     "fedgpt2.model",
@@ -28,11 +31,22 @@ install_import_hook(CHECKED, "beartype.beartype")
 ROOMS = ["federation", "cli"]
 
 
+class Rooms(LoadScopeScheduling):
+    """The tests of a file, or of one of ROOMS, in one process: xdist's own groups are lost on this pytest."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = PurePosixPath(nodeid.partition("::")[0])
+        return file.parent.name if file.parent.name in ROOMS else str(file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Rooms:
+    """How tests are dealt out to the processes."""
+    return Rooms(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share fixtures in one process, and begin with the longest room, so that none waits for it."""
-    for item in items:
-        room = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(room if room in ROOMS else str(item.path)))
+    """Begin with the longest room, so that none waits for it."""
     items.sort(key=lambda item: item.path.parent.name != ROOMS[0])
 
 
