@@ -201,9 +201,14 @@ def test_the_chart_puts_losses_where_they_belong() -> None:
     assert lines[10] == f" 5.00 {' ' * 10}{TRAIN}"
 
 
+@pytest.mark.parametrize(("loss", "label"), [(99.994, "99.99"), (100.0, "100.0"), (2345.6, " 2346"), (1.2e6, "1e+06")])
+def test_a_diverged_loss_finds_room_in_the_margin(loss: float, label: str) -> None:
+    assert loss_chart([(0, 0.0), (1, loss)], [], None, width=20, height=4)[0].startswith(f"{label} ")
+
+
 @given(
-    st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 100))),
-    st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 100))),
+    st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 1e9))),
+    st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 1e9))),
     st.none() | st.floats(0, 20),
     st.integers(0, 120),
     st.integers(0, 20),

@@ -43,4 +43,9 @@ _MARGIN = 6  # "10.82 "
 
 
 def _label(loss: float | None) -> str:
-    return " " * (_MARGIN - 1) if loss is None else f"{loss:{_MARGIN - 1}.2f}"
+    """Of `_MARGIN` less one characters: two decimals, fewer where they find no room."""
+    room = _MARGIN - 1
+    if loss is None:
+        return " " * room
+    fitting = (text for text in (f"{loss:.2f}", f"{loss:.1f}", f"{loss:.0f}") if len(text) <= room)
+    return next(fitting, f"{loss:.0e}").rjust(room)
