@@ -21,7 +21,6 @@ from fedgpt2.types import ModelShape
 __all__ = [
     "First",
     "Old",
-    "Scraps",
     "Sybils",
     "Working",
     "bound",
@@ -89,21 +88,6 @@ class Old:
         return everyone(scene, lambda scene, i: scene.gradient(weights, scene.windows(i)))
 
 
-@dataclass
-class Scraps:
-    """A scrap of text each, the same in every round: a mean that follows their gradients learns them by heart."""
-
-    lengthen: Callable[[Float32[Tensor, " d"]], Float32[Tensor, " d"]]
-    kept: list[Tokens] = field(default_factory=list)
-
-    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
-        """The gradients of the first round's scraps, lengthened."""
-        if not self.kept:
-            self.kept = [_eighth(scene.windows(i)) for i in range(scene.f)]
-        texts = self.kept * scene.f  # more of them than at first: those share
-        return everyone(scene, lambda scene, i: self.lengthen(scene.gradient(scene.weights, texts[i])))
-
-
 def everyone(scene: Scene, work: Work) -> Sequence[Reply]:
     """What `work` gives each of them, as answers."""
     return [seal(order, work(scene, i)) for i, order in enumerate(scene.orders)]
@@ -124,13 +108,14 @@ def random_tokens(scene: Scene, i: int) -> Float32[Tensor, " d"]:
     return scene.gradient(scene.weights, _drawn(scene.windows(i), scene.orders[i].model, scene.rng))
 
 
-def scaled(row: Float32[Tensor, " d"]) -> Float32[Tensor, " d"]:
-    """A million times as long."""
-    return row * 1e6
+def scaled(scene: Scene, i: int) -> Float32[Tensor, " d"]:
+    """The gradient of random tokens, a million times as long."""
+    return random_tokens(scene, i) * 1e6
 
 
-def bound(row: Float32[Tensor, " d"]) -> Float32[Tensor, " d"]:
-    """As long as admission takes by default."""
+def bound(scene: Scene, i: int) -> Float32[Tensor, " d"]:
+    """The same, as long as admission takes by default."""
+    row = random_tokens(scene, i)
     return row * (0.999 * Limits().gradient_norm / max(float(row.norm()), 1e-30))
 
 

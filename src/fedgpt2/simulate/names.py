@@ -66,9 +66,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
         ),
         # values
         "zero": Profile("as good as nothing: a free rider"),
-        "scale": Profile(
-            "a million times the gradient of a scrap of text, the same every round: a mean learns it by heart"
-        ),
+        "scale": Profile("a million times the gradient of random tokens: a mean learns that words mean nothing"),
         "scale_bound": Profile("the same, as long as --limits.gradient_norm lets pass by default"),
         "nan": Profile("one NaN"),
         "inf": Profile("one infinity"),
