@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float32
+from jaxtyping import Float64 as Float64Tensor
 from torch import Tensor
 
 from fedgpt2.aggregation.span import Float64, Span
@@ -16,7 +17,7 @@ __all__ = ["gram", "norm"]
 
 _VALUES = 1 << 21  # of all rows of a block together: 8 MiB, so that it stays in the cache between copy and product
 _SHORTEST = 1 << 12  # values a block of each row, however many rows there are
-_PRODUCT = 1 << 16  # values of each row whose fp32 products are one sum, right to 2e-6
+_PIECE = 1 << 10  # values of each row whose fp32 products are one sum: as many as multiply fastest
 _NORM_BLOCK = 1 << 18
 _LARGEST = 50  # binary exponent of the longest norm multiplied as it is: squares are then far below fp32's 2^128
 _COMMON = 40  # and of a typical norm, either way: squares of its parts are then far above fp32's 2^-126
@@ -81,11 +82,11 @@ def _span(products: Float64, scales: Float64, centre: int | None = None) -> Span
 def _products(rows: Sequence[Tensor], scales: Float64, centre: int | None = None) -> Float64:
     """Z Z^T, [n, n], of the scaled rows; with a centre its row of Z is r itself, the others are z_i = x_i - r.
 
-    Blocks as large as the cache takes, fp32 products of a piece of one, float64 sums across pieces. With r in the
-    place of its own zeros there are n rows and not n + 1: 16 of them multiply twice as fast as 17.
+    Blocks as large as the cache takes, float64 sums across them. With r in the place of its own zeros there are n rows
+    and not n + 1: 16 of them multiply twice as fast as 17.
     """
     n, d = len(rows), rows[0].numel()
-    size = min(d, max(_SHORTEST, _VALUES // n))
+    size = min(d, max(_SHORTEST, _VALUES // n // _PIECE * _PIECE))
     factors = None if (scales == 1.0).all() else torch.from_numpy(scales).float()[:, None]
     total = torch.zeros(n, n, dtype=torch.float64)
     buffer = torch.empty(n, size)
@@ -96,7 +97,16 @@ def _products(rows: Sequence[Tensor], scales: Float64, centre: int | None = None
         if centre is not None:
             block[:centre] -= block[centre]
             block[centre + 1 :] -= block[centre]
-        for piece in torch.split(block, _PRODUCT, dim=1):
-            total += piece @ piece.T
+        total += _square(block)
     result: Float64 = total.numpy()
     return result
+
+
+def _square(block: Float32[Tensor, "n l"]) -> Float64Tensor[Tensor, "n n"]:
+    """Inner products of the rows: fp32 within a piece of them, float64 across pieces, right to 2e-6.
+
+    All pieces in one batched product, which takes half the time of one product a piece.
+    """
+    n, count = len(block), block.shape[1] // _PIECE
+    pieces, rest = block[:, : count * _PIECE].view(n, count, _PIECE).transpose(0, 1), block[:, count * _PIECE :]
+    return torch.bmm(pieces, pieces.mT).sum(0, dtype=torch.float64) + rest @ rest.T
