@@ -24,7 +24,7 @@ from fedgpt2.cli.bench.report import commit, hardware
 from fedgpt2.errors import FedGPT2Error
 from fedgpt2.model.hardware import prepare
 
-SEEDS = range(1, 6)
+SEEDS = range(1, 13)
 RECIPES = (
     *(Recipe("adamw", seed, lr=1e-3) for seed in SEEDS),
     *(Recipe("sgd", seed, lr=0.2) for seed in SEEDS),

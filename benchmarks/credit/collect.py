@@ -37,6 +37,7 @@ from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.gradient.exact import Exact
 from fedgpt2.model.gpt2 import GPT2, initialise
+from fedgpt2.model.hardware import arithmetic
 from fedgpt2.model.loss import head_loss, mean_loss, to_tokens
 from fedgpt2.model.state import FlatState
 from fedgpt2.optim.schedule import learning_rate
@@ -168,9 +169,10 @@ class Training:
         targets[wrong] = tokens[:, 1:].flatten()[drawn]
         out = self.model.weights.empty_like()
         self.model.bind(self.model.weights, out)
-        with torch.autocast("cpu", torch.bfloat16):
+        with arithmetic(self.model.device, self.exact.precision):
             hidden = self.model(tokens[:, :-1])
-        loss = head_loss(hidden, self.model.wte.weight, targets, divisor=targets.numel(), dtype=torch.bfloat16)
+        dtype = torch.bfloat16 if self.exact.precision == "bf16" else torch.float32
+        loss = head_loss(hidden, self.model.wte.weight, targets, divisor=targets.numel(), dtype=dtype)
         loss.backward()  # type: ignore[no-untyped-call]
         self.model.bind(self.model.weights)
         return out.flat

@@ -33,6 +33,7 @@ Float64 = NDArray[np.float64]
 
 _PATTERNS = 20  # of who is there, when 6 of 16 are; the first is the one whose true loss changes were measured
 _ROUNDS_OF_LIES, _RESAMPLED = 30, 10
+_TRUTHS = ("", "_adds", "_realised")  # worth of the grades, what they add, worth in this very training
 _T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 10: 2.262, 12: 2.201}  # 97.5 %, by seeds
 
 
@@ -46,6 +47,7 @@ class Order:
     six_realised: Float64
     fresh: Float64  # all 16 there, of the 11 whose gradients are of this round
     adds: Float64  # all 16 there, with what they add
+    six_adds: Float64  # 6 of 16 a round, with what they add
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def order(kept: Sequence[Evidence], score: Score, worth: Float64, adds: Float64,
         masked = [np.where(there, values[None], np.nan) for values in (plain, own)]
         final = _final(masked[0], masked[1], score, settings)
         found["six"].append(kendall(final, worth).mean())
+        found["six_adds"].append(kendall(final, adds).mean())
         found["six_realised"].append(kendall(final, here).mean())
     return Order(**{name: np.array(values) for name, values in found.items()})
 
@@ -121,9 +124,9 @@ def _final(plain: Float64, own: Float64, score: Score, settings: Rating) -> Floa
     return rate(compared(plain, own, population, score), settings)[0][:, -1]
 
 
-def gauntlet(kept: Sequence[Evidence], worth: Float64, settings: Rating) -> dict[str, Float64]:
-    """Tau by seed, with both truths, from true loss changes of the six sampled: rated, and their means (decay 0.9)."""
-    found: dict[str, list[float]] = {"rated": [], "rated_realised": [], "mean": [], "mean_realised": []}
+def gauntlet(kept: Sequence[Evidence], worth: Float64, adds: Float64, settings: Rating) -> dict[str, Float64]:
+    """Tau by seed, with each truth, from true loss changes of the six sampled: rated, and their means (decay 0.9)."""
+    found: dict[str, list[float]] = {f"{name}{truth}": [] for name in ("rated", "mean") for truth in _TRUTHS}
     for evidence in kept:
         changes = np.full((1, len(evidence.change), len(graded_names())), np.nan)
         np.put_along_axis(changes[0], evidence.present, evidence.change, 1)
@@ -131,8 +134,8 @@ def gauntlet(kept: Sequence[Evidence], worth: Float64, settings: Rating) -> dict
         for row in changes[0]:
             mean = np.where(np.isnan(row), mean, np.where(np.isnan(mean), row, 0.9 * mean + 0.1 * row))
         for name, final in (("rated", rate(changes, settings)[0][0, -1]), ("mean", np.nan_to_num(mean))):
-            found[name].append(kendall(final[None], worth)[0])
-            found[f"{name}_realised"].append(kendall(final[None], realised(evidence))[0])
+            for suffix, true in zip(_TRUTHS, (worth, adds, realised(evidence)), strict=True):
+                found[f"{name}{suffix}"].append(kendall(final[None], true)[0])
     return {name: np.array(values) for name, values in found.items()}
 
 

@@ -62,7 +62,7 @@ def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
         },
         "tau_of_the_two_truths": _round(kendall(true_changes(kept)[None], worth)[0]),
         "scores": {score.name: _score(kept, score, truths) for score in SCORES},
-        "baselines": {name: _spread(values) for name, values in gauntlet(kept, worth, RATING).items()},
+        "baselines": {name: _spread(values) for name, values in gauntlet(kept, *truths, RATING).items()},
         "tokens": {
             f"{score.name} {tokens}": _score(kept, replace(score, tokens=tokens), truths)
             for score in (Score(), Score("whole", "M+A2"), CHOSEN)
