@@ -94,12 +94,13 @@ def attack_free(references: Sequence[Mapping[str, object]]) -> list[str]:
     return _table(names, [[_reference(reference[key]) for key in keys] for reference in references])
 
 
-def woven(text: str, part: str) -> str:
-    """`text` with `part` between its markers. Raises ValueError unless both are there, once."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"the page needs the lines {BEGIN} and {END}, once each")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{part}\n{END}{rest.split(END)[1]}"
+def woven(text: str, part: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
+    """`text` with `part` between two markers. Raises ValueError unless both are there, once."""
+    begin, end = markers
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"the page needs the lines {begin} and {end}, once each")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{part}\n{end}{rest.split(end)[1]}"
 
 
 def _method(about: Mapping[str, str]) -> list[str]:

@@ -14,7 +14,7 @@ __all__ = ["watched"]
 
 
 def watched(
-    cells: Sequence[Cell], common: Sequence[str], store: Store, starts: Starts, jobs: int, console: Console
+    cells: Sequence[Cell], common: Sequence[str], store: Store, starts: Starts | None, jobs: int, console: Console
 ) -> list[Failed]:
     """`running.run`, seen on `console`; returns the cells that failed."""
     ready = len(store.finished(cells))
@@ -35,7 +35,8 @@ def watched(
             return found
 
         waiting = {cell.seed for cell in cells if store.get(cell) is None}
-        starts.prepare(sorted(waiting), lambda line: bar.console.print(line, highlight=False))
+        if starts:
+            starts.prepare(sorted(waiting), lambda line: bar.console.print(line, highlight=False))
         return run(cells, common, store, jobs, told, known, starts)
 
 

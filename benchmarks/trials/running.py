@@ -39,6 +39,7 @@ class Result:
     wall_seconds: float
     hardware: str = ""
     ranks: dict[str, list[int | None]] = field(default_factory=dict)  # after the last round: of hostile, of honest
+    pay: dict[str, list[float]] = field(default_factory=dict)  # the same of what each is paid
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,14 @@ def condense(cell: Cell, code: int, out: str, err: str, seconds: tuple[float, fl
     rounds = [{name: _short(row.get(name)) for name in _KEPT} for row in document["rounds"]]
     final, unigram = document["final_val_loss"], document["unigram_loss"]
     scored = document["settings"]["ranking"]["tokens"] > 0
-    ranks = {
-        side: [miner["rank"] for miner in document["miners"] if miner["hostile"] == hostile]
+    sides = {
+        side: [miner for miner in document["miners"] if miner["hostile"] == hostile]
         for side, hostile in (("hostile", True), ("honest", False))
         if scored
     }
-    return Result(cell.name, final, rounds, unigram, commit(), *seconds, hardware(), ranks)
+    ranks = {side: [miner["rank"] for miner in miners] for side, miners in sides.items()}
+    pay = {side: [miner["pay"] or 0.0 for miner in miners] for side, miners in sides.items()}
+    return Result(cell.name, final, rounds, unigram, commit(), *seconds, hardware(), ranks, pay)
 
 
 def _short(value: Any) -> Any:  # noqa: ANN401  (whatever a row holds)

@@ -183,6 +183,9 @@ class Ranking:
         2048, "held-out tokens that the gradient behind all credits is taken on; 0: nobody is scored", least=0
     )
     sample: int = setting(2, "miners a round whose step is tried out, for the true loss before and after it", least=0)
+    audit: int = setting(
+        512, "tokens of its own text on which the gradient of each of these is tried as well; 0: none", least=0
+    )
     score: str = setting(
         "proven",
         "what a round compares: proven (the whole effect, as far as the miner is known to add to what is free), "

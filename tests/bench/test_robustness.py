@@ -74,7 +74,10 @@ SAID = {
     "final_val_loss": 6.5,
     "unigram_loss": 6.6,
     "rounds": [{"round": 1, "applied": True, "reason": None, "hostile_share": 0.0, "cosine": 1.0, "seconds": 0.1}],
-    "miners": [{"hotkey": "a", "hostile": True, "rank": 2}, {"hotkey": "b", "hostile": False, "rank": 1}],
+    "miners": [
+        {"hotkey": "a", "hostile": True, "rank": 2, "pay": 0.25},
+        {"hotkey": "b", "hostile": False, "rank": 1, "pay": 0.75},
+    ],
 }
 
 

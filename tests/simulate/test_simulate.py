@@ -32,6 +32,7 @@ from fedgpt2.validator import rounds as validator_rounds
 SGD = {"name": "sgd", "lr": 0.3, "min_lr": 0.3, "warmup": 0, "clip": 0.0}
 MEAN = {"rule": "mean", "gate": False}
 KEYS = {"settings", "val_loss", "final_val_loss", "unigram_loss", "miners", "rounds"}
+MINER = {"hotkey", "hostile", "rank", "rating", "weight", "pay"}
 ROUND = {"round", "applied", "reason", "train_loss", "val_loss", "hostile_share", "cosine", "seconds"}
 
 
@@ -74,7 +75,7 @@ def test_the_document_has_the_names_of_the_design(small):
     assert set(document) == KEYS
     assert document["settings"] == asdict(small(byzantine=1))
     assert [set(row) for row in document["rounds"]] == [ROUND] * 2
-    assert [set(miner) for miner in document["miners"]] == [{"hotkey", "hostile", "rank", "rating", "weight"}] * 4
+    assert [set(miner) for miner in document["miners"]] == [MINER] * 4
     assert sorted(miner["rank"] for miner in document["miners"]) == [1, 2, 3, 4]
     assert all(miner["rating"] is not None for miner in document["miners"])
     assert document["val_loss"] == [row["val_loss"] for row in document["rounds"]]

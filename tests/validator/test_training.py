@@ -91,3 +91,19 @@ def test_weights_that_are_not_those_the_state_names_are_refused(training):
     wrong = Checkpoint(kept.model, kept.optimizer, {**kept.state, "model": "0" * 64})
     with pytest.raises(CheckpointError, match="not those its state names"):
         Training(training.config, CPU).restore(lambda model, optimizer: wrong)
+
+
+def test_short_steps_tell_the_slope_of_the_loss_and_move_nothing(training, corpus):
+    windows = corpus.report(b"k" * 32, 4)
+    moved(training)
+    before, digest = training.weights.flat.clone(), training.digest()
+    gradient = training.scoring_gradient(windows).clone()
+    direction = torch.randn(len(gradient), generator=torch.Generator().manual_seed(1)) * gradient.norm() * 1e-4
+    direction += gradient
+    rows = [(gradient, float(gradient.norm())), (direction, float(direction.norm()))]
+    (at, *after), length = training.nudges(rows, windows)
+    assert at == training.loss(windows)
+    for (row, norm), loss in zip(rows, after, strict=True):
+        assert (at - loss) / length == pytest.approx(float(gradient @ row) / norm, rel=0.05)
+    assert torch.equal(training.weights.flat, before)
+    assert training.digest() == digest

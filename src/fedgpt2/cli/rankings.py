@@ -35,7 +35,7 @@ def table_lines(number: int, lines: Sequence[Rank]) -> list[str]:
 
 def history_lines(hotkey: Hotkey, rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     """One miner's rounds, as `history_rows` gives them, oldest first."""
-    names = ("round", "what", "score", "proven", "place", "rating", "reliable", "pay")
+    names = ("round", "what", "score", "proven", "own text", "place", "rating", "reliable", "pay")
     table = [names]
     for row in rounds:
         score = row["score"]
@@ -46,6 +46,7 @@ def history_lines(hotkey: Hotkey, rounds: Sequence[Mapping[str, Any]]) -> list[s
                 what,
                 "" if score is None else f"{score:+.3e}",
                 "" if row["proven"] is None else f"{row['proven']:+.3f}",
+                "" if row["grounded"] is None else f"{row['grounded']:+.2f}",
                 "" if row["place"] is None else f"{row['place']}/{row['compared']}",
                 f"{row['rating_before']:.2f} > {row['rating_after']:.2f} ± {row['sigma_after']:.2f}",
                 f"{row['reliability']:.2f}",

@@ -156,6 +156,7 @@ class Ranked(Message, frozen=True, kw_only=True):
     added: float | None = None
     own: float | None = None
     proven: float | None = None
+    grounded: float | None = None
     place: Natural | None = None
     compared: Natural = 0
     rating_before: float

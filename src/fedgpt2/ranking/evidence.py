@@ -18,6 +18,7 @@ from fedgpt2.config import Ranking
 
 __all__ = [
     "KINDS",
+    "Audit",
     "Evidence",
     "Free",
     "MinerEvidence",
@@ -117,6 +118,20 @@ class Trial(Record, frozen=True, kw_only=True):
         _check_finite(self.hotkey, [self.before, self.after])
 
 
+class Audit(Record, frozen=True, kw_only=True):
+    """A short step along one miner's contribution, and as short a one along g, tried on the miner's own text."""
+
+    hotkey: str
+    windows: tuple[int, ...]  # which of those assigned
+    before: float  # loss there, nats a token
+    after: float  # the step along the contribution
+    control: float  # the step along g
+    length: float  # of each step
+
+    def __post_init__(self) -> None:
+        _check_finite(self.hotkey, [self.before, self.after, self.control, self.length])
+
+
 class Evidence(Record, frozen=True, kw_only=True):
     """One round. `rule` holds the settings (config.Ranking) that its live ratings were made with."""
 
@@ -129,12 +144,14 @@ class Evidence(Record, frozen=True, kw_only=True):
     miners: tuple[MinerEvidence, ...]
     products: Products | None = None
     trials: tuple[Trial, ...] = ()
+    audits: tuple[Audit, ...] = ()
 
     def __post_init__(self) -> None:
         admitted = {miner.hotkey for miner in self.miners if miner.admitted}
         if len({miner.hotkey for miner in self.miners}) != len(self.miners):
             raise ValueError(f"round {self.round} names a miner twice")
-        measured = {*(self.products.miners if self.products else ()), *(trial.hotkey for trial in self.trials)}
+        tried = {*(trial.hotkey for trial in self.trials), *(audit.hotkey for audit in self.audits)}
+        measured = {*(self.products.miners if self.products else ()), *tried}
         if not measured <= admitted:
             raise ValueError(f"round {self.round} measures a contribution that was not admitted")
 

@@ -3,7 +3,7 @@
     a_i = <g, x'_i> / |x_i| / |g|                        what it adds of its own, in a round; 0 for a replay
     N_i = mean of a_i over its rounds, later ones more   (`ranking.memory`)
     share_i = clip(N_i / max(median of N, FLOOR), 0, 1)  the median over those compared in the round
-    score_i = max(0, <g, x_i> / |x_i|) share_i
+    score_i = max(0, <g, x_i> / |x_i|) share_i grounded_i          grounded_i: audit.py
 
 The whole effect <g, x> / |x| of one round orders honest miners best, and pays a replay of the last aggregate nearly as
 much; what is left outside of what is free pays no replay, but is noisy in a single round. So the whole effect is
@@ -23,6 +23,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from fedgpt2.ranking.audit import groundings
 from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.types import Hotkey
 
@@ -55,14 +56,17 @@ def shares(proven: Mapping[Hotkey, float]) -> dict[Hotkey, float]:
     return {hotkey: min(1.0, max(0.0, each / max(middle, FLOOR))) for hotkey, each in proven.items()}
 
 
-def weighed(marks: Mapping[Hotkey, Mark], proven: Mapping[Hotkey, float]) -> dict[Hotkey, Mark]:
-    """The marks, each score times its share; `proven` is all that is known of the miners, this round included.
+def weighed(
+    marks: Mapping[Hotkey, Mark], proven: Mapping[Hotkey, float], grounded: Mapping[Hotkey, float | None]
+) -> dict[Hotkey, Mark]:
+    """The marks, each score times its share and its grounding (audit.py); all that is known, this round included.
 
     A miner with a score and nothing proved has no share: none of its credit counts.
     """
-    compared = {hotkey: proven.get(hotkey, 0.0) for hotkey, mark in marks.items() if mark.score is not None}
-    parts = shares(compared)
+    compared = [hotkey for hotkey, mark in marks.items() if mark.score is not None]
+    parts = shares({hotkey: proven.get(hotkey, 0.0) for hotkey in compared})
+    held = groundings({hotkey: grounded.get(hotkey) for hotkey in compared})
     return {
-        hotkey: mark if mark.score is None else replace(mark, score=mark.score * parts[hotkey])
+        hotkey: mark if mark.score is None else replace(mark, score=mark.score * parts[hotkey] * held[hotkey])
         for hotkey, mark in marks.items()
     }

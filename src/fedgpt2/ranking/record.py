@@ -35,6 +35,7 @@ def entry_row(entry: Entry) -> dict[str, object]:
         "added": credit.added if credit else None,
         "own": credit.own if credit else None,
         "proven": entry.proven,
+        "grounded": entry.grounded,
         "place": entry.place,
         "compared": entry.compared,
         "rating_before": entry.before.mu,

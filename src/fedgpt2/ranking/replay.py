@@ -23,7 +23,7 @@ __all__ = [
     "replay",
 ]
 
-MEASURED = ("tokens", "sample")  # settings of what was measured, which no replay can measure again
+MEASURED = ("tokens", "sample", "audit")  # settings of what was measured, which no replay can measure again
 
 
 class RecordedMiner(Struct, frozen=True):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from fedgpt2.config import Ranking
+from fedgpt2.ranking.audit import grounding
 from fedgpt2.ranking.evidence import Evidence, rule_of
 from fedgpt2.ranking.marks import Mark, marks, waived
 from fedgpt2.ranking.payout import merit, pay, to_u16, weights
@@ -27,6 +28,7 @@ class Standing:
     conduct: Conduct = field(default_factory=Conduct)
     score: Average = field(default_factory=Average)  # of its rounds, for ranking.smooth
     proven: Average = field(default_factory=Average)  # what it adds of its own, as parts of the gradient's length
+    grounded: Average = field(default_factory=Average)  # what it does for its own text beyond any, in the same unit
     matches: int = 0  # rounds in which it was compared with others
 
 
@@ -49,6 +51,7 @@ class Entry:
     place: int | None  # among those compared, 1 the best; None for one that was not
     compared: int  # how many were
     proven: float | None  # what it has added of its own so far, on average; None before the first time
+    grounded: float | None  # what it has done for its own text beyond any; None before its first audit
     reliability: float
     share: float
     weight: float  # of the payout, after the round
@@ -99,8 +102,10 @@ def advance(table: Table, evidence: Evidence, rule: Ranking | None = None) -> tu
     }
     before = {hotkey: standings[hotkey].rating for hotkey in made}
     standings = {**standings, **_prove(standings, made, rule, evidence)}
+    standings = {**standings, **_audited(standings, made, rule, evidence)}
     if rule.score == "proven":
-        made = weighed(made, {hotkey: standings[hotkey].proven.value(0.0) for hotkey in made})
+        proven = {hotkey: standings[hotkey].proven.value(0.0) for hotkey in made}
+        made = weighed(made, proven, {hotkey: _known(standings[hotkey].grounded) for hotkey in made})
     standings, reached = _compare(standings, made, rule, evidence)
     after = Table(evidence.round, standings, rule)
     return after, _entries(after, made, before, reached)
@@ -114,6 +119,19 @@ def _prove(
     found = {hotkey: proof(mark, unit) for hotkey, mark in made.items()}
     return {
         hotkey: replace(standings[hotkey], proven=standings[hotkey].proven.add(value, rule.memory))
+        for hotkey, value in found.items()
+        if value is not None
+    }
+
+
+def _audited(
+    standings: Mapping[Hotkey, Standing], made: Mapping[Hotkey, Mark], rule: Ranking, evidence: Evidence
+) -> dict[Hotkey, Standing]:
+    """The standings of those whose gradient was tried on their own text, with what came of it."""
+    unit = evidence.products.gradient_norm if evidence.products else 0.0
+    found = {Hotkey(audit.hotkey): grounding(made[Hotkey(audit.hotkey)], audit, unit) for audit in evidence.audits}
+    return {
+        hotkey: replace(standings[hotkey], grounded=standings[hotkey].grounded.add(value, rule.memory))
         for hotkey, value in found.items()
         if value is not None
     }
@@ -158,6 +176,7 @@ def _entries(
             place=reached.get(hotkey),
             compared=len(reached),
             proven=_known(table.standings[hotkey].proven),
+            grounded=_known(table.standings[hotkey].grounded),
             reliability=table.standings[hotkey].conduct.reliability.value(1.0),
             share=table.standings[hotkey].conduct.share.value(1.0),
             weight=shares[hotkey],

@@ -33,13 +33,17 @@ class Round:
 
 @dataclass(frozen=True)
 class Miner:
-    """One miner over the whole run; `weight` is the mean of its aggregation weights, 0 where it had none."""
+    """One miner over the whole run; `weight` is the mean of its aggregation weights, 0 where it had none.
+
+    `pay` is its share of the payout after the last round; None, as are rank and rating, where nobody was ranked.
+    """
 
     hotkey: Hotkey
     hostile: bool
     rank: int | None
     rating: float | None
     weight: float
+    pay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -147,14 +151,15 @@ class Scribe:
         """What has been written down."""
         count = max(1, len(self.rounds))
         miners = [
-            Miner(hotkey, i in roster.hostile, *self._rank(hotkey), self.weights.get(hotkey, 0.0) / count)
+            self._miner(hotkey, i in roster.hostile, self.weights.get(hotkey, 0.0) / count)
             for i, hotkey in enumerate(roster.hotkeys)
         ]
         return Result(config, tuple(self.rounds), tuple(miners), finished, self.board)
 
-    def _rank(self, hotkey: Hotkey) -> tuple[int | None, float | None]:
+    def _miner(self, hotkey: Hotkey, hostile: bool, weight: float) -> Miner:
         line = self.ranks.get(hotkey)
-        return (line.rank, line.rating) if line else (None, None)
+        rank, rating, pay = (line.rank, line.rating, line.weight) if line else (None, None, None)
+        return Miner(hotkey, hostile, rank, rating, weight, pay)
 
     def _hostile_share(self, row: _Row) -> float | None:
         total = sum(abs(miner.weight) for miner in row.miners)

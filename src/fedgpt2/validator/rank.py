@@ -8,12 +8,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from torch import Tensor
+
 from fedgpt2.config import Ranking
+from fedgpt2.data.assignment import Assignment
 from fedgpt2.data.pools import Pick
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import UsageError
+from fedgpt2.protocol.messages import Order
 from fedgpt2.ranking.credit import check_rule
-from fedgpt2.ranking.evidence import Evidence, MinerEvidence, Products, Trial, rule_row
+from fedgpt2.ranking.evidence import Audit, Evidence, MinerEvidence, Products, Trial, rule_row
 from fedgpt2.ranking.measure import measure
 from fedgpt2.ranking.sample import choose
 from fedgpt2.ranking.table import Entry, Table, advance
@@ -44,6 +49,7 @@ class Measured:
 
     products: Products | None = None
     trials: tuple[Trial, ...] = ()
+    audits: tuple[Audit, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,32 +81,77 @@ def score(run: Run, number: int, digests: Sequence[Digest]) -> Scoring:
 def measure_contributions(
     run: Run, number: int, verdicts: Sequence[Verdict], combined: Combined, scoring: Scoring
 ) -> Measured:
-    """Inner products of the admitted with the scoring gradient and with what is free; true losses of a sample."""
+    """Inner products of the admitted with the scoring gradient and with what is free; trials and audits of a sample."""
     if combined.norm is None or not len(scoring.windows):
         return Measured()
     chosen = {v.outcome.ticket.seat.hotkey: v for v in verdicts if v.status is Status.ADMITTED}
     rows = [v.values for v in chosen.values() if v.values is not None]
     gradient = run.training.scoring_gradient(scoring.windows)
     products = measure(list(chosen), rows, run.training.free(), gradient, combined.gram)
-    return Measured(products, _trials(run, number, chosen, scoring))
+    sample = _sample(run, number, chosen)
+    audits = _audits(run, number, sample, (gradient, products.gradient_norm))
+    return Measured(products, _trials(run, number, sample, scoring), audits)
 
 
-def _trials(run: Run, number: int, chosen: Mapping[Hotkey, Verdict], scoring: Scoring) -> tuple[Trial, ...]:
-    """A step along one contribution alone, for those whose rating is least sure."""
-    seed = hmac.digest(run.key, b"sample" + number.to_bytes(8, "big"), "sha256")
-    sample = choose(run.ranking.table, chosen, run.config.ranking.sample, seed)
+@dataclass(frozen=True)
+class _Sampled:
+    """A contribution to be looked at more closely."""
+
+    values: Tensor  # [d] fp32
+    norm: float
+    order: Order
+
+
+def _sample(run: Run, number: int, chosen: Mapping[Hotkey, Verdict]) -> dict[Hotkey, _Sampled]:
+    """Those whose rating is least sure, of the admitted; without any whose contribution has no direction."""
+    drawn = choose(run.ranking.table, chosen, run.config.ranking.sample, _drawn(run, number, b"sample"))
+    return {
+        hotkey: _Sampled(verdict.values, verdict.norm, verdict.outcome.ticket.order)
+        for hotkey, verdict in ((hotkey, chosen[hotkey]) for hotkey in drawn)
+        if verdict.values is not None and verdict.norm
+    }
+
+
+def _drawn(run: Run, number: int, what: bytes) -> bytes:
+    """A seed that nobody knows before the key is told."""
+    return hmac.digest(run.key, what + number.to_bytes(8, "big"), "sha256")
+
+
+def _trials(run: Run, number: int, sample: Mapping[Hotkey, _Sampled], scoring: Scoring) -> tuple[Trial, ...]:
+    """A step along one contribution alone, as long as the round's."""
     if not sample:
         return ()
     same = len(scoring.windows) == len(scoring.gate_windows)  # both are the first ones of one draw
     before = scoring.loss if same else run.training.loss(scoring.windows)
     lr = run.training.rate(number, run.horizon)
-    trials = []
-    for hotkey in sample:
-        verdict = chosen[hotkey]
-        if verdict.values is not None and verdict.norm:
-            after = run.training.trial_of(verdict.values, verdict.norm, lr, scoring.windows)
-            trials.append(Trial(hotkey=hotkey, before=before, after=after if math.isfinite(after) else _WORST))
-    return tuple(trials)
+    after = {hotkey: run.training.trial_of(s.values, s.norm, lr, scoring.windows) for hotkey, s in sample.items()}
+    return tuple(Trial(hotkey=hotkey, before=before, after=_finite(loss)) for hotkey, loss in after.items())
+
+
+def _audits(
+    run: Run, number: int, sample: Mapping[Hotkey, _Sampled], control: tuple[Tensor, float]
+) -> tuple[Audit, ...]:
+    """Each contribution on some of the text it should have been computed on, and `control` there: g and its norm."""
+    if not run.config.ranking.audit or not control[1]:
+        return ()
+    rng = np.random.default_rng(int.from_bytes(_drawn(run, number, b"audit"), "big"))
+    return tuple(_audit(run, hotkey, sampled, control, rng) for hotkey, sampled in sample.items())
+
+
+def _audit(
+    run: Run, hotkey: Hotkey, sampled: _Sampled, control: tuple[Tensor, float], rng: np.random.Generator
+) -> Audit:
+    assigned = sampled.order.assignment
+    windows = run.corpus.windows(Assignment(Digest(assigned.manifest), assigned.slot, assigned.pages, assigned.windows))
+    most = -(-run.config.ranking.audit // run.corpus.manifest.seq_len)
+    places = sorted(rng.permutation(len(windows))[:most].tolist())
+    losses, length = run.training.nudges([(sampled.values, sampled.norm), control], windows[places])
+    before, after, common = map(_finite, losses)
+    return Audit(hotkey=hotkey, windows=tuple(places), before=before, after=after, control=common, length=length)
+
+
+def _finite(loss: float) -> float:
+    return loss if math.isfinite(loss) else _WORST
 
 
 def rank(
@@ -116,6 +167,7 @@ def rank(
         miners=tuple(_miner(verdict, step.combined) for verdict in verdicts),
         products=measured.products,
         trials=measured.trials,
+        audits=measured.audits,
     )
     table, entries = advance(run.ranking.table, evidence)
     return Judged(evidence, table, entries)

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -32,6 +32,7 @@ __all__ = ["Snapshot", "Training"]
 T = TypeVar("T")
 
 _EVAL_TOKENS = 4096  # tokens of one forward pass when measuring a loss
+_NUDGE = 2e-4  # length of an audit's step, of the weights' own: as good as straight, and far above rounding
 _SCORING_TOKENS = 1024  # of one forward and backward pass for the scoring gradient: it is the validator's memory
 
 
@@ -65,7 +66,7 @@ class Training:
         )
         self._aggregate = FlatState(schema)
         self._gradient = self._aggregate if device.type == "cpu" else self.weights.empty_like()
-        self._candidate: FlatState | None = None  # made by the first trial
+        self._candidate: FlatState | None = None
         self._scoring: FlatState | None = None  # made by the first scoring gradient
         self._recent = [FlatState(schema) for _ in range(_kept_aggregates(config))]  # the last one first
         self._remembered = 0  # of them that hold one
@@ -131,13 +132,31 @@ class Training:
         alone = FlatState(self._schema, contribution * length).to(self.device)
         return self._trial(alone, lr, windows)
 
+    def nudges(self, directions: Sequence[tuple[Tensor, float]], windows: np.ndarray) -> tuple[list[float], float]:
+        """Losses of the broadcast weights on windows, and after a short step against each direction ([d], its norm).
+
+        Also the length of the steps. The losses may be no numbers; nothing is changed.
+        """
+        weights, moved = self._refresh().to(self.device), self._spare()
+        length = _NUDGE * weights.norm()
+        losses = [self._loss_of(weights, windows)]
+        for direction, norm in directions:
+            moved.copy_(weights).flat.sub_(direction.to(self.device), alpha=length / norm)
+            losses.append(self._loss_of(moved, windows))
+        return losses, length
+
     def _trial(self, gradient: FlatState, lr: float, windows: np.ndarray) -> float:
+        candidate = self._spare()
+        self.optimizer.preview(gradient, lr, candidate)
+        if self.codec.relative_error:
+            candidate.flat.copy_(candidate.flat.bfloat16())
+        return self._loss_of(candidate, windows)
+
+    def _spare(self) -> FlatState:
+        """Weights to try out; made by the first that asks."""
         if self._candidate is None:
             self._candidate = self.weights.empty_like()
-        self.optimizer.preview(gradient, lr, self._candidate)
-        if self.codec.relative_error:
-            self._candidate.flat.copy_(self._candidate.flat.bfloat16())
-        return self._loss_of(self._candidate, windows)
+        return self._candidate
 
     def rate(self, number: int, horizon: int) -> float:
         """Learning rate of round `number`."""

@@ -1,0 +1,160 @@
+"""Who ends above whom: every attack of the arena under the ranking, from the first round.
+
+    .venv/bin/python benchmarks/ranking_arena.py [--jobs 2] [--seeds 1 2 3] [--only TEXT ...] [--page FILE] [--json]
+
+Trains `nano` on the embedded text for 30 rounds with 12 miners, 3 of them hostile, once an attack and seed: runs of
+`fedgpt2 simulate`. Each finished one is a file in the state folder, so an interruption loses only those that run. When
+all are there it writes benchmarks/results/ranking-arena-DATE.json and, into FILE, its table between markers.
+
+It holds if no hostile miner ends above an honest one, and if those who share one gradient together are paid no more
+than an honest miner is on average. The exit code is 1 if it does not, or if a run failed.
+"""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+
+import record
+from fedgpt2.cli.bench.report import commit, hardware
+from fedgpt2.errors import FedGPT2Error
+from fedgpt2.simulate.names import NAMES
+from trials.cells import Cell
+from trials.page import woven
+from trials.progress import watched
+from trials.running import Result, Store
+
+STATE = Path(__file__).resolve().parent / "results" / "ranking-arena-cells"
+BEGIN, END = "<!-- arena: written by benchmarks/ranking_arena.py -->", "<!-- /arena -->"
+SHARED = ("copy", "copy_noise", "sybils", "mimic_copies")  # several names, one gradient
+COMMON = (
+    *("--model.preset", "nano", "--data.source", "sample", "--device", "cpu", "--run.threads", "1", "--rounds", "30"),
+    *("--data.windows", "1", "--run.eval_every", "30", "--run.eval_windows", "8", "--run.score_windows", "2"),
+    *("--optimizer.lr", "3e-3", "--optimizer.warmup", "2", "--optimizer.beta1", "0.7", "--optimizer.horizon", "60"),
+    *("--ranking.tokens", "512", "--ranking.sample", "3", "--ranking.audit", "128"),
+    # else the bound of admission refuses the large ones before the ranking sees them
+    *("--limits.gradient_norm", "1e12"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attack, all seeds."""
+
+    attack: str
+    seeds: int
+    above: int  # hostile miners above some honest one, the most of any seed
+    best: int  # the best place a hostile miner reached
+    together: float  # pay of all hostile miners over an honest one's mean, the most of any seed
+
+    @property
+    def holds(self) -> bool:
+        """Whether none ends above an honest miner, and sharers of one gradient are paid for one at most."""
+        return self.above == 0 and (self.attack not in SHARED or self.together <= 1.0)
+
+
+def main() -> int:
+    """Run what is missing, judge, write; 0 when everything holds, 130 when interrupted."""
+    arguments = _parse()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's shell may have had it ignored
+    console = Console(stderr=True)
+    cells = [Cell("default", True, attack, seed) for seed in arguments.seeds for attack in NAMES]
+    chosen = [cell for cell in cells if not arguments.only or any(text in cell.name for text in arguments.only)]
+    store = Store.open(arguments.state, COMMON)
+    try:
+        failed = watched(chosen, COMMON, store, None, arguments.jobs, console)
+    except KeyboardInterrupt:
+        console.print("interrupted; start again to go on", highlight=False)
+        return 130
+    except FedGPT2Error as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    results = store.finished(chosen)
+    rows = judged(results)
+    document = _document(rows, results)
+    print(json.dumps(document, indent=2) if arguments.json else "\n".join(table(rows)))
+    if len(results) == len(cells):
+        _write(document, rows, arguments.page, console)
+    for failure in failed:
+        console.print(f"{failure.name}: {failure.said}", style="red", highlight=False)
+    return 0 if not failed and document["holds"] else 1
+
+
+def judged(results: Mapping[Cell, Result]) -> list[Row]:
+    """A row an attack, those that break the rule first."""
+    rows = [_row(attack, [r for cell, r in results.items() if cell.attack == attack and r.ranks]) for attack in NAMES]
+    return sorted((row for row in rows if row is not None), key=lambda row: (row.holds, row.best))
+
+
+def _row(attack: str, results: Sequence[Result]) -> Row | None:
+    if not results:
+        return None
+    places = [(_places(r, "hostile"), max(_places(r, "honest"))) for r in results]
+    return Row(
+        attack=attack,
+        seeds=len(results),
+        above=max(sum(place < last for place in hostile) for hostile, last in places),
+        best=min(place for hostile, _ in places for place in hostile),
+        together=max(sum(r.pay["hostile"]) / max(fmean(r.pay["honest"]), 1e-12) for r in results),
+    )
+
+
+def _places(result: Result, side: str) -> list[int]:
+    """Places of a side; one never asked is behind all."""
+    behind = sum(map(len, result.ranks.values())) + 1
+    return [behind if rank is None else rank for rank in result.ranks[side]]
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """The rows in Markdown."""
+    lines = ["| attack | seeds | above an honest miner | best place | pay, all three | |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        cells = [row.attack, str(row.seeds), str(row.above), str(row.best), f"{row.together:.2f}"]
+        lines.append(f"| {' | '.join(cells)} | {'holds' if row.holds else 'broken'} |")
+    return lines
+
+
+def _document(rows: Sequence[Row], results: Mapping[Cell, Result]) -> dict[str, Any]:
+    return {
+        "bench": "ranking-arena",
+        "commit": commit(),
+        "hardware": hardware(),
+        "settings": list(COMMON),
+        "cell_commits": sorted({result.commit for result in results.values()}),
+        "cpu_minutes": round(sum(result.cpu_seconds for result in results.values()) / 60, 1),
+        "rows": [{**vars(row), "holds": row.holds} for row in rows],
+        "holds": bool(rows) and all(row.holds for row in rows),
+    }
+
+
+def _write(document: Mapping[str, Any], rows: Sequence[Row], page: Path | None, console: Console) -> None:
+    now = datetime.now(UTC)
+    entry = {"date": now.isoformat(timespec="seconds"), "command": "python benchmarks/ranking_arena.py"}
+    console.print(f"wrote {record.write('ranking-arena', {**entry, **document}, now)}", highlight=False)
+    if page is not None:
+        page.write_text(woven(page.read_text(), "\n".join(table(rows)), (BEGIN, END)))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="one training each of every attack")
+    parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="run only those with this in their name")
+    parser.add_argument("--state", type=Path, default=STATE, help="folder of finished runs")
+    parser.add_argument("--page", type=Path, help="Markdown file with markers for the table")
+    parser.add_argument("--json", action="store_true", help="print the record")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
