@@ -18,11 +18,14 @@
 
 A `Reason` is a word of the wire protocol (docs/protocol.md lists them all); each has one culprit,
 because the culprit decides what a failure costs whom: only MINER faults ever count against a miner.
+
+What a PeerError says often quotes the peer, and goes from there into rows, receipts and terminals: it is `printable`.
 """
 
 from enum import StrEnum
 
 __all__ = [
+    "LINE_LENGTH",
     "CheckpointError",
     "CorpusError",
     "Culprit",
@@ -40,7 +43,10 @@ __all__ = [
     "RunDirectoryError",
     "SetupError",
     "UsageError",
+    "printable",
 ]
+
+LINE_LENGTH = 500  # characters of a `line` of the protocol
 
 
 class Culprit(StrEnum):
@@ -177,9 +183,10 @@ class PeerError(FedGPT2Error):
     """A failure between two machines, with the reason that decides whose fault it is."""
 
     def __init__(self, reason: Reason, detail: str = "", culprit: Culprit | None = None) -> None:
-        super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
+        """`detail` may quote a peer: what is kept of it is `printable`."""
         self.reason = reason
-        self.detail = detail
+        self.detail = printable(detail)
+        super().__init__(f"{reason.value}: {self.detail}" if self.detail else reason.value)
         self.culprit = culprit or reason.culprit
 
 
@@ -196,3 +203,11 @@ class Refused(PeerError):
 
 class NetworkError(PeerError):
     """The link failed: nobody's fault that counts."""
+
+
+def printable(text: str) -> str:
+    """A line that can be encoded, stored and shown, whoever wrote `text`: at most LINE_LENGTH characters.
+
+    Lone surrogates (aiohttp and `json` let them in), control characters and what else shows as nothing become U+FFFD.
+    """
+    return "".join(character if character.isprintable() else "\ufffd" for character in text[:LINE_LENGTH])

@@ -89,6 +89,29 @@ async def test_other_receivers_replays_and_proxies_are_refused(rig):
         assert any("refused GET /v1/work/x of 127.0.0.1: replay" in line for line in miner.said)
 
 
+async def raw(miner, head):
+    """The answer to a request head sent as it is."""
+    reader, writer = await asyncio.open_connection(miner.address.host, miner.address.port)
+    writer.write(head + b"Host: x\r\nConnection: close\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+async def test_bytes_that_are_no_text_are_refused_like_any_others(rig, caplog):
+    async with rig() as miner:
+        headers = miner.signers[1].headers("GET", "/v1/work/x", receiver="nobody")
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+        answer = await raw(miner, b"GET /v1/work/x HTTP/1.1\r\n" + lines.replace(b"nobody", b"\xff"))
+        assert b" 401 " in answer.splitlines()[0]
+        assert b'"reason":"wrong_receiver"' in answer
+        answer = await raw(miner, b"GET /v1/work/\xff HTTP/1.1\r\n" + lines)
+        assert b" 400 " in answer.splitlines()[0]
+        await raw(miner, b"GET /v1/work/%1B HTTP/1.1\r\n")
+        assert all(line.isprintable() for line in miner.said)
+    assert not caplog.records
+
+
 async def test_only_named_validators_may_call(rig, signers):
     async with rig(validators=(signers[1].hotkey,)) as miner:
         await miner.validator(1).post(miner.validator(1).order())
@@ -119,9 +142,11 @@ async def test_a_receipt_with_a_refusal_says_why(rig):
     async with rig() as miner:
         validator = miner.validator()
         order = validator.order()
-        receipt = validator.receipt("0" * 64, order, status="refused", reason="non_finite", detail="NaN", weight=0.0)
+        receipt = validator.receipt(
+            "0" * 64, order, status="refused", reason="non_finite", detail="NaN\x1b", weight=0.0
+        )
         await validator.client.deliver_receipt(receipt)
-        assert any("refused by" in line and "non_finite: NaN" in line for line in miner.said)
+        assert any("refused by" in line and "non_finite: NaN\ufffd)" in line for line in miner.said)
 
 
 async def test_blobs_no_order_names_are_refused(rig):

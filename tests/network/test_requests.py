@@ -279,6 +279,13 @@ async def test_a_blob_of_another_length_is_the_miner_s_fault(answering, connect,
     assert (error.reason, error.culprit) == (reason, Culprit.MINER)
 
 
+async def test_bytes_that_are_no_text_do_not_reach_what_is_said_of_the_answer(answering, connect):
+    port, _ = await answering(head_of_blob(1, Content_Range="bytes ?[2J").replace(b"?", b"\xff") + b"1")
+    error = await failure(connect(port).get_blob(make_incoming(make_blob(100))))
+    assert (error.reason, error.culprit) == (Reason.BAD_MESSAGE, Culprit.MINER)
+    assert error.detail == "Content-Range bytes \ufffd[2J, not bytes 0-527/528"
+
+
 async def test_an_axon_without_ranges_sends_the_whole_blob_again(answering, connect):
     blob = make_blob(100)
     body = b"".join(blob.slices())

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgpt2.errors import Culprit, ProtocolError, Reason
+from fedgpt2.errors import LINE_LENGTH, Culprit, PeerError, ProtocolError, Reason, printable
 from fedgpt2.protocol import messages
 from fedgpt2.protocol.digests import work_id
 from fedgpt2.protocol.messages import Assignment, BlobRef, Caps, Envelope, Order, WorkStatus, decode, encode
@@ -243,3 +243,20 @@ def plain_order() -> Order:
         caps=Caps(answer_bytes=1),
         budget_seconds=1.0,
     )
+
+
+@given(st.text(st.characters(exclude_categories=[]), max_size=2 * LINE_LENGTH))
+def test_whatever_is_said_of_a_failure_can_be_sent_stored_and_shown(text):
+    error = PeerError(Reason.BUSY, text)
+    body = messages.RefusalBody(reason=error.reason, detail=error.detail)
+    assert decode(encode(body), messages.RefusalBody) == body
+    assert msgspec.json.decode(json.dumps(error.detail)) == error.detail
+    assert str(error).isprintable()
+    assert printable(error.detail) == error.detail  # raised again by somebody else it is the same
+
+
+def test_of_what_a_peer_wrote_all_is_kept_that_can_be_shown():
+    error = PeerError(Reason.BUSY, "naïve 模型 🙂 \udcff\x1b[2J\n\u202e.")
+    assert error.detail == "naïve 模型 🙂 \ufffd\ufffd[2J\ufffd\ufffd."
+    assert str(PeerError(Reason.BUSY)) == "busy"
+    assert PeerError(Reason.BUSY, "x" * 501).detail == "x" * 500

@@ -7,10 +7,14 @@ import threading
 import pytest
 import torch
 
-from fedgpt2.errors import Culprit, Reason, Refused, SetupError
+from fedgpt2.errors import Culprit, ProtocolError, Reason, Refused, SetupError
 from fedgpt2.network.loop import Stop
 from fedgpt2.protocol.messages import Receipt, decode, encode
+from fedgpt2.protocol.tensors import read_header
+from fedgpt2.ranking.replay import read_rows
+from fedgpt2.validator.absences import Absences
 from fedgpt2.validator.patience import Stopped
+from fedgpt2.validator.peers import Outcome
 from fedgpt2.validator.round import run_round, seat_slots
 from fedgpt2.validator.training import Training
 
@@ -92,6 +96,23 @@ async def test_every_miner_with_an_order_gets_a_receipt_after_the_commit(running
     assert (nan_receipt.culprit, nan_receipt.detail) == (Culprit.MINER, "holds NaN or Inf")
     assert (lost_receipt.status, lost_receipt.culprit, lost_receipt.weight) == ("failed", Culprit.NETWORK, 0.0)
     assert (receipts[MINERS[0]].weight, receipts[MINERS[0]].tokens) == (0.5, 256)
+
+
+def scrawler(ticket):
+    """A miner whose tensors are of a type that no encoding of Unicode can write."""
+    with pytest.raises(ProtocolError) as caught:
+        read_header(b'{"w":{"dtype":"\\ud800","shape":[],"data_offsets":[0,4]}}', {"w": ()}, "F32")
+    return Outcome(ticket, failure=caught.value, answered=True)
+
+
+async def test_a_run_goes_on_after_a_miner_that_wrote_what_cannot_be_encoded(running, config):
+    with running(config, {MINERS[0]: good(1e-3), MINERS[1]: scrawler}) as run:
+        await run_round(run, 1, 0, Stop())
+        (receipts,) = run.peers.receipts
+        assert decode(encode(receipts[MINERS[1]]), Receipt).detail == "w: dtype \ufffd, not F32"
+        rounds = run.directory.ledger.rounds()
+    assert len(read_rows(rounds)) == 1
+    Absences.of(rounds)
 
 
 async def test_the_admitted_set_is_committed_before_the_step(running, config, monkeypatch):

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from fedgpt2 import __version__, codec
 from fedgpt2.config import Limits
-from fedgpt2.errors import NetworkError, PeerError, ProtocolError, Reason, SetupError
+from fedgpt2.errors import NetworkError, PeerError, ProtocolError, Reason, SetupError, printable
 from fedgpt2.identity.auth import Gate
 from fedgpt2.identity.signing import Signer
 from fedgpt2.miner.service import Miner
@@ -155,7 +155,7 @@ class Axon:
         now = time.monotonic()
         if now - self._said.get(error.reason, -_QUIET_SECONDS) >= _QUIET_SECONDS:
             self._said[error.reason] = now
-            self._say(f"refused {request.method} {request.path[:20]} of {request.remote}: {error}")
+            self._say(f"refused {request.method} {printable(request.path[:20])} of {request.remote}: {error}")
 
 
 def _json(message: Message, status: int = 200) -> web.Response:

@@ -179,7 +179,7 @@ class Job:
             sender=order.receiver,
             receiver=order.sender,
             reason=error.reason.value,
-            detail=error.detail[:500],
+            detail=error.detail,
         )
         return Answer(self._tools.signer.seal("failure", failure), failure=error)
 

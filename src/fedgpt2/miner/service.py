@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from fedgpt2.config import Limits
-from fedgpt2.errors import Reason, Refused
+from fedgpt2.errors import Reason, Refused, printable
 from fedgpt2.identity.signing import open_envelope
 from fedgpt2.miner.delivery import Delivery, Shelf
 from fedgpt2.miner.job import Answer, Job, Tools
@@ -111,7 +111,8 @@ class Miner:
             raise Refused(Reason.WRONG_RECEIVER, f"the receipt is for {receipt.receiver[:60]}")
         self._journal.keep_receipt(envelope)
         why = f" ({receipt.reason}: {receipt.detail})" if receipt.reason else ""
-        self._say(f"round {receipt.round}: {receipt.status} by {caller[:12]}{why}, weight {receipt.weight:.3f}")
+        became = printable(f"{receipt.status} by {caller[:12]}{why}")
+        self._say(f"round {receipt.round}: {became}, weight {receipt.weight:.3f}")
         for job in (self._current, self._previous):
             if job is not None and job.plan.work_id == receipt.work_id and job.plan.order.sender == caller:
                 await self._drop(job)

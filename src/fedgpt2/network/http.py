@@ -59,7 +59,7 @@ class _Refusal(web.Response):
 
 def refusal_response(error: PeerError) -> web.Response:
     """The answer to a request that is refused: a RefusalBody, with the status of its reason."""
-    body = encode(RefusalBody(reason=error.reason.value, detail=error.detail[:500]))
+    body = encode(RefusalBody(reason=error.reason.value, detail=error.detail))
     return _Refusal(status=http_status(error.reason), body=body, content_type="application/json")
 
 

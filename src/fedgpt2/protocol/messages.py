@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from fedgpt2.errors import Culprit, ProtocolError, Reason
+from fedgpt2.errors import LINE_LENGTH, Culprit, ProtocolError, Reason
 from fedgpt2.types import ModelShape
 
 __all__ = [
@@ -39,7 +39,7 @@ STRATEGY = "mean_gradient"  # what an order asks for; how the miner computes it 
 Hex64 = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
 Natural = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 Word = Annotated[str, Meta(min_length=1, max_length=128)]
-Line = Annotated[str, Meta(max_length=500)]
+Line = Annotated[str, Meta(max_length=LINE_LENGTH)]
 Kind = Literal["info", "order", "contribution", "failure", "receipt"]
 
 

@@ -154,7 +154,7 @@ def receipts(
             status=verdict.status.value,
             reason=failure.reason.value if failure else None,
             culprit=failure.culprit if failure else None,
-            detail=failure.detail[:500] if failure else "",
+            detail=failure.detail if failure else "",
             tokens=ticket.tokens if verdict.status is Status.ADMITTED else 0,
             norm=verdict.norm,
             weight=step.weights.get(ticket.seat.hotkey, 0.0),
