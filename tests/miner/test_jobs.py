@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import threading
 import time
 
@@ -206,6 +207,50 @@ async def test_a_computation_that_does_not_stop_keeps_the_miner_busy(rig, monkey
                 except Refused:
                     await asyncio.sleep(0.02)
         await validator.answer(work)
+
+
+async def test_a_computation_cancelled_twice_still_writes_and_keeps_the_miner_busy(rig, monkeypatch, caplog):
+    monkeypatch.setattr(service, "_STOP_SECONDS", 0.1)
+    stubborn = Slow(obedient=False)
+    async with rig(stubborn) as miner:
+        validator, other = miner.validator(1), miner.validator(2)
+        order = validator.order(0, budget_seconds=0.5)
+        work = await validator.ask(order)
+        await started(stubborn)
+        await asyncio.sleep(0.6)  # the budget is spent: the first
+        for _ in range(2):
+            await validator.client.cancel(work)
+        await refused(validator.post(order), Reason.BUSY)
+        await refused(validator.post(validator.order(1)), Reason.BUSY)
+        await refused(other.post(other.order(0)), Reason.BUSY)
+        assert (await validator.client.wait(work, 0)).state == "pending"
+        stubborn.let_go.set()
+        assert (await validator.answer(work)).reason == "cancelled"
+        await validator.answer(await validator.ask(validator.order(1)))
+    gc.collect()
+    assert not caplog.records  # of an exception that nobody retrieved
+
+
+def test_a_computation_that_does_not_stop_does_not_hold_up_the_exit(rig, monkeypatch):
+    monkeypatch.setattr(service, "_STOP_SECONDS", 0.1)
+    begun, release = threading.Event(), threading.Event()
+
+    def deaf(model, windows, *, out, stop):
+        begun.set()
+        release.wait(10)
+        return Result(1.0, 64)
+
+    async def leave():
+        async with rig(deaf) as miner:
+            validator = miner.validator()
+            await validator.ask(validator.order())
+            await asyncio.to_thread(begun.wait, 10)
+
+    with asyncio.Runner() as runner:
+        runner.run(leave())
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 2
+    release.set()
 
 
 async def test_the_budget_is_the_miners_own_limit(rig, slow):

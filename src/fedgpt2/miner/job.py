@@ -7,7 +7,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -98,7 +98,7 @@ class Job:
         return Accepted(work_id=self.plan.work_id, lacks=tuple(lack for lack in lacks if lack is not None))
 
     def give_up(self) -> None:
-        """Call the work off; `task` ends within a block's time of computing. The answer is then a failure."""
+        """Call the work off; `task` ends when the computation has, within a block's time. The answer is a failure."""
         if not self._given_up and not self.task.done():
             self.task.cancel()
         self._given_up = True
@@ -159,15 +159,13 @@ class Job:
         return outcome, contribution, blob
 
     async def _until_stopped(self, function: Callable[[Windows], T], windows: Windows) -> T:
-        """Result of the thread; a cancellation is passed on to it and waits for its end, for it uses our buffers."""
+        """Result of the thread; cancellations are passed on to it and wait for its end, for it uses our buffers."""
         thread = asyncio.ensure_future(off_loop(function, windows))
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:
             self._stop.set()
-            await asyncio.wait({thread})
-            if not thread.cancelled():
-                thread.exception()  # seen: it is the cancellation itself, or came too late to matter
+            await _ended(thread)
             raise
 
     def _failed(self, error: PeerError) -> Answer:
@@ -182,6 +180,18 @@ class Job:
             detail=error.detail,
         )
         return Answer(self._tools.signer.seal("failure", failure), failure=error)
+
+
+async def _ended(thread: "asyncio.Future[T]") -> None:
+    """Wait for the end of a thread through every further cancellation: the budget and a validator send one each.
+
+    Only the end of the program, which cancels `thread` as well, does not wait for it.
+    """
+    while not thread.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({thread})
+    if not thread.cancelled():
+        thread.exception()  # seen: it is the cancellation itself, or came too late to matter
 
 
 async def _abandonable(function: Callable[[Plan, bytes], T], plan: Plan, manifest: bytes) -> T:
