@@ -1,5 +1,8 @@
 """One miner's share of a round: what is tried again, what ends it, and whose fault it is."""
 
+from types import SimpleNamespace
+
+import msgspec
 import pytest
 from bittensor.sp_core import Keypair
 
@@ -30,12 +33,13 @@ def ticket(corpus, config):
 class ToldClient:
     """A miner with a good answer, and a list of what goes wrong first, by step."""
 
-    def __init__(self, ticket, envelope=None, lacks=(), **troubles):
+    def __init__(self, ticket, envelope=None, lacks=(), first=(), **troubles):
+        """`first` are answers given before `envelope`, one each time it is asked."""
         self.bytes_sent, self.bytes_received = 0, 0
         self.calls, self.troubles = [], {step: list(errors) for step, errors in troubles.items()}
         self.outcome = answer(ticket)
         self.envelope = envelope or MINER.seal("contribution", self.outcome.answer.contribution)
-        self.lacks = lacks
+        self.lacks, self.first = lacks, list(first)
 
     def _step(self, name):
         self.calls.append(name)
@@ -54,7 +58,7 @@ class ToldClient:
 
     async def wait(self, work_id, seconds):
         self._step("wait")
-        return WorkStatus(state="done", answer=self.envelope)
+        return WorkStatus(state="done", answer=self.first.pop(0) if self.first else self.envelope)
 
     async def get_blob(self, incoming):
         header = FP32.header(self.outcome.ticket.order.model.schema())
@@ -98,6 +102,19 @@ async def test_a_transfer_goes_on_where_it_was_cut_and_progress_earns_new_tries(
     outcome = await run(ticket, client, monkeypatch)
     assert outcome.answer is not None
     assert client.calls.count("get") == 3  # a third of the body each: nothing twice
+
+
+@pytest.mark.parametrize(("digest", "asked"), [("f" * 64, 2), (None, 1)])
+async def test_the_time_of_commitment_is_that_of_the_digest(ticket, monkeypatch, digest, asked):
+    good = answer(ticket).answer.contribution
+    blob = msgspec.structs.replace(good.blob, digest=digest or good.blob.digest)
+    told = MINER.seal("contribution", msgspec.structs.replace(good, blob=blob, seconds=9.0))
+    client = ToldClient(ticket, first=[told], get=[CUT])
+    monkeypatch.setattr(exchange, "time", SimpleNamespace(monotonic=lambda: client.calls.count("wait")))
+    outcome = await run(ticket, client, monkeypatch)
+    assert outcome.answer.contribution == good
+    assert outcome.traffic.described == asked
+    assert outcome.traffic.received == 2
 
 
 async def test_after_the_last_try_it_is_a_failure_of_the_link(ticket, monkeypatch):

@@ -88,7 +88,7 @@ class Exchange:
         envelope = await self._answer()
         self._traffic.described = self._traffic.described or self._elapsed()
         contribution = self._open(envelope)
-        blob = await self._fetch(contribution)
+        blob = await self._client.get_blob(self._expect(contribution))
         self._traffic.received = self._elapsed()
         if self._layout is None:
             raise ProtocolError("a body without a header", culprit=Culprit.MINER)
@@ -120,13 +120,16 @@ class Exchange:
         check_contribution(order, self._ticket.work_id, contribution, self._limits.header_bytes)
         return contribution
 
-    async def _fetch(self, contribution: Contribution) -> Blob:
-        if self._incoming is None or self._contribution != contribution:
-            self._contribution = contribution
+    def _expect(self, contribution: Contribution) -> Incoming:
+        """Where its gradient goes; what has arrived of the same answer is kept."""
+        before, self._contribution = self._contribution, contribution
+        if before is not None and before.blob.digest != contribution.blob.digest:
+            self._traffic.described = self._elapsed()  # else a made-up digest would date a gradient seen later
+        if self._incoming is None or before != contribution:
             self._incoming = Incoming(
                 contribution.blob, header_limit=self._limits.header_bytes, open_data=self._open_data
             )
-        return await self._client.get_blob(self._incoming)
+        return self._incoming
 
     def _open_data(self, header: bytes) -> memoryview:
         """Destination of the data, once its header describes exactly the gradient asked for."""

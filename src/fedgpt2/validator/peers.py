@@ -59,7 +59,7 @@ class Traffic:
     bytes_down: int = 0
     bytes_up: int = 0
     sent: float = 0.0  # the miner holds order and state
-    described: float = 0.0  # its answer is known
+    described: float = 0.0  # its answer is known; another digest is another answer
     received: float = 0.0  # the gradient is here
 
 
