@@ -1,4 +1,4 @@
-"""Who took orders and let the deadline pass sits out; everybody else does not."""
+"""Who took orders and let the deadline pass, or whose link did, sits out; everybody else does not."""
 
 import json
 
@@ -30,8 +30,9 @@ def at_work(reasons, rounds, *, at_least=1):
     return worked
 
 
-def test_one_lapse_is_free_and_each_further_one_costs_twice_as_much():
-    assert at_work([LATE] * 6, 100)[:7] == [1, 2, 6, 22, 54, 86]
+@pytest.mark.parametrize("reason", [LATE, "timed_out"])
+def test_one_lapse_is_free_and_each_further_one_costs_twice_as_much(reason):
+    assert at_work([reason] * 6, 100)[:7] == [1, 2, 6, 22, 54, 86]
 
 
 def test_two_answers_make_up_for_a_lapse():

@@ -166,14 +166,20 @@ def exchanges(monkeypatch, behaviours):
 
     class ToldExchange:
         def __init__(self, client, ticket, parcels, limits, traffic, lease):
-            self.ticket = ticket
+            self.ticket, self.traffic = ticket, traffic
 
         async def run(self):
             seconds, outcome = behaviours[self.ticket.seat.hotkey]
+            self.traffic.sent = 0.0 if outcome is unsent else 0.01
             await asyncio.sleep(seconds)
             return outcome(self.ticket)
 
     monkeypatch.setattr(http_peers, "Exchange", ToldExchange)
+
+
+def unsent(ticket):
+    """Of a miner that never comes to hold the state: nothing."""
+    raise AssertionError
 
 
 def fails(failure, answered=False):
@@ -207,6 +213,16 @@ async def test_the_deadline_makes_the_rest_late_and_calls_their_work_off(monkeyp
         await asyncio.sleep(0.01)
         assert told.clients[1].cancelled == [outcomes[1].ticket.work_id]
         assert await told.hotkeys() == MINERS[:2]  # late is not gone
+
+
+async def test_a_state_that_never_arrived_is_the_fault_of_the_link(monkeypatch, tickets):
+    exchanges(monkeypatch, {MINERS[0]: (60, answer), MINERS[1]: (60, unsent)})
+    async with Peers(MINERS[:2], monkeypatch) as told:
+        outcomes, _ = await gather(told, tickets, deadline=0.2)
+        assert [outcome.failure.reason for outcome in outcomes] == [Reason.LATE, Reason.TIMED_OUT]
+        assert outcomes[1].failure.culprit is Culprit.NETWORK
+        await asyncio.sleep(0.01)
+        assert told.clients[1].cancelled == [outcomes[1].ticket.work_id]
 
 
 async def test_a_quorum_of_answers_ends_the_wait(monkeypatch, tickets):

@@ -1,8 +1,8 @@
-"""Who is given no work for a while, because it took orders and let the deadline pass.
+"""Who is given no work for a while, because it took orders and let the deadline pass, or its link did.
 
-Such a miner costs every round its whole deadline. A first lapse costs it nothing; from then on it sits out twice as
-many rounds each time, and it takes two answers to make up for one lapse: whoever answers every other round is found
-out as well.
+Such a miner costs every round its whole deadline, be it a fault or not: nobody can tell a slow link from a miner that
+reads slowly. A first lapse costs it nothing; from then on it sits out twice as many rounds each time, and it takes two
+answers to make up for one lapse: whoever answers every other round is found out as well.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +18,7 @@ __all__ = ["Absences"]
 _REMEMBERED = 128  # rounds that a resumed run looks back over
 _LAPSE = 2  # points for a lapse; an answer takes one off
 _MOST = 7  # points: 31 rounds at a time
+_LAPSES = (Reason.LATE, Reason.TIMED_OUT)
 
 
 class _Miner(msgspec.Struct):
@@ -31,7 +32,7 @@ class _Row(msgspec.Struct):
 
 
 class Absences:
-    """Points of every miner that was late, and until when it sits out."""
+    """Points of every miner that let a deadline pass, and until when it sits out."""
 
     def __init__(self) -> None:
         self._points: dict[Hotkey, int] = {}
@@ -41,7 +42,7 @@ class Absences:
         """Take in round `number`: for each miner that was given work, the reason it failed or was refused for."""
         for hotkey, reason in reasons.items():
             points = self._points.pop(hotkey, 0)
-            if reason == Reason.LATE:
+            if reason in _LAPSES:
                 points = min(points + _LAPSE, _MOST)
                 self._until[hotkey] = number + 2 ** (points - _LAPSE) - 1
             elif reason is None:

@@ -13,7 +13,7 @@ import aiohttp
 import torch
 
 from fedgpt2.config import Axons, Limits
-from fedgpt2.errors import NoMinersError, PeerError, Reason, Refused
+from fedgpt2.errors import NetworkError, NoMinersError, PeerError, Reason, Refused
 from fedgpt2.identity.pins import KeyBook
 from fedgpt2.identity.signing import Signer
 from fedgpt2.network.address import Address
@@ -147,16 +147,14 @@ class HttpPeers:
             asyncio.create_task(self._exchange(ticket, parcels, spent))
             for ticket, spent in zip(tickets, traffic, strict=True)
         ]
-        missing = Refused(Reason.CANCELLED, "others were enough")  # no fault of a miner that had time left
         try:
-            if not await _enough(tasks, math.ceil(quorum * len(tasks)), deadline):
-                missing = Refused(Reason.LATE, "no answer by the deadline")
+            enough = await _enough(tasks, math.ceil(quorum * len(tasks)), deadline)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         return [
-            self._given_up(ticket, spent, missing) if task.cancelled() else task.result()
+            self._given_up(ticket, spent, _missing(enough, spent)) if task.cancelled() else task.result()
             for ticket, task, spent in zip(tickets, tasks, traffic, strict=True)
         ]
 
@@ -180,7 +178,7 @@ class HttpPeers:
 
         return lease
 
-    def _given_up(self, ticket: Ticket, traffic: Traffic, why: Refused) -> Outcome:
+    def _given_up(self, ticket: Ticket, traffic: Traffic, why: PeerError) -> Outcome:
         self._spawn(self._cancel(ticket))
         return Outcome(ticket, failure=why, traffic=traffic)
 
@@ -213,6 +211,15 @@ class HttpPeers:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failure = error
             self._changed.set()
+
+
+def _missing(enough: bool, traffic: Traffic) -> PeerError:
+    """Why there is no answer of a miner that was still at it when the wait ended."""
+    if enough:
+        return Refused(Reason.CANCELLED, "others were enough")  # no fault of a miner that had time left
+    if not traffic.sent:
+        return NetworkError(Reason.TIMED_OUT, "the state was not there by the deadline")  # the link's, as far as we see
+    return Refused(Reason.LATE, "no answer by the deadline")
 
 
 async def _enough(tasks: Sequence[asyncio.Task[Outcome]], wanted: int, deadline: float) -> bool:
