@@ -30,16 +30,23 @@ def ticket(corpus, config):
     return written
 
 
+def lacking(have, digest=STATE.ref.digest):
+    return (Lack(digest=digest, have=have),)
+
+
 class ToldClient:
     """A miner with a good answer, and a list of what goes wrong first, by step."""
 
     def __init__(self, ticket, envelope=None, lacks=(), first=(), **troubles):
-        """`first` are answers given before `envelope`, one each time it is asked."""
+        """`first` are answers given before `envelope`, one each time it is asked; None for pending.
+
+        `lacks` are told in turn as well, the last ones ever again.
+        """
         self.bytes_sent, self.bytes_received = 0, 0
         self.calls, self.troubles = [], {step: list(errors) for step, errors in troubles.items()}
         self.outcome = answer(ticket)
         self.envelope = envelope or MINER.seal("contribution", self.outcome.answer.contribution)
-        self.lacks, self.first = lacks, list(first)
+        self.lacks, self.first = list(lacks) or [()], list(first)
 
     def _step(self, name):
         self.calls.append(name)
@@ -50,7 +57,8 @@ class ToldClient:
 
     async def post_order(self, envelope):
         self._step("order")
-        return Accepted(work_id="0" * 64, lacks=self.lacks)
+        lacks = self.lacks.pop(0) if len(self.lacks) > 1 else self.lacks[0]
+        return Accepted(work_id="0" * 64, lacks=lacks)
 
     async def put_blob(self, blob, have):
         self._step("put")
@@ -58,7 +66,8 @@ class ToldClient:
 
     async def wait(self, work_id, seconds):
         self._step("wait")
-        return WorkStatus(state="done", answer=self.first.pop(0) if self.first else self.envelope)
+        answer = self.first.pop(0) if self.first else self.envelope
+        return WorkStatus(state="done" if answer else "pending", answer=answer)
 
     async def get_blob(self, incoming):
         header = FP32.header(self.outcome.ticket.order.model.schema())
@@ -68,6 +77,9 @@ class ToldClient:
             self._step("get")
         self.bytes_received += len(whole)
         return await incoming.finish()
+
+    async def nothing(self):
+        self._step("none")
 
 
 async def run(ticket, client, monkeypatch, pauses=(0.0, 0.0)):
@@ -81,7 +93,7 @@ async def run(ticket, client, monkeypatch, pauses=(0.0, 0.0)):
 
 
 async def test_order_state_answer_gradient(ticket, monkeypatch):
-    client = ToldClient(ticket, lacks=(Lack(digest=STATE.ref.digest, have=2),))
+    client = ToldClient(ticket, lacks=[lacking(2)])
     outcome = await run(ticket, client, monkeypatch)
     assert client.calls == ["order", "put", "wait", "get", "get", "get"]
     assert outcome.answered
@@ -102,6 +114,33 @@ async def test_a_transfer_goes_on_where_it_was_cut_and_progress_earns_new_tries(
     outcome = await run(ticket, client, monkeypatch)
     assert outcome.answer is not None
     assert client.calls.count("get") == 3  # a third of the body each: nothing twice
+
+
+async def test_an_upload_that_gets_further_each_time_earns_new_tries(ticket, monkeypatch):
+    client = ToldClient(ticket, lacks=[lacking(have) for have in (0, 1, 2, 3, 4)], put=[CUT] * 5)
+    outcome = await run(ticket, client, monkeypatch)
+    assert outcome.answer is not None
+    assert client.calls.count("put") == 6
+
+
+async def test_an_upload_that_begins_anew_each_time_is_given_up(ticket, monkeypatch):
+    client = ToldClient(ticket, lacks=[lacking(2), lacking(0)], put=[CUT] * 9)
+    outcome = await run(ticket, client, monkeypatch)
+    assert (outcome.failure, client.calls.count("put")) == (CUT, 3)
+
+
+async def test_a_miner_that_says_it_is_at_work_earns_new_tries(ticket, monkeypatch):
+    client = ToldClient(ticket, first=[None] * 5, wait=[None, CUT] * 5)
+    outcome = await run(ticket, client, monkeypatch)
+    assert outcome.answer is not None
+    assert client.calls.count("order") == 6
+
+
+async def test_an_answer_of_which_nothing_comes_is_given_up(ticket, monkeypatch):
+    client = ToldClient(ticket, none=[CUT] * 9)
+    client.get_blob = lambda _: client.nothing()
+    outcome = await run(ticket, client, monkeypatch)
+    assert (outcome.failure, client.calls.count("none")) == (CUT, 3)
 
 
 @pytest.mark.parametrize(("digest", "asked"), [("f" * 64, 2), (None, 1)])
@@ -133,7 +172,7 @@ async def test_a_refusal_is_not_tried_again(ticket, monkeypatch):
 
 
 async def test_a_blob_nobody_named_is_not_sent(ticket, monkeypatch):
-    outcome = await run(ticket, ToldClient(ticket, lacks=(Lack(digest="f" * 64, have=0),)), monkeypatch)
+    outcome = await run(ticket, ToldClient(ticket, lacks=[lacking(0, "f" * 64)]), monkeypatch)
     assert (outcome.failure.reason, outcome.failure.culprit) == (Reason.BAD_MESSAGE, Culprit.MINER)
 
 

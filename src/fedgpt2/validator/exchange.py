@@ -1,10 +1,11 @@
 """One miner's share of a round over HTTP: order, state, answer, gradient.
 
-A broken link is tried again, with the same order and from the byte reached, until the round's deadline or until the
-miner has not been reachable for a while; everything else ends the exchange.
+A broken link is tried again, with the same order and from the byte reached, until the round's deadline or until several
+tries in a row have moved nothing in either direction; everything else ends the exchange.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,7 +25,7 @@ from fedgpt2.validator.peers import Answer, Outcome, Parcel, Ticket, Traffic
 __all__ = ["Exchange"]
 
 _POLL_SECONDS = 30.0
-_PAUSES = (0.2, 0.4, 0.8, 1.6)  # before each new try; after the last the miner counts as unreachable
+_PAUSES = (0.2, 0.4, 0.8, 1.6)  # before each new try since the last progress; after the last one it is given up
 
 
 class Exchange:
@@ -49,6 +50,8 @@ class Exchange:
         self._layout: Layout | None = None
         self._incoming: Incoming | None = None
         self._contribution: Contribution | None = None
+        self._lacking = math.inf  # bytes of state and manifest, by the miner's last word
+        self._advances = 0  # times the miner was found to hold more than before, or at work
         self._judging = False  # an answer came: what is wrong from here on is wrong with it
 
     async def run(self) -> Outcome:
@@ -77,22 +80,30 @@ class Exchange:
                     raise
                 await asyncio.sleep(pause)
 
-    def _progress(self) -> int:
-        return self._incoming.have if self._incoming else 0
+    def _progress(self) -> tuple[int, int]:
+        """Another value whenever the exchange has moved on, upwards, at the miner, or downwards."""
+        return self._advances, self._incoming.have if self._incoming else 0
 
     async def _attempt(self) -> Answer:
         accepted = await self._client.post_order(self._ticket.envelope)
-        for lack in accepted.lacks:
-            await self._client.put_blob(self._parcel(lack.digest), lack.have)
+        lacks = [(self._parcel(lack.digest), lack.have) for lack in accepted.lacks]
+        self._note_lacking(sum(max(0, blob.ref.length - have) for blob, have in lacks))
+        for blob, have in lacks:
+            await self._client.put_blob(blob, have)
         self._traffic.sent = self._traffic.sent or self._elapsed()
         envelope = await self._answer()
         self._traffic.described = self._traffic.described or self._elapsed()
         contribution = self._open(envelope)
-        blob = await self._client.get_blob(self._expect(contribution))
+        gradient = await self._client.get_blob(self._expect(contribution))
         self._traffic.received = self._elapsed()
         if self._layout is None:
             raise ProtocolError("a body without a header", culprit=Culprit.MINER)
-        return Answer(contribution, self._layout, blob.data)
+        return Answer(contribution, self._layout, gradient.data)
+
+    def _note_lacking(self, count: int) -> None:
+        """The miner's word of what it lacks counts, not what was sent: buffers on the way take much of that."""
+        self._advances += count < self._lacking
+        self._lacking = count
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began
@@ -108,6 +119,7 @@ class Exchange:
             status = await self._client.wait(self._ticket.work_id, _POLL_SECONDS)
             if status.answer is not None:
                 return status.answer
+            self._advances += 1
 
     def _open(self, envelope: Envelope) -> Contribution:
         """The contribution in a signed answer, checked against the order. Raises Refused or ProtocolError."""
