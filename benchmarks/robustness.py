@@ -82,7 +82,8 @@ def main() -> int:
         return error.exit_code
     for failure in failed:
         console.print(f"{failure.name}: {failure.said}", style="red", highlight=False)
-    return 1 if failed or (whole and not document["holds"]) else 0
+    broken = [row for row in judge(results, NAMES) if row.worst > row.limit]  # of those chosen, if not all are there
+    return 1 if failed or broken or (whole and not document["holds"]) else 0
 
 
 def _parse() -> argparse.Namespace:

@@ -65,7 +65,7 @@ def test_a_replay_is_the_live_table_to_the_bit(run: Path, capsys: pytest.Capture
     live, again = json.loads(asked(run, capsys, "--json")), json.loads(asked(run, capsys, "--json", "--replay"))
     assert again["miners"] == live["miners"]
     assert again["replay"] == {"rounds": 10, "changes": {}, "differences": []}
-    assert "every score and rating is the recorded one, to the bit" in asked(run, capsys, "--replay")
+    assert "every score, rating and pay is the recorded one, to the bit" in asked(run, capsys, "--replay")
 
 
 @pytest.mark.parametrize("sql", ["DELETE FROM ratings", "DROP TABLE ratings"])

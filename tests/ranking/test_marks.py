@@ -112,3 +112,9 @@ def test_the_rule_says_what_is_compared() -> None:
     assert marks(lost, rule(score="leave_one_out"))["a"].score is None
     untried = msgspec.structs.replace(made, trials=(Trial(hotkey="a", before=0.0, after=0.0),))
     assert marks(untried, rule(score="losses"))["a"].score is None
+
+
+def test_a_body_that_equals_anothers_is_a_copy_and_no_fault() -> None:
+    made = evidence(1, {"a": A, "b": B}, G, others=[refused("c", "duplicate")])
+    found = marks(made, RULE)["c"]
+    assert (found.verdict, found.score, found.loses) == (Verdict.COPY, None, False)

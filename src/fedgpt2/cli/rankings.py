@@ -75,7 +75,7 @@ def difference_lines(rounds: int, found: Sequence[Difference]) -> list[str]:
     """What came of a replay by the settings of the run."""
     told = f"{rounds} rounds rated again from the evidence"
     if not found:
-        return [f"{told}: every score and rating is the recorded one, to the bit"]
+        return [f"{told}: every score, rating and pay is the recorded one, to the bit"]
     lines = [
         f"  round {each.round} {each.hotkey} {each.what}: {each.recorded} recorded, {each.replayed} now"
         for each in found[:_SHOWN]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fedgpt2.config import Ranking
+from fedgpt2.errors import Reason
 from fedgpt2.ranking.credit import Credit, credits, leave_one_out
 from fedgpt2.ranking.evidence import Evidence, MinerEvidence
 from fedgpt2.types import Hotkey
@@ -86,7 +87,9 @@ def marks(evidence: Evidence, rule: Ranking) -> dict[Hotkey, Mark]:
     for miner in sorted(evidence.miners, key=lambda miner: miner.hotkey):
         hotkey = Hotkey(miner.hotkey)
         credit = measured.get(hotkey)
-        if not miner.admitted:
+        if miner.reason == Reason.DUPLICATE:
+            made[hotkey] = Mark(Verdict.COPY)  # no fault: which of the two had it from the other, nobody knows
+        elif not miner.admitted:
             blamed = Verdict.EXCUSED if excused else Verdict.FAULT
             made[hotkey] = Mark(blamed if miner.at_fault else Verdict.UNHEARD)
         elif kept[hotkey] != hotkey:

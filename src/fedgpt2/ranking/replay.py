@@ -32,6 +32,8 @@ class RecordedMiner(Struct, frozen=True):
     hotkey: str
     score: float | None = None
     rating: float | None = None
+    sigma: float | None = None
+    pay: float | None = None
     detail: str | None = None
 
 
@@ -48,7 +50,7 @@ _KEPT = ("rank", "rating", "sigma", "weight", "reliability", "refusals")
 
 @dataclass(frozen=True)
 class Difference:
-    """One number that came out otherwise: `score` or `rating` of a miner in a round, or one of the kept table."""
+    """One number that came out otherwise: of a miner in a round, or of the kept table."""
 
     round: int
     hotkey: Hotkey
@@ -89,7 +91,7 @@ def _rule(evidence: Evidence, changes: Mapping[str, object] | None) -> Ranking:
 
 
 def differences(rows: Sequence[Recorded], history: History) -> list[Difference]:
-    """Every score and rating that is not, to the bit, the recorded one; in the order of rounds and rows."""
+    """Every score, rating, uncertainty and pay that is not, to the bit, the recorded one; in the order of the rows."""
     made = dict(history.entries)
     found = []
     for row in rows:
@@ -114,5 +116,6 @@ def kept_differences(number: int, kept: Sequence[Rank], lines: Sequence[Rank]) -
 
 
 def _pairs(miner: RecordedMiner, entry: Entry | None) -> list[tuple[str, float | None, float | None]]:
-    score, rating = (entry.mark.score, entry.after.mu) if entry else (None, None)
-    return [("score", miner.score, score), ("rating", miner.rating, rating)]
+    made = (entry.mark.score, entry.after.mu, entry.after.sigma, entry.weight) if entry else (None,) * 4
+    recorded = (miner.score, miner.rating, miner.sigma, miner.pay)
+    return list(zip(("score", "rating", "sigma", "pay"), recorded, made, strict=True))
