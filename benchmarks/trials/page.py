@@ -62,11 +62,10 @@ def table(rows: Sequence[Row]) -> list[str]:
                 _cell(row.cosine),
                 _rounds(row.seeds),
                 percent(bare.ratio) if bare else "",
-                "" if row.above is None else str(row.above),
                 row.verdict,
             ]
         )
-    head = ["attack", "loss", "to alone", "share", "cosine", "kept / halved", "loss, no gate", "above", "verdict"]
+    head = ["attack", "loss", "to alone", "share", "cosine", "kept / halved", "loss, no gate", "verdict"]
     return _table(head, body)
 
 
@@ -114,7 +113,7 @@ def _method(about: Mapping[str, str]) -> list[str]:
         "attack-free one; to alone: above that of the honest ones alone, who lack the liars' part of the text too.",
         "Share: the part of the weight in what was applied that liars had (their number is a quarter); cosine: of what",
         "was applied with the honest mean; both as means over rounds. Kept are rounds without a step, halved those of",
-        "half a step, as means over seeds. Above: liars that end above an honest miner in the ranking; the worst seed.",
+        "half a step, as means over seeds. Nobody is ranked here: docs/ranking.md.",
         "",
         "`--limits.gradient_norm` is raised in every run, so that the rule is tested and not the bound of admission.",
         f"Flags: `{about['flags']}`.",

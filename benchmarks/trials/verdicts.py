@@ -33,7 +33,6 @@ class Measured:
     cosine: float | None  # of what was applied with the honest mean: mean over rounds
     kept: int  # rounds whose weights stayed as they were
     halved: int  # rounds of half a step
-    above: int | None  # hostile miners ranked above an honest one at the end; None where nobody was ranked
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,6 @@ class Row:
     def cosine(self) -> float | None:
         """The smallest cosine, of all seeds."""
         return min(_known(each.cosine for each in self.seeds), default=None)
-
-    @property
-    def above(self) -> int | None:
-        """The most hostile miners above an honest one, of all seeds."""
-        return max((each.above for each in self.seeds if each.above is not None), default=None)
 
     @property
     def holds(self) -> bool:
@@ -172,7 +166,6 @@ def measure(results: Results, cell: Cell) -> Measured:
         cosine=_mean(row["cosine"] for row in applied),
         kept=len(result.rounds) - len(applied),
         halved=sum(row["reason"] == "halved" for row in applied),
-        above=_above(result.ranks),
     )
 
 
@@ -181,14 +174,6 @@ def percent(ratio: float) -> str:
     if math.isnan(ratio):
         return "?"
     return "diverged" if math.isinf(ratio) else f"{100 * (ratio - 1):+.1f} %"
-
-
-def _above(ranks: Mapping[str, Sequence[int | None]]) -> int | None:
-    """How many hostile miners rank above the last honest one; who was never ranked is above nobody."""
-    honest = [rank for rank in ranks.get("honest", ()) if rank is not None]
-    if not honest:
-        return None
-    return sum(rank is not None and rank < max(honest) for rank in ranks["hostile"])
 
 
 def _references(results: Results, like: Cell) -> list[float]:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -238,17 +237,6 @@ def test_a_row_without_all_seeds_does_not_hold() -> None:
     assert (row.holds, row.verdict) == (False, "nothing to compare with")
 
 
-@pytest.mark.parametrize(
-    ("hostile", "honest", "above"),
-    [([4, 5], [1, 2, 3], 0), ([2, 5], [1, 3, 4], 1), ([None, 1], [2, None], 1), ([1], [None], None), ([], [1], 0)],
-)
-def test_liars_above_an_honest_miner_are_counted(hostile: list[int], honest: list[int], above: int | None) -> None:
-    found = results()
-    found[CELL] = replace(found[CELL], ranks={"hostile": hostile, "honest": honest})
-    row = next(row for row in judge(found, ATTACKS) if row.attack == "alie")
-    assert row.seeds[0].above == above
-
-
 def test_rounds_without_a_step_count_apart() -> None:
     found = results()
     found[CELL] = result(CELL, 6.06, applied=False, hostile_share=None, cosine=None)
@@ -321,7 +309,7 @@ def test_the_page_has_every_attack_and_rule() -> None:
     held = [control(found, attack) for attack in CONTROLS]
     references = [{"rule": "default", "gate": True, "seed": 1, "unigram": 6.6, "none": 6.03, "absent": 6.0}]
     text = page.section(judge(found, ATTACKS), compared(found), references, held, about)
-    assert "| alie | +1.0 % | +1.0 % | 0.10 | 0.90 | 0 / 0 | +1.0 % | 0 | holds |" in text
+    assert "| alie | +1.0 % | +1.0 % | 0.10 | 0.90 | 0 / 0 | +1.0 % | holds |" in text
     assert "| default | on | 1 | 6.600 | 6.030 | 6.000 |" in text
     assert "| krum |" in text
     assert "| sign_flip | +16.1 % | hurts |" in text
