@@ -12,6 +12,7 @@ than an honest miner is on average. The exit code is 1 if it does not, or if a r
 
 import argparse
 import json
+import math
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ import record
 from fedgpt2.cli.bench.report import commit, hardware
 from fedgpt2.errors import FedGPT2Error
 from fedgpt2.simulate.names import NAMES
-from trials.cells import Cell
+from trials.cells import BYZANTINE, Cell
 from trials.page import woven
 from trials.progress import watched
 from trials.running import Result, Store
@@ -90,13 +91,15 @@ def main() -> int:
 
 def judged(results: Mapping[Cell, Result]) -> list[Row]:
     """A row an attack, those that break the rule first."""
-    rows = [_row(attack, [r for cell, r in results.items() if cell.attack == attack and r.ranks]) for attack in NAMES]
+    rows = [_row(attack, [r for cell, r in results.items() if cell.attack == attack]) for attack in NAMES]
     return sorted((row for row in rows if row is not None), key=lambda row: (row.holds, row.best))
 
 
 def _row(attack: str, results: Sequence[Result]) -> Row | None:
     if not results:
         return None
+    if not all(r.ranks for r in results):  # a training that diverged ranks nobody, and shows nothing
+        return Row(attack, len(results), BYZANTINE, 1, math.inf)
     places = [(_places(r, "hostile"), max(_places(r, "honest"))) for r in results]
     return Row(
         attack=attack,

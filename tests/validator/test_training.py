@@ -100,10 +100,16 @@ def test_short_steps_tell_the_slope_of_the_loss_and_move_nothing(training, corpu
     gradient = training.scoring_gradient(windows).clone()
     direction = torch.randn(len(gradient), generator=torch.Generator().manual_seed(1)) * gradient.norm() * 1e-4
     direction += gradient
-    rows = [(gradient, float(gradient.norm())), (direction, float(direction.norm()))]
-    (at, *after), length = training.nudges(rows, windows)
-    assert at == training.loss(windows)
-    for (row, norm), loss in zip(rows, after, strict=True):
-        assert (at - loss) / length == pytest.approx(float(gradient @ row) / norm, rel=0.05)
+    for row in (gradient, direction):
+        at, after, length = training.nudge(row, float(row.norm()), windows)
+        assert at == training.loss(windows)
+        assert (at - after) / length == pytest.approx(float(gradient @ row) / float(row.norm()), rel=0.05)
     assert torch.equal(training.weights.flat, before)
     assert training.digest() == digest
+
+
+def test_next_to_nothing_has_a_direction_that_fp32_cannot_reach(training, corpus):
+    speck = torch.zeros_like(training.weights.flat)
+    speck[0] = 1e-42
+    before, after, _ = training.nudge(speck, float(speck.double().norm()), corpus.report(b"k" * 32, 1))
+    assert after == pytest.approx(before, rel=1e-4)

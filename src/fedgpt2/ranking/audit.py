@@ -1,17 +1,20 @@
 """Whether a gradient was computed on the text it was asked for.
 
-    s_i(y) = (L(w) - L(w - e y / |y|)) / e      on windows of the miner's own assignment, drawn when all had answered
-    o_i = (s_i(x_i) - c_i s_i(g)) / |g|         what it does for that text beyond what it does for any,
-                                                c_i = <g, x_i> / |x_i| / |g| its cosine with g
-    O_i = mean of o_i over its audits, later ones more                          (`ranking.memory`)
-    grounded_i = clip(2 O_i / median of O, 0, 1)        the median over those compared in the round
+    s_i = (L(w) - L(w - e x_i / |x_i|)) / e      on windows of the miner's own assignment, drawn when all had answered
+    o_i = (s_i - <g, x_i> / |x_i|) / |g|         what it does for that text beyond what it does for any
+    O_i = mean of o_i over its audits, the last MEMORY or so
+    T_i = t_i (k O_i + M_i) / (k + 1)            k audits, t_i tokens assigned, M_i = median of t O over t_i
+    grounded_i = clip(T_i / (ENOUGH median of t O), 0, 1)      the median over those compared in the round
 
 An honest gradient holds the noise of its own text, and lowers the loss of that text by more than of any other: o_i is
-about sigma² / (n |x_i| |g|), sigma² the variance of one window's gradient, n the windows. What was made without that
-text holds none of it, however good it is: a replay, a mean of the others' gradients, a copy behind noise, the gradient
-of somebody else's assignment. There o_i is 0, but for chance: how steep the loss of that text is for everybody, s_i(g)
-tells. Half of the median is enough, for few audits are noisy and batches differ; a median below TELLING says that
-batches are too large to hold noise that shows, and then nobody is asked for any.
+about sigma² / (n |x_i| |g|), sigma² the variance of one window's gradient, n the windows; hence t. What was made
+without that text holds none of it, however good it is: a replay, a mean of the others' gradients, a copy behind noise,
+the gradient of somebody else's assignment. There o_i is 0 but for chance, which is how unlike that text and the scoring
+windows are: some 0.3 either way for a window of 128 tokens. Neither term is biased: g knows nothing of either text.
+
+Chance is why few audits are drawn towards the median, as by one more audit that says just that, and why a median below
+TELLING asks nobody for anything: batches are then too large to hold noise that shows. ENOUGH is well above a half, or
+one batch of two miners' texts could be sent in both names.
 
 After the proof of computation of Lidin et al., "Incentivizing permissionless distributed learning of LLMs" (2025, arXiv
 2505.21684), which compares assigned with random text in the same way; here it multiplies a score that all have.
@@ -19,16 +22,27 @@ After the proof of computation of Lidin et al., "Incentivizing permissionless di
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from fedgpt2.ranking.evidence import Audit
 from fedgpt2.ranking.marks import Mark, Verdict
+from fedgpt2.ranking.reliability import Average
 from fedgpt2.types import Hotkey
 
-__all__ = ["TELLING", "grounding", "groundings"]
+__all__ = ["ENOUGH", "MEMORY", "TELLING", "Known", "grounding", "groundings"]
 
-TELLING = 0.3  # of |g|: what a single audit of a gradient without its text may show by chance
-_ENOUGH = 2.0  # one over the part of the median that counts in full
+MEMORY = 8  # audits over which the past fades
+TELLING = 0.3  # of |g|
+ENOUGH = 0.75  # of the median
 _LEAST, _MOST = -1.0, 4.0  # no single audit says more than this
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a miner when groundings are worked out."""
+
+    audits: Average  # of o_i
+    tokens: int  # assigned in the round
 
 
 def grounding(mark: Mark, audit: Audit, gradient_norm: float) -> float | None:
@@ -37,21 +51,31 @@ def grounding(mark: Mark, audit: Audit, gradient_norm: float) -> float | None:
         return None
     if not gradient_norm > 0.0 or not audit.length > 0.0:
         return None
-    slope, common = (audit.before - audit.after) / audit.length, (audit.before - audit.control) / audit.length
-    value = (slope - mark.credit.raw / gradient_norm * common) / gradient_norm
+    value = ((audit.before - audit.after) / audit.length - mark.credit.raw) / gradient_norm
     return min(_MOST, max(_LEAST, value)) if math.isfinite(value) else None
 
 
-def groundings(known: Mapping[Hotkey, float | None]) -> dict[Hotkey, float]:
-    """What part of its credit counts for each miner compared, 0 to 1; `known` are the means, None of one never audited.
+def groundings(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
+    """What part of its credit counts for each miner, 0 to 1, by the audits of all of `known`.
 
     Who was never audited is trusted until it is.
     """
-    ordered = sorted(value for value in known.values() if value is not None)
-    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2.0 if ordered else 0.0
-    if middle < TELLING:
+    means = {hotkey: each.audits.value(0.0) for hotkey, each in known.items() if each.audits.weight}
+    if _median([*means.values()]) < TELLING:
         return dict.fromkeys(known, 1.0)
-    return {
-        hotkey: 1.0 if value is None else min(1.0, max(0.0, _ENOUGH * value / middle))
-        for hotkey, value in known.items()
-    }
+    middle = _median([known[hotkey].tokens * mean for hotkey, mean in means.items()])
+    return {hotkey: _part(each, means[hotkey], middle) if hotkey in means else 1.0 for hotkey, each in known.items()}
+
+
+def _part(known: Known, mean: float, middle: float) -> float:
+    if not middle > 0.0:
+        return 1.0
+    audits = known.audits.weight * MEMORY
+    drawn = (audits * known.tokens * mean + middle) / (audits + 1.0)
+    return min(1.0, max(0.0, drawn / (ENOUGH * middle)))
+
+
+def _median(values: list[float]) -> float:
+    """Half-way between the middle two; 0 of none."""
+    ordered = sorted(values)
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2.0 if ordered else 0.0

@@ -119,17 +119,16 @@ class Trial(Record, frozen=True, kw_only=True):
 
 
 class Audit(Record, frozen=True, kw_only=True):
-    """A short step along one miner's contribution, and as short a one along g, tried on the miner's own text."""
+    """A short step along one miner's contribution, tried on its own text: the loss there before and after it."""
 
     hotkey: str
     windows: tuple[int, ...]  # which of those assigned
-    before: float  # loss there, nats a token
-    after: float  # the step along the contribution
-    control: float  # the step along g
-    length: float  # of each step
+    before: float  # nats a token
+    after: float
+    length: float  # of the step
 
     def __post_init__(self) -> None:
-        _check_finite(self.hotkey, [self.before, self.after, self.control, self.length])
+        _check_finite(self.hotkey, [self.before, self.after, self.length])
 
 
 class Evidence(Record, frozen=True, kw_only=True):

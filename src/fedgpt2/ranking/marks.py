@@ -1,7 +1,7 @@
 """What a round says of each miner that was given an order, before anything is added to what was known of it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -53,32 +53,32 @@ def waived(evidence: Evidence, rule: Ranking) -> bool:
     return failed > rule.waive * len(evidence.miners)
 
 
-def keepers(evidence: Evidence) -> dict[Hotkey, Hotkey]:
+def keepers(evidence: Evidence, distrusted: Collection[Hotkey] = ()) -> dict[Hotkey, Hotkey]:
     """Who keeps the credit of each admitted contribution: of a cluster, the one that committed to its digest first.
 
-    The clock is the validator's. One whose commitment has no time comes last; equal times go by hotkey.
+    The clock is the validator's. One whose commitment has no time comes last; equal times go by hotkey. Who is
+    `distrusted` keeps it only among others that are: assignments are public, and a machine that computes another's text
+    in place of its own may well be the faster one.
     """
-    first: dict[int, tuple[float, str]] = {}
+    first: dict[int, tuple[bool, float, str]] = {}
     for miner in evidence.miners:
         if miner.admitted and miner.cluster is not None:
-            first[miner.cluster] = min(first.get(miner.cluster, _LAST), (_commitment(miner), miner.hotkey))
+            claim = (miner.hotkey in distrusted, _commitment(miner), miner.hotkey)
+            first[miner.cluster] = min(first.get(miner.cluster, claim), claim)
     return {
-        Hotkey(m.hotkey): Hotkey(m.hotkey if m.cluster is None else first[m.cluster][1])
+        Hotkey(m.hotkey): Hotkey(m.hotkey if m.cluster is None else first[m.cluster][2])
         for m in evidence.miners
         if m.admitted
     }
-
-
-_LAST = (math.inf, "\U0010ffff")
 
 
 def _commitment(miner: MinerEvidence) -> float:
     return math.inf if miner.committed is None else miner.committed
 
 
-def marks(evidence: Evidence, rule: Ranking) -> dict[Hotkey, Mark]:
-    """A mark for every miner of the round, in the order of their hotkeys."""
-    kept, measured, excused = keepers(evidence), credits(evidence, rule), waived(evidence, rule)
+def marks(evidence: Evidence, rule: Ranking, distrusted: Collection[Hotkey] = ()) -> dict[Hotkey, Mark]:
+    """A mark for every miner of the round, in the order of their hotkeys; `distrusted` as for `keepers`."""
+    kept, measured, excused = keepers(evidence, distrusted), credits(evidence, rule), waived(evidence, rule)
     own = {
         hotkey for hotkey, keeper in kept.items() if hotkey == keeper and not _replay(hotkey, evidence, measured, rule)
     }

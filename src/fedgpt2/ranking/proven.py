@@ -23,8 +23,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fedgpt2.ranking.audit import groundings
+from fedgpt2.ranking.audit import Known, groundings
 from fedgpt2.ranking.marks import Mark, Verdict
+from fedgpt2.ranking.reliability import Average
 from fedgpt2.types import Hotkey
 
 __all__ = ["FLOOR", "proof", "shares", "weighed"]
@@ -32,6 +33,7 @@ __all__ = ["FLOOR", "proof", "shares", "weighed"]
 # Of |g|: a hundred times what the errors of inner products (2e-6 of the lengths) may make of nothing, where the free
 # vectors are well apart; honest gradients have hundredths and more.
 FLOOR = 1e-3
+_UNAUDITED = Known(Average(), 0)
 
 
 def proof(mark: Mark, gradient_norm: float) -> float | None:
@@ -57,15 +59,15 @@ def shares(proven: Mapping[Hotkey, float]) -> dict[Hotkey, float]:
 
 
 def weighed(
-    marks: Mapping[Hotkey, Mark], proven: Mapping[Hotkey, float], grounded: Mapping[Hotkey, float | None]
+    marks: Mapping[Hotkey, Mark], proven: Mapping[Hotkey, float], audited: Mapping[Hotkey, Known]
 ) -> dict[Hotkey, Mark]:
-    """The marks, each score times its share and its grounding (audit.py); all that is known, this round included.
+    """The marks, each score times its share and its grounding (audit.py), by all that is known, this round included.
 
     A miner with a score and nothing proved has no share: none of its credit counts.
     """
     compared = [hotkey for hotkey, mark in marks.items() if mark.score is not None]
     parts = shares({hotkey: proven.get(hotkey, 0.0) for hotkey in compared})
-    held = groundings({hotkey: grounded.get(hotkey) for hotkey in compared})
+    held = groundings({hotkey: audited.get(hotkey, _UNAUDITED) for hotkey in compared})
     return {
         hotkey: mark if mark.score is None else replace(mark, score=mark.score * parts[hotkey] * held[hotkey])
         for hotkey, mark in marks.items()

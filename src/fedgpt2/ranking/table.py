@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from fedgpt2.config import Ranking
-from fedgpt2.ranking.audit import grounding
+from fedgpt2.ranking.audit import MEMORY, Known, grounding, groundings
 from fedgpt2.ranking.evidence import Evidence, rule_of
 from fedgpt2.ranking.marks import Mark, marks, waived
 from fedgpt2.ranking.payout import merit, pay, to_u16, weights
@@ -18,6 +18,9 @@ from fedgpt2.ranking.reliability import Average, Conduct, observe
 from fedgpt2.types import Hotkey
 
 __all__ = ["Entry", "History", "Rank", "Standing", "Table", "advance", "fold", "ranks"]
+
+
+_TRUSTED = 0.5  # of a grounding: with less a miner is not the keeper of what others sent, too
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def advance(table: Table, evidence: Evidence, rule: Ranking | None = None) -> tu
     rule = rule or rule_of(evidence)
     if evidence.round <= table.round:
         raise ValueError(f"round {evidence.round} after round {table.round}")
-    made, bad = marks(evidence, rule), waived(evidence, rule)
+    made, bad = marks(evidence, rule, _distrusted(table, evidence)), waived(evidence, rule)
     fresh = Standing(newcomer(rule))
     standings = {
         hotkey: replace(s, conduct=observe(s.conduct, made.get(hotkey), rule.memory, bad_round=bad))
@@ -102,10 +105,10 @@ def advance(table: Table, evidence: Evidence, rule: Ranking | None = None) -> tu
     }
     before = {hotkey: standings[hotkey].rating for hotkey in made}
     standings = {**standings, **_prove(standings, made, rule, evidence)}
-    standings = {**standings, **_audited(standings, made, rule, evidence)}
+    standings = {**standings, **_audited(standings, made, evidence)}
     if rule.score == "proven":
         proven = {hotkey: standings[hotkey].proven.value(0.0) for hotkey in made}
-        made = weighed(made, proven, {hotkey: _known(standings[hotkey].grounded) for hotkey in made})
+        made = weighed(made, proven, _audits(standings, evidence))
     standings, reached = _compare(standings, made, rule, evidence)
     after = Table(evidence.round, standings, rule)
     return after, _entries(after, made, before, reached)
@@ -124,14 +127,25 @@ def _prove(
     }
 
 
+def _audits(standings: Mapping[Hotkey, Standing], evidence: Evidence) -> dict[Hotkey, Known]:
+    """What audits have told of the round's miners."""
+    given = {Hotkey(miner.hotkey): miner.tokens for miner in evidence.miners}
+    return {hotkey: Known(standings[hotkey].grounded, t) for hotkey, t in given.items() if hotkey in standings}
+
+
+def _distrusted(table: Table, evidence: Evidence) -> set[Hotkey]:
+    """Those of the round's miners of whom earlier audits say that they do not use their text."""
+    return {hotkey for hotkey, part in groundings(_audits(table.standings, evidence)).items() if part < _TRUSTED}
+
+
 def _audited(
-    standings: Mapping[Hotkey, Standing], made: Mapping[Hotkey, Mark], rule: Ranking, evidence: Evidence
+    standings: Mapping[Hotkey, Standing], made: Mapping[Hotkey, Mark], evidence: Evidence
 ) -> dict[Hotkey, Standing]:
     """The standings of those whose gradient was tried on their own text, with what came of it."""
     unit = evidence.products.gradient_norm if evidence.products else 0.0
     found = {Hotkey(audit.hotkey): grounding(made[Hotkey(audit.hotkey)], audit, unit) for audit in evidence.audits}
     return {
-        hotkey: replace(standings[hotkey], grounded=standings[hotkey].grounded.add(value, rule.memory))
+        hotkey: replace(standings[hotkey], grounded=standings[hotkey].grounded.add(value, MEMORY))
         for hotkey, value in found.items()
         if value is not None
     }

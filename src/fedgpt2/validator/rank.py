@@ -15,7 +15,7 @@ from fedgpt2.config import Ranking
 from fedgpt2.data.assignment import Assignment
 from fedgpt2.data.pools import Pick
 from fedgpt2.data.tokens import Tokens
-from fedgpt2.errors import UsageError
+from fedgpt2.errors import CorpusError, Refused, UsageError
 from fedgpt2.protocol.messages import Order
 from fedgpt2.ranking.credit import check_rule
 from fedgpt2.ranking.evidence import Audit, Evidence, MinerEvidence, Products, Trial, rule_row
@@ -89,8 +89,7 @@ def measure_contributions(
     gradient = run.training.scoring_gradient(scoring.windows)
     products = measure(list(chosen), rows, run.training.free(), gradient, combined.gram)
     sample = _sample(run, number, chosen)
-    audits = _audits(run, number, sample, (gradient, products.gradient_norm))
-    return Measured(products, _trials(run, number, sample, scoring), audits)
+    return Measured(products, _trials(run, number, sample, scoring), _audits(run, number, sample))
 
 
 @dataclass(frozen=True)
@@ -128,26 +127,28 @@ def _trials(run: Run, number: int, sample: Mapping[Hotkey, _Sampled], scoring: S
     return tuple(Trial(hotkey=hotkey, before=before, after=_finite(loss)) for hotkey, loss in after.items())
 
 
-def _audits(
-    run: Run, number: int, sample: Mapping[Hotkey, _Sampled], control: tuple[Tensor, float]
-) -> tuple[Audit, ...]:
-    """Each contribution on some of the text it should have been computed on, and `control` there: g and its norm."""
-    if not run.config.ranking.audit or not control[1]:
+def _audits(run: Run, number: int, sample: Mapping[Hotkey, _Sampled]) -> tuple[Audit, ...]:
+    """A short step along each contribution, tried on some of the text it should have been computed on."""
+    if not run.config.ranking.audit:
         return ()
     rng = np.random.default_rng(int.from_bytes(_drawn(run, number, b"audit"), "big"))
-    return tuple(_audit(run, hotkey, sampled, control, rng) for hotkey, sampled in sample.items())
+    audits = (_audit(run, hotkey, sampled, rng) for hotkey, sampled in sample.items())
+    return tuple(audit for audit in audits if audit is not None)
 
 
-def _audit(
-    run: Run, hotkey: Hotkey, sampled: _Sampled, control: tuple[Tensor, float], rng: np.random.Generator
-) -> Audit:
+def _audit(run: Run, hotkey: Hotkey, sampled: _Sampled, rng: np.random.Generator) -> Audit | None:
+    """None where the text cannot be had again: no reason to end a round."""
     assigned = sampled.order.assignment
-    windows = run.corpus.windows(Assignment(Digest(assigned.manifest), assigned.slot, assigned.pages, assigned.windows))
+    try:
+        windows = run.corpus.windows(
+            Assignment(Digest(assigned.manifest), assigned.slot, assigned.pages, assigned.windows)
+        )
+    except (CorpusError, Refused):
+        return None
     most = -(-run.config.ranking.audit // run.corpus.manifest.seq_len)
     places = sorted(rng.permutation(len(windows))[:most].tolist())
-    losses, length = run.training.nudges([(sampled.values, sampled.norm), control], windows[places])
-    before, after, common = map(_finite, losses)
-    return Audit(hotkey=hotkey, windows=tuple(places), before=before, after=after, control=common, length=length)
+    before, after, length = run.training.nudge(sampled.values, sampled.norm, windows[places])
+    return Audit(hotkey=hotkey, windows=tuple(places), before=_finite(before), after=_finite(after), length=length)
 
 
 def _finite(loss: float) -> float:

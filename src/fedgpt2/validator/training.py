@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 _EVAL_TOKENS = 4096  # tokens of one forward pass when measuring a loss
 _NUDGE = 2e-4  # length of an audit's step, of the weights' own: as good as straight, and far above rounding
+_LARGEST = 1e38  # factor that fp32 can hold
 _SCORING_TOKENS = 1024  # of one forward and backward pass for the scoring gradient: it is the validator's memory
 
 
@@ -132,18 +133,17 @@ class Training:
         alone = FlatState(self._schema, contribution * length).to(self.device)
         return self._trial(alone, lr, windows)
 
-    def nudges(self, directions: Sequence[tuple[Tensor, float]], windows: np.ndarray) -> tuple[list[float], float]:
-        """Losses of the broadcast weights on windows, and after a short step against each direction ([d], its norm).
+    def nudge(self, contribution: Tensor, norm: float, windows: np.ndarray) -> tuple[float, float, float]:
+        """Loss of the broadcast weights on windows before and after a short step against a contribution; its length.
 
-        Also the length of the steps. The losses may be no numbers; nothing is changed.
+        The losses may be no numbers; nothing is changed.
         """
         weights, moved = self._refresh().to(self.device), self._spare()
         length = _NUDGE * weights.norm()
-        losses = [self._loss_of(weights, windows)]
-        for direction, norm in directions:
-            moved.copy_(weights).flat.sub_(direction.to(self.device), alpha=length / norm)
-            losses.append(self._loss_of(moved, windows))
-        return losses, length
+        before = self._loss_of(weights, windows)
+        by = min(length / norm, _LARGEST)  # of a contribution of next to nothing
+        moved.copy_(weights).flat.sub_(contribution.to(self.device), alpha=by)
+        return before, self._loss_of(moved, windows), length
 
     def _trial(self, gradient: FlatState, lr: float, windows: np.ndarray) -> float:
         candidate = self._spare()
