@@ -133,9 +133,13 @@ def _document(rows: Sequence[Row], results: Mapping[Cell, Result]) -> dict[str, 
         "settings": list(COMMON),
         "cell_commits": sorted({result.commit for result in results.values()}),
         "cpu_minutes": round(sum(result.cpu_seconds for result in results.values()) / 60, 1),
-        "rows": [{**vars(row), "holds": row.holds} for row in rows],
+        "rows": [{**vars(row), "together": _number(row.together), "holds": row.holds} for row in rows],
         "holds": bool(rows) and all(row.holds for row in rows),
     }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _write(document: Mapping[str, Any], rows: Sequence[Row], page: Path | None, console: Console) -> None:
