@@ -1,7 +1,7 @@
 """Who is given no work for a while, because it took orders and let the deadline pass, or its link did.
 
-Such a miner costs every round its whole deadline, be it a fault or not: nobody can tell a slow link from a miner that
-reads slowly. A first lapse costs it nothing; from then on it sits out twice as many rounds each time, and it takes two
+Such a miner costs every round its whole deadline, or the others the number that a robust rule needs, be it a fault or
+not: nobody can tell a slow link from a miner that reads slowly, nor a bad one from a miner that hangs up. A first lapse costs it nothing; from then on it sits out twice as many rounds each time, and it takes two
 answers to make up for one lapse: whoever answers every other round is found out as well.
 """
 
@@ -18,7 +18,7 @@ __all__ = ["Absences"]
 _REMEMBERED = 128  # rounds that a resumed run looks back over
 _LAPSE = 2  # points for a lapse; an answer takes one off
 _MOST = 7  # points: 31 rounds at a time
-_LAPSES = (Reason.LATE, Reason.TIMED_OUT)
+_LAPSES = (Reason.LATE, Reason.TIMED_OUT, Reason.CUT_OFF)
 
 
 class _Miner(msgspec.Struct):
