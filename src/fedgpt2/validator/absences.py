@@ -1,8 +1,9 @@
 """Who is given no work for a while, because it took orders and let the deadline pass, or its link did.
 
 Such a miner costs every round its whole deadline, or the others the number that a robust rule needs, be it a fault or
-not: nobody can tell a slow link from a miner that reads slowly, nor a bad one from a miner that hangs up. A first lapse costs it nothing; from then on it sits out twice as many rounds each time, and it takes two
-answers to make up for one lapse: whoever answers every other round is found out as well.
+not: nobody can tell a slow link from a miner that reads slowly, nor a bad one from a miner that hangs up. A first
+lapse costs it nothing; from then on it sits out twice as many rounds each time, and it takes two answers to make up
+for one lapse: whoever answers every other round is found out as well.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
