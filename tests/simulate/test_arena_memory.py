@@ -95,6 +95,13 @@ def test_a_replay_is_the_last_step_as_long_as_a_gradient(source, manner, sign):
 
 
 @pytest.mark.parametrize("source", ["update", "aggregate"])
+def test_a_replayed_sign_is_of_each_value(source):
+    stage = Stage()
+    sent = play(liars(f"replay_{source}_sign"), stage, 4)
+    assert cosine(sent[3][0], traces(stage, source, 4)[-1].sign()) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("source", ["update", "aggregate"])
 def test_a_replayed_mean_forgets_slowly(source):
     stage = Stage()
     sent = play(liars(f"replay_{source}_mean"), stage, 4)
@@ -103,19 +110,23 @@ def test_a_replayed_mean_forgets_slowly(source):
 
 
 @pytest.mark.parametrize("source", ["update", "aggregate"])
-def test_a_replay_with_noise_is_half_noise(source):
+@pytest.mark.parametrize("shape", ["", "_mean", "_sign"])
+def test_a_replay_with_noise_is_half_noise(source, shape):
     stage = Stage()
-    sent = play(liars(f"replay_{source}_noise"), stage, 2)[1]
+    sent = play(liars(f"replay_{source}{shape}_noise"), stage, 2)[1]
     (wanted,) = traces(stage, source, 2)
+    wanted = wanted.sign() if shape == "_sign" else wanted
     assert [cosine(row, wanted) for row in sent] == pytest.approx([0.5**0.5] * 3, abs=0.08)
     assert cosine(sent[0], sent[1]) == pytest.approx(0.5, abs=0.08)
 
 
 @pytest.mark.parametrize("source", ["update", "aggregate"])
-def test_a_padded_replay_is_half_a_scrap(source):
+@pytest.mark.parametrize("shape", ["", "_mean", "_sign"])
+def test_a_padded_replay_is_half_a_scrap(source, shape):
     stage = Stage()
-    sent = play(liars(f"replay_{source}_padded"), stage, 2)[1]
+    sent = play(liars(f"replay_{source}{shape}_padded"), stage, 2)[1]
     (wanted,) = traces(stage, source, 2)
+    wanted = wanted.sign() if shape == "_sign" else wanted
     weights, windows = stage.asked[-1]
     assert windows.shape == (1, 5)
     scrap = stage.gradient(weights, windows)

@@ -8,7 +8,7 @@ from fedgpt2.errors import UsageError
 from fedgpt2.simulate import effort
 from fedgpt2.simulate.names import NAMES
 from fedgpt2.simulate.patience import ScoreAware, TimeCoupled
-from fedgpt2.simulate.replays import Manner, Replay, Source
+from fedgpt2.simulate.replays import REPLAYS, Replay
 from fedgpt2.simulate.scene import Liars
 from fedgpt2.simulate.vectors import AIMS, Copies, Noise, Together, opt_alie, opt_ipm
 from fedgpt2.simulate.wire import HEADERS, VALUES, Headers, Late, Oversize, Stale, Values
@@ -28,11 +28,7 @@ _FACTORIES: dict[str, Callable[[], Liars]] = {
     "stale": Stale,
     "stale_hidden": effort.Old,
     "constant_replay": effort.First,
-    **{
-        f"replay_{source.value}{manner.value}": partial(Replay, source, manner)
-        for source in Source
-        for manner in Manner
-    },
+    **{name: partial(Replay, *what) for name, what in REPLAYS.items()},
     "copy": Copies,
     "copy_noise": partial(Copies, 0.01),
     "sybils": effort.Sybils,

@@ -25,16 +25,25 @@ _MIMIC = "Karimireddy et al. 2022, arXiv 2006.09365"
 _HISTORY = "after Karimireddy et al. 2021, arXiv 2012.10333"
 _RIDERS = "after Lin et al. 2019, arXiv 1911.12560"
 _REPLAYED = {
-    "": "the last {what} as a gradient, as long as an honest one; nearly alike, so one vote",
-    "_negative": "the last {what} with its sign turned, as long as an honest gradient; nearly alike",
-    "_mean": "the running mean (over about four rounds) of each {what}, as long as an honest gradient; nearly alike",
-    "_noise": "the last {what} plus noise as long as itself, each liar its own",
-    "_padded": "a gradient of a scrap of text plus the last {what}, equally long",
+    "": "the last {what}",
+    "_negative": "minus the last {what}",
+    "_sign": "the sign of each value of the last {what}",
+    "_mean": "the running mean (over about four rounds) of each {what}",
+}
+_SENT = {
+    "": "{row} as a gradient, as long as an honest one; nearly alike, so one vote",
+    "_noise": "{row} plus noise as long as itself, each liar its own",
+    "_padded": "a gradient of a scrap of text plus {row}, equally long",
 }
 
 
 def _replays(name: str, what: str) -> dict[str, Profile]:
-    return {f"replay_{name}{how}": Profile(about.format(what=what), _RIDERS) for how, about in _REPLAYED.items()}
+    return {
+        f"replay_{name}{shape}{manner}": Profile(sent.format(row=row.format(what=what)), _RIDERS)
+        for shape, row in _REPLAYED.items()
+        for manner, sent in _SENT.items()
+        if shape != "_negative" or not manner
+    }
 
 
 PROFILES: Mapping[str, Profile] = MappingProxyType(

@@ -6,9 +6,10 @@ looks at length sees nothing. In the first round there is nothing to replay, and
 Letters: f liars, d parameters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float32
@@ -19,7 +20,7 @@ from fedgpt2.simulate.desk import Desk
 from fedgpt2.simulate.effort import everyone, own, scrap
 from fedgpt2.simulate.scene import Reply, Scene
 
-__all__ = ["Manner", "Replay", "Source"]
+__all__ = ["REPLAYS", "Manner", "Replay", "Shape", "Source"]
 
 _REMEMBERED = 0.75  # of a running mean a round: about four rounds
 
@@ -31,21 +32,40 @@ class Source(Enum):
     AGGREGATE = "aggregate"  # the last aggregate, which a miner can only guess
 
 
-class Manner(Enum):
+class Shape(Enum):
     """What is made of it."""
 
     PLAIN = ""
     NEGATIVE = "_negative"
+    SIGN = "_sign"  # of each value: what a step of Adam looks like
     MEAN = "_mean"
+
+
+class Manner(Enum):
+    """What it is sent with."""
+
+    BARE = ""
     NOISE = "_noise"
     PADDED = "_padded"
 
 
+REPLAYS: Mapping[str, tuple[Source, Shape, Manner]] = MappingProxyType(
+    {
+        f"replay_{source.value}{shape.value}{manner.value}": (source, shape, manner)
+        for source in Source
+        for shape in Shape
+        for manner in Manner
+        if shape is not Shape.NEGATIVE or manner is Manner.BARE
+    }
+)
+
+
 @dataclass
 class Replay:
-    """One source in one manner."""
+    """One source in one shape and manner."""
 
     source: Source
+    shape: Shape
     manner: Manner
     desk: Desk = field(default_factory=Desk)
     _last: Tensor | None = field(default=None, init=False)
@@ -56,11 +76,10 @@ class Replay:
         self._remember(scene)
         if self._last is None or self._mean is None:
             return everyone(scene, own)
-        row = self._mean if self.manner is Manner.MEAN else self._last
+        row = _shaped(self.shape, self._last, self._mean)
         if self.manner is Manner.PADDED:
             return self._padded(scene, row)
-        length = float(torch.stack([honest.norm() for honest in scene.honest()]).median()) / _length(row)
-        row = row * (-length if self.manner is Manner.NEGATIVE else length)
+        row = row * (float(torch.stack([honest.norm() for honest in scene.honest()]).median()) / _length(row))
         return self._noisy(scene, row) if self.manner is Manner.NOISE else self.desk.alike(scene, row)
 
     def _remember(self, scene: Scene) -> None:
@@ -91,6 +110,18 @@ def _trace(source: Source, scene: Scene) -> Float32[Tensor, " d"] | None:
     if source is Source.AGGREGATE:
         return None if scene.aggregate is None else scene.aggregate.clone()
     return None if scene.before is None else scene.before - scene.weights
+
+
+def _shaped(shape: Shape, last: Tensor, mean: Tensor) -> Tensor:
+    match shape:
+        case Shape.NEGATIVE:
+            return -last
+        case Shape.SIGN:
+            return last.sign()
+        case Shape.MEAN:
+            return mean
+        case Shape.PLAIN:
+            return last
 
 
 def _length(row: Tensor) -> float:
