@@ -260,11 +260,24 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class OnlyModel:
+    """Which GPT-2 a miner works for."""
+
+    preset: str = setting("", "only this one: tiny, nano, small (124M), medium, large or xl; empty: whichever is asked")
+
+    @property
+    def shape(self) -> ModelShape | None:
+        """Shape of the preset; None for any. Raises UsageError for a name that is none."""
+        return Model(self.preset).shape if self.preset else None
+
+
+@dataclass(frozen=True)
 class MinerConfig:
     """Settings of `fedgpt2 miner`."""
 
     wallet: Wallet = Wallet()
     axon: Axon = Axon()
+    model: OnlyModel = OnlyModel()
     data: Data = Data()
     gradient: Gradient = Gradient()
     limits: Limits = Limits()

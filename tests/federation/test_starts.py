@@ -29,22 +29,26 @@ def test_weights_and_gradients_in_half_the_bytes(federation, miners):
     assert second["bytes"]["up"] < 2 * 2.1 * 811_712
 
 
-def test_the_founding_commands_validator_first(federation):
-    """As in README, on a CPU, on the embedded text, as people start them."""
-    here = ("--device", "cpu", "--data.source", "sample")
-    ports = [free_port(), free_port()]
+def test_the_founding_commands_in_either_order(federation):
+    """As in README, on a CPU, on the embedded text, as people start them: a miner before the validator, one after."""
+    here = ("--device", "cpu", "--data.source", "sample", "--model.preset", "nano")
     common = ("--wallet.path", federation.folder / "wallets", "--run.threads", 1)
+    ports = [free_port(), free_port()]
+
+    def miner(number):
+        key = ("--wallet.name", "miners", "--wallet.hotkey", f"M{number}", "--axon.port", ports[number - 1])
+        return federation.start(f"M{number}", ["miner", *key, *here, *common], kind=Spawned)
+
+    first = miner(1)
+    first.wait_for("listening on")
     asked = ("--wallet.name", "validator", "--wallet.hotkey", "default", *here, "--axons", *ports)
-    short = ("--model.preset", "nano", "--rounds", 5, "--ranking.tokens", 256)
+    short = ("--rounds", 5, "--ranking.tokens", 256, "--round.min_miners", 2)
     validator = federation.start("validator", ["validator", *asked, *short, *common], kind=Spawned)
     validator.wait_for("looking for miners")
-    started = []
-    for number, port in enumerate(ports, 1):
-        asked = ("--wallet.name", "miners", "--wallet.hotkey", f"M{number}", *here, "--axon.port", port)
-        started.append(federation.start(f"M{number}", ["miner", *asked, *common], kind=Spawned))
+    second = miner(2)
     validator.ended()
-    for miner in started:
-        miner.interrupt()
+    for started in (first, second):
+        started.interrupt()
     rows = federation.rows("runs/default")
     assert [row["round"] for row in rows] == [1, 2, 3, 4, 5]
     assert rows[-1]["val_loss"] < rows[0]["initial_val_loss"]

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgpt2 import codec
-from fedgpt2.config import PRESETS, Limits
-from fedgpt2.errors import Culprit, Reason, Refused
+from fedgpt2.config import PRESETS, Limits, OnlyModel
+from fedgpt2.errors import Culprit, Reason, Refused, UsageError
 from fedgpt2.miner.orders import (
     MANIFEST_BYTES,
     Taken,
@@ -186,3 +186,19 @@ def test_physical_memory_is_plausible(monkeypatch):
     assert 1 << 28 < physical_memory() < 1 << 50
     monkeypatch.setattr("os.sysconf_names", {})
     assert physical_memory() == 1 << 62
+
+
+def test_a_miner_may_work_for_one_model_alone():
+    order, others = changed(model=SHAPE), model(n_layer=SHAPE.n_layer + 1)
+    here = {"me": "M", "limits": Limits(), "memory": 1 << 40}
+    assert check_order(order, "e" * 64, **here, only=SHAPE).order == order
+    with pytest.raises(Refused, match=r"--model.preset has \d+") as refused:
+        check_order(others, "e" * 64, **here, only=SHAPE)
+    assert refused.value.reason is Reason.UNSUPPORTED_MODEL
+
+
+def test_the_preset_of_a_miner_is_any_or_one_that_exists():
+    assert OnlyModel().shape is None
+    assert OnlyModel("tiny").shape == PRESETS["tiny"]
+    with pytest.raises(UsageError, match="no such preset"):
+        _ = OnlyModel("giant").shape

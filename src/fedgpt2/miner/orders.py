@@ -66,11 +66,14 @@ class Taken:
     work_id: WorkId
 
 
-def check_order(order: Order, work_id: WorkId, *, me: Hotkey, limits: Limits, memory: int) -> Plan:
+def check_order(
+    order: Order, work_id: WorkId, *, me: Hotkey, limits: Limits, memory: int, only: ModelShape | None = None
+) -> Plan:
     """The plan for an order, if it is for `me`, well-formed and within what this machine can do.
 
-    `memory` is the machine's, in bytes. Raises Refused: wrong_receiver, unsupported_strategy, unsupported_model,
-    unsupported_codec, wrong_state, wrong_assignment, bad_message or too_large.
+    `memory` is the machine's, in bytes; `only` the one model it works for, if there is one. Raises Refused:
+    wrong_receiver, unsupported_strategy, unsupported_model, unsupported_codec, wrong_state, wrong_assignment,
+    bad_message or too_large.
     """
     if order.receiver != me:
         raise Refused(Reason.WRONG_RECEIVER, f"the order is for {order.receiver[:60]}")
@@ -79,6 +82,8 @@ def check_order(order: Order, work_id: WorkId, *, me: Hotkey, limits: Limits, me
     if not isfinite(order.budget_seconds):
         raise Refused(Reason.BAD_MESSAGE, "budget_seconds is not finite")
     _check_shape(order.model, limits)
+    if only is not None and order.model != only:
+        raise _unsupported(f"a model of {_parameters(order.model)} parameters, --model.preset has {_parameters(only)}")
     schema = order.model.schema()
     state_codec = _state_codec(order, schema, limits)
     _check_memory(schema, state_codec, memory)

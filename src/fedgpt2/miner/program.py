@@ -48,6 +48,7 @@ async def run_miner(
     """
     device = hardware.prepare(config.device, config.run.threads)
     _check_pins(config.axon)
+    _ = config.model.shape  # a name that is none is found now
     strategy = strategy or build(config.gradient, device)
     if config.gradient.precision == "bf16" and hardware.native_precision(device) != "bf16":
         say(f"{config.device} has no instructions for bf16: --gradient.precision fp32 is several times as fast")
@@ -65,7 +66,7 @@ async def run_miner(
 
 async def serve(config: MinerConfig, tools: Tools, journal: Journal, stop: Stop, say: Callable[[str], None]) -> int:
     """Listen and work until `stop`; closes `journal`. Raises PortInUseError, DiskFullError, RunDirectoryError."""
-    miner = Miner(tools, journal, config.limits, say)
+    miner = Miner(tools, journal, config.limits, say, config.model.shape)
     gate = Gate(miner.hotkey, allowed=frozenset(config.axon.validators) or None, proxies=config.axon.proxies)
     axon = Axon(miner, tools.signer, gate, config.limits, say)
     server = Server(axon.app(), config.axon.host, config.axon.port)

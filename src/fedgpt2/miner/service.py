@@ -17,7 +17,7 @@ from fedgpt2.miner.journal import Journal
 from fedgpt2.miner.orders import Plan, check_age, check_order, physical_memory
 from fedgpt2.protocol.digests import work_id
 from fedgpt2.protocol.messages import Accepted, Envelope, Order, Receipt, WorkStatus
-from fedgpt2.types import Hotkey
+from fedgpt2.types import Hotkey, ModelShape
 
 __all__ = ["Miner"]
 
@@ -28,11 +28,19 @@ _HOLD_SECONDS = 60.0  # how long an answer nobody asks for is held against anoth
 class Miner:
     """What a miner does for authenticated callers; every method runs on the event loop."""
 
-    def __init__(self, tools: Tools, journal: Journal, limits: Limits, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        tools: Tools,
+        journal: Journal,
+        limits: Limits,
+        say: Callable[[str], None],
+        only: ModelShape | None = None,
+    ) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # gets what ends the program
         self._tools = tools
         self._journal = journal
         self._limits = limits
+        self._only = only
         self._say = say
         self._shelf = Shelf(limits)
         self._memory = physical_memory()
@@ -57,7 +65,7 @@ class Miner:
         """
         order = open_envelope(envelope, "order", Order, signer=caller)
         name = work_id(envelope.payload)
-        plan = check_order(order, name, me=self.hotkey, limits=self._limits, memory=self._memory)
+        plan = check_order(order, name, me=self.hotkey, limits=self._limits, memory=self._memory, only=self._only)
         async with self._turn:
             current = self._current
             if current is None or current.plan.work_id != name or not current.standing:
