@@ -112,7 +112,7 @@ def test_plain_lines_tell_the_whole_run() -> None:
     assert said[1] == "a unigram model of the same text has a held-out loss of 6.700"
     assert said[2] == "looking for miners"
     assert said[3].startswith("round 1/20  ")
-    assert said[4:] == ["a miner left", "3 rounds in runs/x, peak memory 700.0 MB"]
+    assert said[4:] == ["a miner left", "3 rounds in runs/x, peak memory 700.0 MB, 1.50 s a round: send 0.10"]
     lines.started({**FACTS, "resumed_after": 7, "unigram_loss": None})
     assert said[-1].endswith("going on after round 7")
 

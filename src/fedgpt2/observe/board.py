@@ -6,9 +6,26 @@ from dataclasses import dataclass, field
 
 from fedgpt2.observe.rows import Facts, MinerRow, RoundRow, read_facts, read_row
 
-__all__ = ["Account", "Board", "Recorder"]
+__all__ = ["Account", "Board", "Recorder", "Spent"]
 
 _NOTICES = 4
+
+
+@dataclass
+class Spent:
+    """Seconds of the rounds seen, by phase."""
+
+    rounds: int = 0
+    total: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Take in a round's, `total` among them."""
+        self.rounds += 1
+        self.total += seconds.get("total", 0.0)
+        for phase, spent in seconds.items():
+            if phase != "total":
+                self.phases[phase] = self.phases.get(phase, 0.0) + spent
 
 
 @dataclass
@@ -48,7 +65,7 @@ class Board:
     held_out: list[tuple[int, float]] = field(default_factory=list)
     accounts: dict[str, Account] = field(default_factory=dict)
     tokens: int = 0
-    seconds: float = 0.0
+    spent: Spent = field(default_factory=Spent)
     bytes_down: int = 0
     bytes_up: int = 0
     kept: int = 0  # rounds that left the weights as they were
@@ -60,6 +77,11 @@ class Board:
         for axon in facts.axons:
             self.accounts.setdefault(axon, Account(axon))
 
+    @property
+    def seconds(self) -> float:
+        """All rounds' together."""
+        return self.spent.total
+
     def add(self, row: RoundRow) -> None:
         """Take in a round."""
         self.last = row
@@ -68,7 +90,7 @@ class Board:
         if row.val_loss is not None:
             self.held_out.append((row.round, row.val_loss))
         self.tokens += row.tokens
-        self.seconds += row.seconds.get("total", 0.0)
+        self.spent.add(row.seconds)
         self.bytes_down += row.bytes.down
         self.bytes_up += row.bytes.up
         self.kept += not row.applied

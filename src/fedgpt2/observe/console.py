@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fedgpt2.observe.board import Account, Board
 from fedgpt2.observe.chart import loss_chart
+from fedgpt2.observe.plain import closing_line
 from fedgpt2.observe.rows import MinerRow, read_closing, read_facts, read_row
 from fedgpt2.observe.words import count, duration, loss, short_key, volume
 
@@ -63,9 +64,8 @@ class Live:
             self.board.notices.append(line)
 
     def finished(self, facts: Mapping[str, object]) -> None:
-        """Say where the run lies."""
-        known = read_closing(facts)
-        self._message = f"{known.rounds} rounds in {known.run_dir}"
+        """Say where the run lies and what it took."""
+        self._message = closing_line(read_closing(facts), self.board.spent)
 
     def render(self) -> RenderableType:
         """The whole picture."""

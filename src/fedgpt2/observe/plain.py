@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from fedgpt2.observe.rows import MinerRow, RoundRow, read_closing, read_facts, read_row
+from fedgpt2.observe.board import Spent
+from fedgpt2.observe.rows import Closing, MinerRow, RoundRow, read_closing, read_facts, read_row
 from fedgpt2.observe.words import count, loss, volume
 
-__all__ = ["Lines", "round_line"]
+__all__ = ["Lines", "closing_line", "round_line"]
 
+_LEAST = 0.01  # of a round: shorter phases are not told
 _MOST_FAULTS = 8  # that are told one by one
 
 
@@ -17,6 +19,7 @@ class Lines:
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
         self._rounds = 0
+        self._spent = Spent()
 
     def started(self, facts: Mapping[str, object]) -> None:
         """One line of what is about to happen, one of the yardstick."""
@@ -36,17 +39,17 @@ class Lines:
 
     def round_done(self, row: Mapping[str, object]) -> None:
         """`round_line`."""
-        self._write(round_line(read_row(row), self._rounds))
+        known = read_row(row)
+        self._spent.add(known.seconds)
+        self._write(round_line(known, self._rounds))
 
     def notice(self, line: str) -> None:
         """As it is."""
         self._write(line)
 
     def finished(self, facts: Mapping[str, object]) -> None:
-        """Where the run lies and what it took."""
-        known = read_closing(facts)
-        peak = f", peak memory {volume(known.peak_mb * 1e6)}" if known.peak_mb is not None else ""
-        self._write(f"{known.rounds} rounds in {known.run_dir}{peak}")
+        """`closing_line`."""
+        self._write(closing_line(read_closing(facts), self._spent))
 
 
 def round_line(row: RoundRow, rounds: int = 0) -> str:
@@ -64,6 +67,18 @@ def round_line(row: RoundRow, rounds: int = 0) -> str:
         f"down {volume(row.bytes.down)} up {volume(row.bytes.up)}",
     ]
     return "  ".join(parts + _faults([miner for miner in row.miners if miner.status != "admitted"]))
+
+
+def closing_line(known: Closing, spent: Spent) -> str:
+    """Where a run lies and what it took: memory, and of a round the phases, longest first."""
+    parts = [f"{known.rounds} rounds in {known.run_dir}"]
+    if known.peak_mb is not None:
+        parts.append(f"peak memory {volume(known.peak_mb * 1e6)}")
+    if spent.total:
+        longest = sorted(spent.phases.items(), key=lambda phase: -phase[1])
+        told = [f"{name} {took / spent.rounds:.2f}" for name, took in longest if took >= _LEAST * spent.total]
+        parts.append(f"{spent.total / spent.rounds:.2f} s a round: {', '.join(told)}")
+    return ", ".join(parts)
 
 
 def _faults(miners: Sequence[MinerRow]) -> list[str]:
