@@ -17,6 +17,7 @@ __all__ = ["gram", "norm"]
 
 _VALUES = 1 << 21  # of all rows of a block together: 8 MiB, so that it stays in the cache between copy and product
 _SHORTEST = 1 << 12  # values a block of each row, however many rows there are
+_APART = 64  # values between rows of a block: a power of two apart they would share few sets of the cache
 _PIECE = 1 << 10  # values of each row whose fp32 products are one sum: as many as multiply fastest
 _NORM_BLOCK = 1 << 18
 _LARGEST = 50  # binary exponent of the longest norm multiplied as it is: squares are then far below fp32's 2^128
@@ -89,9 +90,11 @@ def _products(rows: Sequence[Tensor], scales: Float64, centre: int | None = None
     size = min(d, max(_SHORTEST, _VALUES // n // _PIECE * _PIECE))
     factors = None if (scales == 1.0).all() else torch.from_numpy(scales).float()[:, None]
     total = torch.zeros(n, n, dtype=torch.float64)
-    buffer = torch.empty(n, size)
+    buffer = torch.empty(n, size + _APART)
     for parts in zip(*(torch.split(row, size) for row in rows), strict=True):
-        block = torch.stack(parts, out=buffer[:, : len(parts[0])])
+        block = buffer[:, : len(parts[0])]
+        for values, part in zip(block, parts, strict=True):
+            values.copy_(part)
         if factors is not None:
             block *= factors
         if centre is not None:
