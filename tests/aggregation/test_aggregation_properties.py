@@ -66,6 +66,7 @@ def attacked(draw: st.DrawFn) -> tuple[np.ndarray, int, int]:
         return x.astype(np.float32), f, seed
 
 
+@pytest.mark.timeout(300)  # twelve rules, a thousand times each
 @settings(max_examples=1000)
 @given(attacked())
 def test_no_lie_makes_an_aggregate_unbounded(sent):

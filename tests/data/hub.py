@@ -60,7 +60,7 @@ class LoopbackHub:
         return None
 
     def count(self, size: int) -> None:
-        """Note bytes of a file that went out."""
+        """Note bytes of a file that go out."""
         with self._lock:
             self.sent += size
 
@@ -169,9 +169,9 @@ class _Handler(BaseHTTPRequestHandler):
         step = max(1, int(self.hub.bytes_per_second / 20)) if self.hub.bytes_per_second else max(1, len(body) // 2)
         try:
             for at in range(0, len(body), step):
+                self.hub.count(len(body[at : at + step]))  # before: who has read it all finds all of it counted
                 self.wfile.write(body[at : at + step])
                 self.wfile.flush()
-                self.hub.count(len(body[at : at + step]))
                 time.sleep(stall or (0.05 if self.hub.bytes_per_second else 0))
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True

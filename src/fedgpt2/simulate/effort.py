@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from fedgpt2.aggregation.gram import norm
 from fedgpt2.config import Limits
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import PeerError
@@ -116,7 +117,7 @@ def scaled(scene: Scene, i: int) -> Float32[Tensor, " d"]:
 def bound(scene: Scene, i: int) -> Float32[Tensor, " d"]:
     """The same, as long as admission takes by default."""
     row = random_tokens(scene, i)
-    return row * (0.999 * Limits().gradient_norm / max(float(row.norm()), 1e-30))
+    return row * (0.999 * Limits().gradient_norm / max(norm(row), 1e-30))  # as exact as the bound itself
 
 
 def _eighth(windows: Tokens) -> Tokens:
