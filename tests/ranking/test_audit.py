@@ -90,11 +90,16 @@ def test_large_batches_hold_no_noise_that_shows_and_nobody_is_asked_for_it() -> 
 
 def test_few_audits_are_drawn_towards_the_median_and_who_has_none_is_trusted() -> None:
     found = groundings({"a": known(1.0), "b": known(1.0), "c": known(0.0), "d": known(*[0.0] * 60), "new": known()})
-    low = {"c": 0.0, "d": 0.0, "a": 1.0, "b": 1.0}
-    middle = float(np.median(list(low.values())))
+    doubt = (TELLING / 0.5) ** 2  # the median of what they show is 0.5
     assert found["a"] == found["b"] == found["new"] == 1.0
-    assert found["c"] == pytest.approx(middle / 2 / (ENOUGH * middle))
-    assert found["d"] == pytest.approx(middle / 9 / (ENOUGH * middle), rel=0.01)
+    assert found["c"] == pytest.approx(doubt / (1 + doubt) / ENOUGH)
+    assert found["d"] == pytest.approx(doubt / (8 + doubt) / ENOUGH, rel=0.01)
+
+
+def test_where_noise_is_loud_one_audit_tells() -> None:
+    loud, low = ({"a": known(m), "b": known(m), "c": known(m), "liar": known(0.0)} for m in (2.0, 0.31))
+    assert groundings(loud)["liar"] < 0.05
+    assert groundings(low)["liar"] > 0.5
 
 
 def test_one_batch_of_two_texts_does_not_do_for_two_names() -> None:

@@ -3,8 +3,8 @@
     s_i = (L(w) - L(w - e x_i / |x_i|)) / e      on windows of the miner's own assignment, drawn when all had answered
     o_i = (s_i - <g, x_i> / |x_i|) / |g|         what it does for that text beyond what it does for any
     O_i = mean of o_i over its audits, the last MEMORY or so
-    T_i = t_i (k O_i + M_i) / (k + 1)            k audits, t_i tokens assigned, M_i = median of t O over t_i
-    grounded_i = clip(T_i / (ENOUGH median of t O), 0, 1)      the median over those compared in the round
+    T_i = (k t_i O_i + q M) / (k + q)            k audits, t_i tokens assigned, M = median of t O, over those compared
+    grounded_i = clip(T_i / (ENOUGH M), 0, 1)    q = (TELLING / median of O)²
 
 An honest gradient holds the noise of its own text, and lowers the loss of that text by more than of any other: o_i is
 about sigma² / (n |x_i| |g|), sigma² the variance of one window's gradient, n the windows; hence t. What was made
@@ -12,9 +12,10 @@ without that text holds none of it, however good it is: a replay, a mean of the 
 the gradient of somebody else's assignment. There o_i is 0 but for chance, which is how unlike that text and the scoring
 windows are: some 0.3 either way for a window of 128 tokens. Neither term is biased: g knows nothing of either text.
 
-Chance is why few audits are drawn towards the median, as by one more audit that says just that, and why a median below
-TELLING asks nobody for anything: batches are then too large to hold noise that shows. ENOUGH is well above a half, or
-one batch of two miners' texts could be sent in both names.
+Chance is why few audits are drawn towards the median, as by q more that say just that: one where honest noise hardly
+shows, next to none where it is loud and a single audit tells. A median below TELLING asks nobody for anything: batches
+are then too large to hold noise that shows. ENOUGH is well above a half, or one batch of two miners' texts could be
+sent in both names.
 
 After the proof of computation of Lidin et al., "Incentivizing permissionless distributed learning of LLMs" (2025, arXiv
 2505.21684), which compares assigned with random text in the same way; here it multiplies a score that all have.
@@ -61,17 +62,18 @@ def groundings(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
     Who was never audited is trusted until it is.
     """
     means = {hotkey: each.audits.value(0.0) for hotkey, each in known.items() if each.audits.weight}
-    if _median([*means.values()]) < TELLING:
-        return dict.fromkeys(known, 1.0)
+    shown = _median([*means.values()])
     middle = _median([known[hotkey].tokens * mean for hotkey, mean in means.items()])
-    return {hotkey: _part(each, means[hotkey], middle) if hotkey in means else 1.0 for hotkey, each in known.items()}
+    parts = dict.fromkeys(known, 1.0)
+    if shown >= TELLING and middle > 0.0:
+        for hotkey, mean in means.items():
+            parts[hotkey] = _part(known[hotkey], mean, middle, (TELLING / shown) ** 2)
+    return parts
 
 
-def _part(known: Known, mean: float, middle: float) -> float:
-    if not middle > 0.0:
-        return 1.0
+def _part(known: Known, mean: float, middle: float, doubt: float) -> float:
     audits = known.audits.weight * MEMORY
-    drawn = (audits * known.tokens * mean + middle) / (audits + 1.0)
+    drawn = (audits * known.tokens * mean + doubt * middle) / (audits + doubt)
     return min(1.0, max(0.0, drawn / (ENOUGH * middle)))
 
 
