@@ -34,7 +34,7 @@ def watched(
                 bar.advance(task)
             return found
 
-        waiting = {cell.seed for cell in cells if store.get(cell) is None}
+        waiting = {c.seed for c in cells if store.get(c) is None and not spared(c, store.finished([c.twin]))}
         if starts:
             starts.prepare(sorted(waiting), lambda line: bar.console.print(line, highlight=False))
         return run(cells, common, store, jobs, told, known, starts)
