@@ -10,7 +10,7 @@ An honest gradient holds the noise of its own text, and lowers the loss of that 
 about sigma² / (n |x_i| |g|), sigma² the variance of one window's gradient, n the windows; hence t. What was made
 without that text holds none of it, however good it is: a replay, a mean of the others' gradients, a copy behind noise,
 the gradient of somebody else's assignment. There o_i is 0 but for chance, which is how unlike that text and the scoring
-windows are: some 0.3 either way for a window of 128 tokens. Neither term is biased: g knows nothing of either text.
+windows are; TELLING is what is granted to it. Neither term is biased: g knows nothing of either text.
 
 Chance is why few audits are drawn towards the median, as by q more that say just that: one where honest noise hardly
 shows, next to none where it is loud and a single audit tells. A median below TELLING asks nobody for anything: batches
