@@ -24,6 +24,7 @@ After the proof of computation of Lidin et al., "Incentivizing permissionless di
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 
 from fedgpt2.ranking.evidence import Audit
 from fedgpt2.ranking.marks import Mark, Verdict
@@ -62,8 +63,8 @@ def groundings(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
     Who was never audited is trusted until it is.
     """
     means = {hotkey: each.audits.value(0.0) for hotkey, each in known.items() if each.audits.weight}
-    shown = _median([*means.values()])
-    middle = _median([known[hotkey].tokens * mean for hotkey, mean in means.items()])
+    shown = median(means.values()) if means else 0.0
+    middle = median(known[hotkey].tokens * mean for hotkey, mean in means.items()) if means else 0.0
     parts = dict.fromkeys(known, 1.0)
     if shown >= TELLING and middle > 0.0:
         for hotkey, mean in means.items():
@@ -75,9 +76,3 @@ def _part(known: Known, mean: float, middle: float, doubt: float) -> float:
     audits = known.audits.weight * MEMORY
     drawn = (audits * known.tokens * mean + doubt * middle) / (audits + doubt)
     return min(1.0, max(0.0, drawn / (ENOUGH * middle)))
-
-
-def _median(values: list[float]) -> float:
-    """Half-way between the middle two; 0 of none."""
-    ordered = sorted(values)
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2.0 if ordered else 0.0

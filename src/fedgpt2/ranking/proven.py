@@ -22,6 +22,7 @@ adds anything of its own the shares are near 0, and the scores as well.
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from statistics import median
 
 from fedgpt2.ranking.audit import Known, groundings
 from fedgpt2.ranking.marks import Mark, Verdict
@@ -53,8 +54,7 @@ def shares(proven: Mapping[Hotkey, float]) -> dict[Hotkey, float]:
     """What part of its credit counts for each miner compared, 0 to 1, by what each has proved; one alone too."""
     if not proven:
         return {}
-    ordered = sorted(proven.values())
-    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2.0
+    middle = median(proven.values())
     return {hotkey: min(1.0, max(0.0, each / max(middle, FLOOR))) for hotkey, each in proven.items()}
 
 

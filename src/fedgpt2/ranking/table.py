@@ -6,6 +6,7 @@ agree to the bit. The order of the miners in the evidence does not matter.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 from fedgpt2.config import Ranking
 from fedgpt2.ranking.audit import MEMORY, Known, grounding, groundings
@@ -172,8 +173,7 @@ def _compare(
 
 def _centred(scores: Mapping[Hotkey, float], evidence: Evidence) -> dict[Hotkey, float]:
     """Scores less their median, in units of the scoring gradient's length: so that rounds can be averaged."""
-    ordered = sorted(scores.values())
-    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2.0
+    middle = median(scores.values())
     unit = evidence.products.gradient_norm if evidence.products else 1.0
     return {hotkey: (score - middle) / (unit or 1.0) for hotkey, score in scores.items()}
 
