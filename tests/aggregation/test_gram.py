@@ -63,8 +63,9 @@ def test_a_huge_row_leaves_the_others_exact():
 def test_blocks_add_up(monkeypatch):
     x = np.random.default_rng(3).standard_normal((5, 1000))
     at_once = span_of(x)
-    monkeypatch.setattr(module, "_SHORTEST", 7)
-    monkeypatch.setattr(module, "_VALUES", 5 * 7)
+    monkeypatch.setattr(module, "_PIECE", 7)
+    monkeypatch.setattr(module, "_VALUES", 5 * 7 * 9)  # 15 blocks of nine pieces, one of seven, and six values
+    monkeypatch.setattr(module, "_FEWEST", 1)
     assert np.allclose(span_of(x).inner, at_once.inner, rtol=1e-5, atol=1e-4)
 
 
