@@ -15,8 +15,8 @@ from fedgpt2.aggregation.span import Float64, Span
 __all__ = ["gram", "norm"]
 
 _VALUES = 1 << 21  # of all rows of a block together: 8 MiB, so that it stays in the cache between copy and product
-_FEWEST = 4  # pieces of each row a block, however many rows there are
-_PIECE = 1 << 11  # values of each row whose fp32 products are one sum; sums across them are in float64
+_FEWEST = 2  # pieces of each row a block, however many rows there are
+_PIECE = 1 << 12  # values of each row whose fp32 products are one sum; sums across them are in float64
 _NORM_BLOCK = 1 << 18
 _LARGEST = 50  # binary exponent of the longest norm multiplied as it is: squares are then far below fp32's 2^128
 _COMMON = 40  # and of a typical norm, either way: squares of its parts are then far above fp32's 2^-126
@@ -103,12 +103,13 @@ def _blocks(rows: Sequence[Float32[Tensor, " d"]]) -> Iterator[Float32[Tensor, "
 
     The rows of a piece lie side by side: oneDNN takes twice as long over rows that lie apart.
     """
-    n, d = len(rows), rows[0].numel()
-    pieces, most = d // _PIECE, max(_FEWEST, _VALUES // n // _PIECE)
-    buffer = torch.empty(min(most, pieces), n, _PIECE)
-    for first in range(0, pieces, most):
-        count = min(most, pieces - first)
-        cut = slice(first * _PIECE, (first + count) * _PIECE)
-        yield torch.stack([row[cut].view(count, _PIECE) for row in rows], 1, out=buffer[:count])
-    if pieces * _PIECE < d:
-        yield torch.stack([row[pieces * _PIECE :] for row in rows])[None]
+    n, pieces = len(rows), rows[0].numel() // _PIECE
+    most = min(pieces, max(_FEWEST, _VALUES // n // _PIECE))
+    whole = [row[: pieces * _PIECE].view(pieces, _PIECE) for row in rows]
+    buffer = torch.empty(most, n, _PIECE)
+    for first in range(0, pieces, max(1, most)):
+        parts = [row[first : first + most] for row in whole]
+        yield torch.stack(parts, 1, out=buffer[: len(parts[0])])
+    rest = [row[pieces * _PIECE :] for row in rows]
+    if len(rest[0]):
+        yield torch.stack(rest)[None]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = ["token_weights", "weighted_mean"]
 
-_BLOCK = 1 << 18  # values a block: 1 MiB, so that the sum stays in the cache while rows are added
+_BLOCK = 1 << 19  # values a block: 2 MiB, so that the sum stays in the cache while rows are added
 
 
 def token_weights(tokens: Sequence[int]) -> list[float]:
