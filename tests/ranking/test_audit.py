@@ -1,6 +1,7 @@
 """Grounded credit: an honest gradient knows its own text; what was made without that text earns nothing in the end."""
 
 import math
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -12,8 +13,9 @@ from fedgpt2.ranking.audit import ENOUGH, MEMORY, TELLING, Known, grounding, gro
 from fedgpt2.ranking.credit import Credit
 from fedgpt2.ranking.evidence import Audit, Evidence, as_row, read_evidence
 from fedgpt2.ranking.marks import Mark, Verdict
+from fedgpt2.ranking.rating import Rating
 from fedgpt2.ranking.reliability import Average
-from fedgpt2.ranking.table import fold, ranks
+from fedgpt2.ranking.table import Standing, Table, advance, fold, ranks
 from tests.ranking.worlds import AGGREGATE, evidence, rule
 
 D, HONEST = 400, 8
@@ -30,10 +32,14 @@ def audit(hotkey: str, text: np.ndarray, x: np.ndarray) -> Audit:
 
 def known(*values: float, tokens: int = 1024) -> Known:
     """A miner with these audits."""
+    return Known(mean_of(*values), tokens)
+
+
+def mean_of(*values: float) -> Average:
     mean = Average()
     for value in values:
         mean = mean.add(value, MEMORY)
-    return Known(mean, tokens)
+    return mean
 
 
 def world(rounds: int, seed: int, lie: str, sample: int = 3) -> list[Evidence]:
@@ -72,6 +78,20 @@ def test_who_made_it_without_its_own_text_ends_below_every_honest_miner(lie: str
 
 def test_without_audits_a_mean_of_the_others_would_be_the_best() -> None:
     assert liars_places(world(30, 0, "mean", sample=0)) == [1, 2, 3]
+
+
+def test_what_was_won_before_audits_told_is_not_paid() -> None:
+    """Good work for 30 rounds, then a mean of the others: the rating is still the old one, the score is not."""
+    draw, standing = np.random.default_rng(5), Standing(Rating(40.0, 1.0), grounded=mean_of(*[1.0] * 20))
+    fooled = evidence(2, {name: draw.normal(size=D) for name in ("a", "b", "c", "liar")}, draw.normal(size=D))
+    told = replace(standing, grounded=mean_of(*[0.0] * 60))
+    table = Table(1, {name: told if name == "liar" else standing for name in ("a", "b", "c", "liar")})
+    after, entries = advance(table, fooled, rule())
+    lines = {line.hotkey: line for line in ranks(after)}
+    assert entries["liar"].trusted == lines["liar"].trusted < 0.05
+    assert lines["liar"].rank == 4
+    assert lines["liar"].rating > 38.0
+    assert lines["liar"].score < 0.05 * lines["a"].score
 
 
 @given(SEEDS)

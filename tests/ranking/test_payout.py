@@ -65,7 +65,7 @@ def test_shares_of_hotkeys_that_send_one_gradient_sum_to_one(k: int, first: list
 def test_who_is_there_half_of_the_time_is_paid_half() -> None:
     rating = Rating(30.0, 2.0)
     often, seldom = after(*[Verdict.OWN] * 60), after(*[Verdict.OWN, None] * 60)
-    both = [pay(merit(rating, conduct, RULE), conduct, RULE) for conduct in (often, seldom)]
+    both = [pay(merit(rating, conduct, 1.0, RULE), conduct, RULE) for conduct in (often, seldom)]
     assert both[1] / both[0] == pytest.approx(0.5, abs=0.03)
     assert after(*[Verdict.OWN] * 9, bad=True).presence.value(0.0) == 1.0
     assert after(*[None] * 9, bad=True).presence == Average()
@@ -74,15 +74,15 @@ def test_who_is_there_half_of_the_time_is_paid_half() -> None:
 def test_newcomers_are_rated_and_not_paid() -> None:
     rating = Rating(40.0, 1.0)
     young, grown = after(*[Verdict.OWN] * (RULE.clean_rounds - 1)), after(*[Verdict.OWN] * RULE.clean_rounds)
-    assert merit(rating, young, RULE) == merit(rating, grown, RULE) > 0.0
-    assert pay(merit(rating, young, RULE), young, RULE) == 0.0
-    assert pay(merit(rating, grown, RULE), grown, RULE) > 0.0
+    assert merit(rating, young, 1.0, RULE) == merit(rating, grown, 1.0, RULE) > 0.0
+    assert pay(merit(rating, young, 1.0, RULE), young, RULE) == 0.0
+    assert pay(merit(rating, grown, 1.0, RULE), grown, RULE) > 0.0
     assert pay(5.0, after(*[Verdict.COPY] * 50), RULE) == 0.0
 
 
 def test_pay_is_convex_and_nothing_for_the_doubtful() -> None:
     conduct = after(*[Verdict.OWN] * 10)
-    assert merit(Rating(20.0, 7.0), conduct, RULE) == 0.0
+    assert merit(Rating(20.0, 7.0), conduct, 1.0, RULE) == 0.0
     one, two = (pay(score, conduct, RULE) for score in (5.0, 10.0))
     assert two == pytest.approx(4.0 * one)
     assert pay(10.0, conduct, rule(power=1.0)) == pytest.approx(10.0)

@@ -5,7 +5,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedgpt2.ranking.audit import MEMORY
 from fedgpt2.ranking.rating import Rating
+from fedgpt2.ranking.reliability import Average
 from fedgpt2.ranking.sample import choose
 from fedgpt2.ranking.table import Standing, Table
 from fedgpt2.types import Hotkey
@@ -27,3 +29,18 @@ def test_the_less_sure_a_rating_the_likelier() -> None:
     assert drawn[sure] < 0.05 * 2000
     assert drawn[doubtful] / drawn[new] < 0.4
     assert len(drawn) == 3
+
+
+def test_the_fewer_audits_have_told_the_likelier() -> None:
+    often, once, never = NAMES[:3]
+    audits = {often: 40, once: 1, never: 0}
+    table = Table(standings={name: Standing(Rating(25.0, 2.0), grounded=_audits(n)) for name, n in audits.items()})
+    drawn = Counter(name for i in range(2000) for name in choose(table, [*audits], 1, i.to_bytes(4, "big")))
+    assert drawn[never] > 1.5 * drawn[once] > 3.0 * drawn[often] > 0
+
+
+def _audits(n: int) -> Average:
+    mean = Average()
+    for _ in range(n):
+        mean = mean.add(1.0, MEMORY)
+    return mean

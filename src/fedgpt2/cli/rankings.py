@@ -24,12 +24,13 @@ def table_lines(number: int, lines: Sequence[Rank]) -> list[str]:
             f"{line.weight:.4f}" if line.tier == "paid" else f"({line.clean_rounds} clean)",
             f"{line.reliability:.2f}",
             f"{line.share:.2f}",
+            f"{line.trusted:.2f}",
             f"{line.presence:.2f}",
             str(line.refusals),
         )
         for line in lines
     ]
-    names = ("", "miner", "rating", "score", "pay", "reliable", "own", "present", "refused")
+    names = ("", "miner", "rating", "score", "pay", "reliable", "own", "own text", "present", "refused")
     return [f"Ranking after round {number}", "", *_columns([names, *rows])]
 
 

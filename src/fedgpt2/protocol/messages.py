@@ -165,6 +165,7 @@ class Ranked(Message, frozen=True, kw_only=True):
     sigma_after: float
     reliability: float
     share: float
+    trusted: float = 1.0
     weight: float
 
 

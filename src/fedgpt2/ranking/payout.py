@@ -1,6 +1,6 @@
 """From ratings to pay.
 
-    score  = max(0, mu - caution sd) reliability share
+    score  = max(0, mu - caution sd) reliability share trusted
     weight ~ score^power presence, over the miners with `clean_rounds` rounds behind them; the weights sum to 1
 
 Pay is convex in the score (power 2): splitting one machine's work among k identities, each seen to be worse, pays less
@@ -20,10 +20,13 @@ __all__ = ["U16_MAX", "merit", "pay", "to_u16", "weights"]
 U16_MAX = 65535
 
 
-def merit(rating: Rating, conduct: Conduct, rule: Ranking) -> float:
-    """The score: what is surely believed of a miner, as far as it can be relied on and does its own work."""
+def merit(rating: Rating, conduct: Conduct, trusted: float, rule: Ranking) -> float:
+    """The score: what is surely believed of a miner, as far as it can be relied on and does its own work.
+
+    `trusted` is what part of its credit audits leave it (audit.py): what was won before they told counts no more.
+    """
     ordinal = max(0.0, rating.ordinal(rule.caution))
-    return ordinal * conduct.reliability.value(1.0) * conduct.share.value(1.0)
+    return ordinal * conduct.reliability.value(1.0) * conduct.share.value(1.0) * trusted
 
 
 def pay(score: float, conduct: Conduct, rule: Ranking) -> float:

@@ -24,9 +24,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
 
-from fedgpt2.ranking.audit import Known, groundings
 from fedgpt2.ranking.marks import Mark, Verdict
-from fedgpt2.ranking.reliability import Average
 from fedgpt2.types import Hotkey
 
 __all__ = ["FLOOR", "proof", "shares", "weighed"]
@@ -34,7 +32,6 @@ __all__ = ["FLOOR", "proof", "shares", "weighed"]
 # Of |g|: a hundred times what the errors of inner products (2e-6 of the lengths) may make of nothing, where the free
 # vectors are well apart; honest gradients have hundredths and more.
 FLOOR = 1e-3
-_UNAUDITED = Known(Average(), 0)
 
 
 def proof(mark: Mark, gradient_norm: float) -> float | None:
@@ -59,7 +56,7 @@ def shares(proven: Mapping[Hotkey, float]) -> dict[Hotkey, float]:
 
 
 def weighed(
-    marks: Mapping[Hotkey, Mark], proven: Mapping[Hotkey, float], audited: Mapping[Hotkey, Known]
+    marks: Mapping[Hotkey, Mark], proven: Mapping[Hotkey, float], trusted: Mapping[Hotkey, float]
 ) -> dict[Hotkey, Mark]:
     """The marks, each score times its share and its grounding (audit.py), by all that is known, this round included.
 
@@ -67,8 +64,8 @@ def weighed(
     """
     compared = [hotkey for hotkey, mark in marks.items() if mark.score is not None]
     parts = shares({hotkey: proven.get(hotkey, 0.0) for hotkey in compared})
-    held = groundings({hotkey: audited.get(hotkey, _UNAUDITED) for hotkey in compared})
+    factors = {hotkey: part * trusted.get(hotkey, 1.0) for hotkey, part in parts.items()}
     return {
-        hotkey: mark if mark.score is None else replace(mark, score=mark.score * parts[hotkey] * held[hotkey])
+        hotkey: mark if mark.score is None else replace(mark, score=mark.score * factors[hotkey])
         for hotkey, mark in marks.items()
     }

@@ -44,5 +44,6 @@ def entry_row(entry: Entry) -> dict[str, object]:
         "sigma_after": entry.after.sigma,
         "reliability": entry.reliability,
         "share": entry.share,
+        "trusted": entry.trusted,
         "weight": entry.weight,
     }

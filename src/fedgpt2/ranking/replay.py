@@ -45,7 +45,7 @@ class Recorded(Struct, frozen=True):
     miners: tuple[RecordedMiner, ...] = ()
 
 
-_KEPT = ("rank", "rating", "sigma", "weight", "reliability", "refusals")
+_KEPT = ("rank", "rating", "sigma", "weight", "reliability", "trusted", "refusals")
 
 
 @dataclass(frozen=True)

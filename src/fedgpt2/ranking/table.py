@@ -4,7 +4,7 @@
 agree to the bit. The order of the miners in the evidence does not matter.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
 
@@ -33,6 +33,7 @@ class Standing:
     score: Average = field(default_factory=Average)  # of its rounds, for ranking.smooth
     proven: Average = field(default_factory=Average)  # what it adds of its own, as parts of the gradient's length
     grounded: Average = field(default_factory=Average)  # what it does for its own text beyond any, in the same unit
+    trusted: float = 1.0  # what part of its credit audits left it, when it was last compared
     matches: int = 0  # rounds in which it was compared with others
 
 
@@ -58,6 +59,7 @@ class Entry:
     grounded: float | None  # what it has done for its own text beyond any; None before its first audit
     reliability: float
     share: float
+    trusted: float  # what part of its credit audits leave it
     weight: float  # of the payout, after the round
 
 
@@ -70,7 +72,7 @@ class Rank:
     rating: float  # mean
     sigma: float
     ordinal: float  # mean less ranking.caution sigma
-    score: float  # ordinal x reliability x share, or 0
+    score: float  # ordinal x reliability x share x trusted, or 0
     weight: float  # of the payout
     weight_u16: int
     reliability: float
@@ -80,6 +82,7 @@ class Rank:
     clean_rounds: int
     rounds: int
     refusals: int
+    trusted: float = 1.0  # what part of its credit audits leave it
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,9 @@ def advance(table: Table, evidence: Evidence, rule: Ranking | None = None) -> tu
     standings = {**standings, **_audited(standings, made, evidence)}
     if rule.score == "proven":
         proven = {hotkey: standings[hotkey].proven.value(0.0) for hotkey in made}
-        made = weighed(made, proven, _audits(standings, evidence))
+        trusted = groundings(_audits(standings, evidence, _scored(made)))
+        made = weighed(made, proven, trusted)
+        standings |= {hotkey: replace(standings[hotkey], trusted=part) for hotkey, part in trusted.items()}
     standings, reached = _compare(standings, made, rule, evidence)
     after = Table(evidence.round, standings, rule)
     return after, _entries(after, made, before, reached)
@@ -128,15 +133,21 @@ def _prove(
     }
 
 
-def _audits(standings: Mapping[Hotkey, Standing], evidence: Evidence) -> dict[Hotkey, Known]:
-    """What audits have told of the round's miners."""
+def _scored(made: Mapping[Hotkey, Mark]) -> list[Hotkey]:
+    """Those that are compared."""
+    return [hotkey for hotkey, mark in made.items() if mark.score is not None]
+
+
+def _audits(standings: Mapping[Hotkey, Standing], evidence: Evidence, among: Collection[Hotkey]) -> dict[Hotkey, Known]:
+    """What audits have told of the round's miners that are `among` these."""
     given = {Hotkey(miner.hotkey): miner.tokens for miner in evidence.miners}
-    return {hotkey: Known(standings[hotkey].grounded, t) for hotkey, t in given.items() if hotkey in standings}
+    return {hotkey: Known(standings[hotkey].grounded, given[hotkey]) for hotkey in sorted(given.keys() & among)}
 
 
 def _distrusted(table: Table, evidence: Evidence) -> set[Hotkey]:
     """Those of the round's miners of whom earlier audits say that they do not use their text."""
-    return {hotkey for hotkey, part in groundings(_audits(table.standings, evidence)).items() if part < _TRUSTED}
+    parts = groundings(_audits(table.standings, evidence, table.standings))
+    return {hotkey for hotkey, part in parts.items() if part < _TRUSTED}
 
 
 def _audited(
@@ -193,6 +204,7 @@ def _entries(
             grounded=_known(table.standings[hotkey].grounded),
             reliability=table.standings[hotkey].conduct.reliability.value(1.0),
             share=table.standings[hotkey].conduct.share.value(1.0),
+            trusted=table.standings[hotkey].trusted,
             weight=shares[hotkey],
         )
         for hotkey, mark in made.items()
@@ -204,13 +216,17 @@ def _known(average: Average) -> float | None:
 
 
 def _weights(table: Table) -> dict[Hotkey, float]:
-    pays = [pay(merit(s.rating, s.conduct, table.rule), s.conduct, table.rule) for s in table.standings.values()]
+    pays = [pay(_merit(standing, table.rule), standing.conduct, table.rule) for standing in table.standings.values()]
     return dict(zip(table.standings, weights(pays), strict=True))
+
+
+def _merit(standing: Standing, rule: Ranking) -> float:
+    return merit(standing.rating, standing.conduct, standing.trusted, rule)
 
 
 def ranks(table: Table) -> list[Rank]:
     """The table's lines, best first: by score; equal ones, most of all those of 0, by what `_better` says."""
-    scores = {hotkey: merit(s.rating, s.conduct, table.rule) for hotkey, s in table.standings.items()}
+    scores = {hotkey: _merit(standing, table.rule) for hotkey, standing in table.standings.items()}
     shares = _weights(table)
     chain = dict(zip(shares, to_u16(list(shares.values())), strict=True))
     ordered = sorted(table.standings, key=lambda hotkey: (-scores[hotkey], *_better(hotkey, table)))
@@ -221,9 +237,12 @@ def ranks(table: Table) -> list[Rank]:
 
 
 def _better(hotkey: Hotkey, table: Table) -> tuple[bool, bool, float, str]:
-    """Those whose rounds were mostly faults, copies or replays come last, before them who was never compared."""
+    """Those whose rounds were mostly faults, copies, replays or without their text come last.
+
+    Before them comes who was never compared.
+    """
     standing = table.standings[hotkey]
-    sound = standing.conduct.reliability.value(1.0) * standing.conduct.share.value(1.0)
+    sound = standing.conduct.reliability.value(1.0) * standing.conduct.share.value(1.0) * standing.trusted
     return sound < 0.5, not standing.matches, -standing.rating.ordinal(table.rule.caution), hotkey
 
 
@@ -246,6 +265,7 @@ def _rank(place: int, hotkey: Hotkey, table: Table, score: float, weight: float,
         clean_rounds=conduct.clean,
         rounds=conduct.orders,
         refusals=conduct.refusals,
+        trusted=standing.trusted,
     )
 
 
