@@ -118,7 +118,12 @@ class Round:
     """The clock of a round."""
 
     deadline: float = setting(600.0, "seconds a miner has for one round, transfers included", least=0.1)
-    quorum: float = setting(1.0, "share of the selected miners after which the round stops waiting", least=0, most=1)
+    quorum: float = setting(
+        1.0,
+        "share of the miners whose answers end the wait, if they are enough for the rule",
+        least=0,
+        most=1,
+    )
     min_miners: int = setting(1, "miners that must be present before a round starts", least=1)
 
 

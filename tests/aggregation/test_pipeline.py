@@ -181,6 +181,25 @@ def test_f_is_a_quarter_less_those_found_out():
     assert byzantine(16, 5) == 0
 
 
+COUNTS = st.integers(0, 60)
+
+
+@given(COUNTS, COUNTS, COUNTS, COUNTS)
+def test_silence_spends_no_more_of_f_than_the_round_needs(admitted: int, refused: int, silent: int, unheard: int):
+    asked = admitted + refused + silent + unheard
+    f = byzantine(asked, refused, silent, unheard)
+    heard, alone = byzantine(asked, refused), byzantine(asked, refused + silent)
+    assert alone <= f <= heard
+    assert f == heard or not enough(admitted, f + 1)  # more would be too many
+    assert f == alone or enough(admitted, f)
+
+
+def test_four_late_of_sixteen_leave_three_of_four_liars_counted():
+    assert byzantine(16, 0, 4) == 3
+    assert byzantine(12, 0, 3) == 2
+    assert byzantine(4, 0, 1) == 0
+
+
 def test_too_few_are_fewer_than_three_f_and_one():
     assert enough(1, 0)
     assert enough(4, 1)

@@ -307,7 +307,7 @@ def test_a_loss_that_is_no_number_is_no_answer(small):
 
 
 def test_a_quorum_is_met_by_others_every_round(small):
-    result = simulate(small(rounds=4, round={"quorum": 0.5}))
+    result = simulate(small(rounds=4, round={"quorum": 0.5}, aggregation={"rule": "mean"}))
     accounts = result.board.accounts.values()
     assert sum(a.statuses["admitted"] for a in accounts) == 8
     assert sum(a.reasons["cancelled"] for a in accounts) == 8

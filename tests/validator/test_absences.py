@@ -30,7 +30,7 @@ def at_work(reasons, rounds, *, at_least=1):
     return worked
 
 
-@pytest.mark.parametrize("reason", [LATE, "timed_out", "cut_off"])
+@pytest.mark.parametrize("reason", [LATE, "timed_out", "cut_off", "compute_failed", "data_unavailable"])
 def test_one_lapse_is_free_and_each_further_one_costs_twice_as_much(reason):
     assert at_work([reason] * 6, 100)[:7] == [1, 2, 6, 22, 54, 86]
 

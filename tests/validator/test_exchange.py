@@ -177,7 +177,12 @@ async def test_a_blob_nobody_named_is_not_sent(ticket, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("word", "reason"), [("data_unavailable", Reason.DATA_UNAVAILABLE), ("tired", Reason.COMPUTE_FAILED)]
+    ("word", "reason"),
+    [
+        ("data_unavailable", Reason.DATA_UNAVAILABLE),
+        ("tired", Reason.COMPUTE_FAILED),
+        ("cancelled", Reason.COMPUTE_FAILED),
+    ],
 )
 async def test_a_failure_the_miner_signs_is_its_word(ticket, monkeypatch, word, reason):
     order = ticket.order

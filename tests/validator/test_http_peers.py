@@ -186,10 +186,12 @@ def fails(failure, answered=False):
     return lambda ticket: Outcome(ticket, failure=failure, answered=answered)
 
 
-async def gather(told, tickets, deadline=5.0, quorum=1.0):
+async def gather(told, tickets, deadline=5.0, quorum=None):
     began = time.monotonic()
     written = tickets(await told.peers.present(1))
-    outcomes = await told.peers.gather(written, {}, deadline=deadline, quorum=quorum)
+    outcomes = await told.peers.gather(
+        written, {}, deadline=deadline, quorum=len(written) if quorum is None else quorum
+    )
     assert [outcome.ticket for outcome in outcomes] == written
     return outcomes, time.monotonic() - began
 
@@ -229,7 +231,7 @@ async def test_a_quorum_of_answers_ends_the_wait(monkeypatch, tickets):
     behaviours = {MINERS[0]: (0.0, answer), MINERS[1]: (0.05, answer), MINERS[2]: (60, answer)}
     exchanges(monkeypatch, behaviours)
     async with Peers(MINERS[:3], monkeypatch) as told:
-        outcomes, seconds = await gather(told, tickets, quorum=0.5)
+        outcomes, seconds = await gather(told, tickets, quorum=2)
         assert [outcome.answer is not None for outcome in outcomes] == [True, True, False]
         assert (outcomes[2].failure.reason, outcomes[2].failure.culprit) == (Reason.CANCELLED, Culprit.VALIDATOR)
         assert seconds < 2
@@ -243,7 +245,7 @@ async def test_failures_are_no_part_of_a_quorum(monkeypatch, tickets):
     }
     exchanges(monkeypatch, behaviours)
     async with Peers(MINERS[:3], monkeypatch) as told:
-        outcomes, _ = await gather(told, tickets, quorum=0.3)
+        outcomes, _ = await gather(told, tickets, quorum=1)
         assert [outcome.answer is not None for outcome in outcomes] == [False, False, True]
 
 
@@ -263,7 +265,7 @@ async def test_who_is_gone_or_somebody_else_is_introduced_again(monkeypatch, tic
         written = tickets(await told.peers.present(2))
         told.clients[0].shows = MINERS[2]  # by now somebody else
         before = told.clients[0].introductions
-        await told.peers.gather(written, {}, deadline=1.0, quorum=1.0)
+        await told.peers.gather(written, {}, deadline=1.0, quorum=len(written))
         await asyncio.sleep(0.05)
         assert (told.clients[0].introductions > before) == lost
         assert await told.hotkeys() == ([] if lost else [MINERS[0]]) + [MINERS[1]]

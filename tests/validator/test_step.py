@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import torch
 
-from fedgpt2.aggregation.combine import RULES, check_rule, terms
+from fedgpt2.aggregation.combine import RULES, check_rule, quorum, terms
 from fedgpt2.errors import UsageError
 from fedgpt2.network.loop import Stop
 from fedgpt2.protocol.digests import blob_digest
@@ -58,6 +58,21 @@ def test_the_default_needs_four_miners_and_counts_those_caught(asked, faults, ru
 def test_the_mean_trusts_everybody_and_the_others_do_not():
     assert terms("mean", 12, 0).f == 0
     assert all(terms(rule, 12, 0).f == 3 for rule in RULES if rule != "mean")
+
+
+@pytest.mark.parametrize(
+    ("rule", "asked", "share", "wanted"),
+    [
+        ("default", 12, 0.75, 10),
+        ("default", 12, 1.0, 12),
+        ("default", 3, 0.5, 2),
+        ("mean", 12, 0.75, 9),
+        ("krum", 4, 0.0, 4),
+    ],
+)
+def test_a_quorum_is_never_too_few_for_the_rule(rule, asked, share, wanted):
+    assert quorum(rule, asked, share) == wanted
+    assert terms(rule, asked, 0, 0, asked - wanted).met_by(wanted)
 
 
 def test_an_unknown_rule_is_named_with_those_there_are():

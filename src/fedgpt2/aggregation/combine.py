@@ -3,6 +3,7 @@
 Letters: n contributions, d parameters.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,10 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from fedgpt2.aggregation.mean import token_weights, weighted_mean
-from fedgpt2.aggregation.pipeline import PIPELINES, SMALLEST, Aggregate, byzantine, enough, pipeline
+from fedgpt2.aggregation.pipeline import PIPELINES, SMALLEST, Aggregate, byzantine, enough, pipeline, smallest
 from fedgpt2.errors import UsageError
 
-__all__ = ["RULES", "Terms", "check_rule", "combine", "terms"]
+__all__ = ["RULES", "Terms", "check_rule", "combine", "quorum", "terms"]
 
 RULES = ("mean", *PIPELINES)
 
@@ -36,15 +37,20 @@ def check_rule(rule: str) -> None:
         raise UsageError(f"--aggregation.rule {rule}: no such rule; one of {', '.join(RULES)}")
 
 
-def terms(rule: str, asked: int, faults: int) -> Terms:
-    """The terms of a round in which `asked` miners were given work and `faults` of them were refused for it.
+def terms(rule: str, asked: int, refused: int, silent: int = 0, unheard: int = 0) -> Terms:
+    """The terms of a round in which `asked` miners were given work; of what became of the others see `byzantine`.
 
     `default` needs SMALLEST miners to have anything to compare; with fewer it is clipped_mean. The plain mean takes
     everybody for honest.
     """
     if rule == "default" and asked < SMALLEST:
         return Terms("clipped_mean", 0)
-    return Terms(rule, 0 if rule == "mean" else byzantine(asked, faults))
+    return Terms(rule, 0 if rule == "mean" else byzantine(asked, refused, silent, unheard))
+
+
+def quorum(rule: str, asked: int, share: float) -> int:
+    """Answers after which a round need not wait for the rest: a share of those asked, and as many as the rule needs."""
+    return max(math.ceil(share * asked), smallest(terms(rule, asked, 0).f))
 
 
 def combine(

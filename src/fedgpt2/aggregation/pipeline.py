@@ -25,7 +25,7 @@ from fedgpt2.aggregation.span import Float64, Span
 from fedgpt2.aggregation.stages import ARC, NNM, Bucketing, NormClip, Stage
 from fedgpt2.errors import UsageError
 
-__all__ = ["PIPELINES", "SMALLEST", "Aggregate", "Pipeline", "byzantine", "enough", "pipeline"]
+__all__ = ["PIPELINES", "SMALLEST", "Aggregate", "Pipeline", "byzantine", "enough", "pipeline", "smallest"]
 
 _VALUES = 1 << 20  # of all rows of a block together
 _LONGEST = 1e36  # norms beyond this count as not finite: sums of such rows would not fit fp32
@@ -109,14 +109,25 @@ def _reduce_blocks(rule: CoordinatewiseRule, span: Span, rows: Sequence[Tensor],
         parts[0].copy_(rule.reduce(block if untouched else mixing @ (block * scales), f))
 
 
-def byzantine(selected: int, refused: int) -> int:
-    """f of a round: a quarter of the miners selected, fixed before answers come, less those refused for a fault."""
-    return max(0, selected // 4 - refused)
+def byzantine(selected: int, refused: int, silent: int = 0, unheard: int = 0) -> int:
+    """f of a round: a quarter of the miners selected, fixed before answers come, less those refused for a fault.
+
+    Of the `silent`, who took the order and gave nothing, only so many are taken for liars as it needs to be enough:
+    each that is honest leaves one more liar among the rest than f says. The `unheard`, by no fault of theirs, are gone.
+    """
+    f = max(0, selected // 4 - refused)
+    admitted = selected - refused - silent - unheard
+    return max(0, f - silent, min(f, (admitted - 1) // 3))
+
+
+def smallest(f: int) -> int:
+    """Contributions it takes where f may be hostile."""
+    return 3 * f + 1
 
 
 def enough(admitted: int, f: int) -> bool:
     """Whether so many contributions, of which f may be hostile, can be aggregated at all; if not, keep the weights."""
-    return admitted >= 3 * f + 1
+    return admitted >= smallest(f)
 
 
 _ROBUST = Pipeline((NormClip(), NNM()), GeometricMedian())

@@ -7,7 +7,6 @@ say so, and a quorum is met in an order drawn anew each round.
 Letters: n rows, d parameters.
 """
 
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +69,7 @@ class SimulatedPeers:
         return seats
 
     async def gather(
-        self, tickets: Sequence[Ticket], parcels: Mapping[Digest, Parcel], *, deadline: float, quorum: float
+        self, tickets: Sequence[Ticket], parcels: Mapping[Digest, Parcel], *, deadline: float, quorum: int
     ) -> Sequence[Outcome]:
         """One outcome a ticket, in order. Cancelled, it stops computing within one block of the model."""
         halt = threading.Event()
@@ -88,7 +87,7 @@ class SimulatedPeers:
     # --- a round ---
 
     def _play(
-        self, tickets: Sequence[Ticket], parcels: Mapping[Digest, Parcel], quorum: float, halt: threading.Event
+        self, tickets: Sequence[Ticket], parcels: Mapping[Digest, Parcel], quorum: int, halt: threading.Event
     ) -> list[Outcome]:
         began, number_ = time.monotonic(), tickets[0].order.round
         weights = self.crowd.weights(parcels[Digest(tickets[0].order.state[0].digest)])
@@ -180,11 +179,11 @@ def _traffic(ticket: Ticket, body: Body | None, began: float) -> Traffic:
     return Traffic(bytes_down=down, bytes_up=up, described=now, received=now if body else 0.0)
 
 
-def _arrived(outcomes: list[Outcome], quorum: float, rng: np.random.Generator) -> list[Outcome]:
-    """The outcomes of a round that ends when a share of the miners has answered, the others being too slow for it."""
-    wanted, answers = math.ceil(quorum * len(outcomes)), 0
+def _arrived(outcomes: list[Outcome], quorum: int, rng: np.random.Generator) -> list[Outcome]:
+    """The outcomes of a round that ends when enough miners have answered, the others being too slow for it."""
+    answers = 0
     for place in rng.permutation(len(outcomes)):
-        if answers >= wanted:
+        if answers >= quorum:
             missing = Refused(Reason.CANCELLED, "others were enough")
             outcomes[place] = replace(outcomes[place], answer=None, failure=missing, answered=False)
         answers += outcomes[place].answer is not None

@@ -1,4 +1,4 @@
-"""Who is given no work for a while, because it took orders and let the deadline pass, or its link did.
+"""Who is given no work for a while, because it took orders and let the deadline pass or gave up, or its link did.
 
 Such a miner costs every round its whole deadline, or the others the number that a robust rule needs, be it a fault or
 not: nobody can tell a slow link from a miner that reads slowly, nor a bad one from a miner that hangs up. A first
@@ -19,7 +19,7 @@ __all__ = ["Absences"]
 _REMEMBERED = 128  # rounds that a resumed run looks back over
 _LAPSE = 2  # points for a lapse; an answer takes one off
 _MOST = 7  # points: 31 rounds at a time
-_LAPSES = (Reason.LATE, Reason.TIMED_OUT, Reason.CUT_OFF)
+_LAPSES = (Reason.LATE, Reason.TIMED_OUT, Reason.CUT_OFF, Reason.COMPUTE_FAILED, Reason.DATA_UNAVAILABLE)
 
 
 class _Miner(msgspec.Struct):

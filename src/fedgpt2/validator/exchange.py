@@ -152,7 +152,9 @@ class Exchange:
 
 
 def _reason(word: str) -> Reason:
+    """What a miner gives as its reason. Nothing was called off while we still listen: one that says so gave up."""
     try:
-        return Reason(word)
+        reason = Reason(word)
     except ValueError:
         return Reason.COMPUTE_FAILED
+    return Reason.COMPUTE_FAILED if reason is Reason.CANCELLED else reason

@@ -5,7 +5,6 @@ goes wrong becomes the outcome of that one ticket.
 """
 
 import asyncio
-import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 
@@ -139,7 +138,7 @@ class HttpPeers:
     # --- a round ---
 
     async def gather(
-        self, tickets: Sequence[Ticket], parcels: Mapping[Digest, Parcel], *, deadline: float, quorum: float
+        self, tickets: Sequence[Ticket], parcels: Mapping[Digest, Parcel], *, deadline: float, quorum: int
     ) -> Sequence[Outcome]:
         """One outcome a ticket, in order; no transfer of `parcels` is under way when this returns."""
         traffic = [Traffic() for _ in tickets]
@@ -148,7 +147,7 @@ class HttpPeers:
             for ticket, spent in zip(tickets, traffic, strict=True)
         ]
         try:
-            enough = await _enough(tasks, math.ceil(quorum * len(tasks)), deadline)
+            enough = await _enough(tasks, quorum, deadline)
         finally:
             for task in tasks:
                 task.cancel()

@@ -85,9 +85,12 @@ class Peers(Protocol):
         ...
 
     async def gather(
-        self, tickets: Sequence[Ticket], parcels: Mapping[Digest, Parcel], *, deadline: float, quorum: float
+        self, tickets: Sequence[Ticket], parcels: Mapping[Digest, Parcel], *, deadline: float, quorum: int
     ) -> Sequence[Outcome]:
-        """Order from all at once; one outcome a ticket, in order, at the latest after `deadline` seconds."""
+        """Order from all at once; one outcome a ticket, in order.
+
+        At the latest after `deadline` seconds, or when `quorum` of them have answered.
+        """
         ...
 
     def deliver(self, receipts: Mapping[Hotkey, Receipt]) -> None:

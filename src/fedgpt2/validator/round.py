@@ -6,6 +6,7 @@ Who could hurt the model, and where it is stopped: `admission` lists what a cont
 
 from collections.abc import Sequence
 
+from fedgpt2.aggregation.combine import quorum
 from fedgpt2.ledger.ledger import Admission
 from fedgpt2.network.loop import Stop
 from fedgpt2.network.threads import off_loop
@@ -37,7 +38,8 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     clock.mark("snapshot")
 
     # 4  order from all at once; gather until the deadline or the quorum
-    gathering = run.peers.gather(tickets, parcels, deadline=config.round.deadline, quorum=config.round.quorum)
+    enough = quorum(config.aggregation.rule, len(tickets), config.round.quorum)
+    gathering = run.peers.gather(tickets, parcels, deadline=config.round.deadline, quorum=enough)
     outcomes = await unless(stop, gathering)
     clock.gathered([outcome.traffic for outcome in outcomes])
 

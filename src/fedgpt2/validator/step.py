@@ -83,9 +83,11 @@ class Step:
 
 def aggregate(run: Run, number: int, verdicts: Sequence[Verdict]) -> Combined:
     """Form the aggregate of the admitted, by terms fixed by how many were asked and how many of them were caught."""
-    faults = [v for v in verdicts if v.failure is not None and v.failure.culprit is Culprit.MINER]
+    faults = [v.status for v in verdicts if v.failure is not None and v.failure.culprit is Culprit.MINER]
     chosen = [v for v in verdicts if v.status is Status.ADMITTED]
-    by = terms(run.config.aggregation.rule, len(verdicts), len(faults))
+    refused, silent = faults.count(Status.REFUSED), faults.count(Status.FAILED)
+    unheard = len(verdicts) - len(chosen) - refused - silent
+    by = terms(run.config.aggregation.rule, len(verdicts), refused, silent, unheard)
     if not by.met_by(len(chosen)):
         return Combined(by, Kept.TOO_FEW)
     try:

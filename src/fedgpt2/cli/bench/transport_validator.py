@@ -123,7 +123,7 @@ class _Traveller:
         snapshot = await off_loop(self._training.snapshot)
         tickets = await off_loop(self._orders.write, _ROUND, self._attempt, snapshot.model, snapshot.parcel.ref, seated)
         parcels = {Digest(parcel.ref.digest): parcel for parcel in (snapshot.parcel, self._orders.manifest)}
-        outcomes = await self._peers.gather(tickets, parcels, deadline=self._config.round.deadline, quorum=1.0)
+        outcomes = await self._peers.gather(tickets, parcels, deadline=self._config.round.deadline, quorum=len(tickets))
         seconds = time.perf_counter() - start
         await off_loop(self._step, outcomes)
         return {
