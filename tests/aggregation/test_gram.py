@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedgpt2.aggregation import gram as module
 from fedgpt2.aggregation.gram import gram, norm
+from fedgpt2.model import blocks
 
 
 def rows_of(x: np.ndarray) -> list[torch.Tensor]:
@@ -63,9 +63,9 @@ def test_a_huge_row_leaves_the_others_exact():
 def test_blocks_add_up(monkeypatch):
     x = np.random.default_rng(3).standard_normal((5, 1000))
     at_once = span_of(x)
-    monkeypatch.setattr(module, "_PIECE", 7)
-    monkeypatch.setattr(module, "_VALUES", 5 * 7 * 9)  # 15 blocks of nine pieces, one of seven, and six values
-    monkeypatch.setattr(module, "_FEWEST", 1)
+    monkeypatch.setattr(blocks, "_PIECE", 7)
+    monkeypatch.setattr(blocks, "_VALUES", 5 * 7 * 9)  # 15 blocks of nine pieces, one of seven, and six values
+    monkeypatch.setattr(blocks, "_FEWEST", 1)
     assert np.allclose(span_of(x).inner, at_once.inner, rtol=1e-5, atol=1e-4)
 
 

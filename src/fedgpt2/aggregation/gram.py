@@ -3,7 +3,7 @@
 Letters: n contributions, d parameters.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,12 +11,10 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from fedgpt2.aggregation.span import Float64, Span
+from fedgpt2.model.blocks import blocks
 
 __all__ = ["gram", "norm"]
 
-_VALUES = 1 << 21  # of all rows of a block together: 8 MiB, so that it stays in the cache between copy and product
-_FEWEST = 2  # pieces of each row a block, however many rows there are
-_PIECE = 1 << 12  # values of each row whose fp32 products are one sum; sums across them are in float64
 _NORM_BLOCK = 1 << 18
 _LARGEST = 50  # binary exponent of the longest norm multiplied as it is: squares are then far below fp32's 2^128
 _COMMON = 40  # and of a typical norm, either way: squares of its parts are then far above fp32's 2^-126
@@ -28,10 +26,10 @@ def norm(row: Float32[Tensor, " d"]) -> float:
 
     Sums of squares in fp32 within a block, in float64 across blocks; again in float64 where fp32 cannot hold them.
     """
-    blocks = torch.split(row, _NORM_BLOCK)
-    total = sum(float(torch.linalg.vector_norm(block)) ** 2 for block in blocks)
+    parts = torch.split(row, _NORM_BLOCK)
+    total = sum(float(torch.linalg.vector_norm(part)) ** 2 for part in parts)
     if not 1e-20 < total < 1e35:
-        total = sum(float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2 for block in blocks)
+        total = sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in parts)
     return float(np.sqrt(total))
 
 
@@ -87,7 +85,7 @@ def _products(rows: Sequence[Tensor], scales: Float64, centre: int | None = None
     """
     factors = None if (scales == 1.0).all() else torch.from_numpy(scales).float()[:, None]
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for block in _blocks(rows):
+    for block in blocks(rows):
         if factors is not None:
             block *= factors
         if centre is not None:
@@ -96,20 +94,3 @@ def _products(rows: Sequence[Tensor], scales: Float64, centre: int | None = None
         total += torch.bmm(block, block.mT).sum(0, dtype=torch.float64)
     result: Float64 = total.numpy()
     return result
-
-
-def _blocks(rows: Sequence[Float32[Tensor, " d"]]) -> Iterator[Float32[Tensor, "c n p"]]:
-    """The rows, cut into pieces, a cache full of them at a time, to be overwritten; at last what is no whole piece.
-
-    The rows of a piece lie side by side: oneDNN takes twice as long over rows that lie apart.
-    """
-    n, pieces = len(rows), rows[0].numel() // _PIECE
-    most = min(pieces, max(_FEWEST, _VALUES // n // _PIECE))
-    whole = [row[: pieces * _PIECE].view(pieces, _PIECE) for row in rows]
-    buffer = torch.empty(most, n, _PIECE)
-    for first in range(0, pieces, max(1, most)):
-        parts = [row[first : first + most] for row in whole]
-        yield torch.stack(parts, 1, out=buffer[: len(parts[0])])
-    rest = [row[pieces * _PIECE :] for row in rows]
-    if len(rest[0]):
-        yield torch.stack(rest)[None]

@@ -11,6 +11,7 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedgpt2.model.blocks import blocks
 from fedgpt2.ranking.evidence import Free, Products
 
 __all__ = ["KEPT", "inner", "measure"]
@@ -19,8 +20,6 @@ KEPT = 64  # contributions up to which their whole Gram matrix is evidence; of 1
 
 Float64 = NDArray[np.float64]
 
-_VALUES = 1 << 21  # of all rows of a block together: 8 MiB, so that it stays in the cache between copy and product
-_PIECE = 1 << 16  # values of each row whose fp32 products are one sum, right to 2e-6
 _TINY = 1e-30  # squares below this have lost digits in fp32
 
 
@@ -69,36 +68,17 @@ def inner(rows: Sequence[Float32[Tensor, " d"]], first: int) -> Float64:
 
     Sums in fp32 within a piece, in float64 across pieces; again in float64 where fp32 cannot hold a square.
     """
-    among = _square if first == len(rows) else _rectangle
-    products = among(rows, first, torch.float32)
+    products = _products(rows, first, torch.float32)
     squares = np.diagonal(products)
     if np.isfinite(products).all() and ((squares >= _TINY) | (squares == 0.0)).all():
         return products
-    return among(rows, first, torch.float64)
+    return _products(rows, first, torch.float64)
 
 
-def _square(rows: Sequence[Tensor], m: int, dtype: torch.dtype) -> Float64:
-    """All with all: blocks are copied beside each other and multiplied, so that each is read once."""
-    d = rows[0].numel()
-    size = min(d, max(1 << 12, _VALUES // m))
-    total = torch.zeros(m, m, dtype=torch.float64)
-    buffer = torch.empty(m, size, dtype=dtype)
-    for parts in zip(*(torch.split(row, size) for row in rows), strict=True):
-        block = buffer[:, : len(parts[0])]
-        for i, part in enumerate(parts):
-            block[i].copy_(part)
-        for piece in torch.split(block, _PIECE, dim=1):
-            total += piece @ piece.T
-    result: Float64 = total.numpy()
-    return result
-
-
-def _rectangle(rows: Sequence[Tensor], first: int, dtype: torch.dtype) -> Float64:
-    """A few with all: their pieces stay in the cache while the others' pass by, uncopied."""
+def _products(rows: Sequence[Tensor], first: int, dtype: torch.dtype) -> Float64:
     total = torch.zeros(first, len(rows), dtype=torch.float64)
-    for parts in zip(*(torch.split(row, _PIECE) for row in rows), strict=True):
-        pieces = [part.to(dtype) for part in parts]
-        total += torch.stack([torch.stack([one.dot(other) for other in pieces]) for one in pieces[:first]])
+    for block in blocks(rows, dtype):
+        total += torch.bmm(block[:, :first].contiguous(), block.mT).sum(0, dtype=torch.float64)
     result: Float64 = total.numpy()
     return result
 

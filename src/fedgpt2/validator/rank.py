@@ -35,12 +35,13 @@ _LIVE = {"aggregate", "moment", "none"}  # what is free that a validator keeps; 
 
 @dataclass(frozen=True)
 class Scoring:
-    """The round's windows of the score pool, and the loss of the weights on the gate's (train_loss)."""
+    """The round's windows of the score pool, and the loss of the weights on them, nats a token."""
 
     picks: tuple[Pick, ...]
     windows: Tokens  # uint16 [n, seq_len + 1], that contributions are measured on; their places are `picks`
     gate_windows: Tokens  # that the loss gate looks at
-    loss: float
+    loss: float  # on the gate's: train_loss
+    before: float  # on those that contributions are measured on
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,17 @@ def score(run: Run, number: int, digests: Sequence[Digest]) -> Scoring:
     ranked = -(-run.config.ranking.tokens // run.corpus.manifest.seq_len)
     picks = run.corpus.score_picks(run.key, number, digests, max(gate, ranked))
     windows = run.corpus.score_tokens(picks)
-    return Scoring(picks[:ranked], windows[:ranked], windows[:gate], run.training.loss(windows[:gate]))
+    loss, before = _losses(run, windows, gate, ranked)
+    return Scoring(picks[:ranked], windows[:ranked], windows[:gate], loss, before)
+
+
+def _losses(run: Run, windows: Tokens, gate: int, ranked: int) -> tuple[float, float]:
+    """Of the first `gate` and of the first `ranked` windows: those of both pass once, the rest of either after them."""
+    shared = min(gate, ranked)
+    parts = [part for part in (windows[:shared], windows[shared:]) if len(part)]
+    losses = [run.training.loss(part) for part in parts]
+    whole = sum(len(part) * loss for part, loss in zip(parts, losses, strict=True)) / len(windows)
+    return (whole, losses[0]) if gate > ranked else (losses[0], whole)
 
 
 def measure_contributions(
@@ -120,11 +131,9 @@ def _trials(run: Run, number: int, sample: Mapping[Hotkey, _Sampled], scoring: S
     """A step along one contribution alone, as long as the round's."""
     if not sample:
         return ()
-    same = len(scoring.windows) == len(scoring.gate_windows)  # both are the first ones of one draw
-    before = scoring.loss if same else run.training.loss(scoring.windows)
     lr = run.training.rate(number, run.horizon)
     after = {hotkey: run.training.trial_of(s.values, s.norm, lr, scoring.windows) for hotkey, s in sample.items()}
-    return tuple(Trial(hotkey=hotkey, before=before, after=_finite(loss)) for hotkey, loss in after.items())
+    return tuple(Trial(hotkey=hotkey, before=scoring.before, after=_finite(loss)) for hotkey, loss in after.items())
 
 
 def _audits(run: Run, number: int, sample: Mapping[Hotkey, _Sampled]) -> tuple[Audit, ...]:
@@ -145,9 +154,9 @@ def _audit(run: Run, hotkey: Hotkey, sampled: _Sampled, rng: np.random.Generator
         )
     except (CorpusError, Refused):
         return None
-    most = -(-run.config.ranking.audit // run.corpus.manifest.seq_len)
-    places = sorted(rng.permutation(len(windows))[:most].tolist())
-    before, after, length = run.training.nudge(sampled.values, sampled.norm, windows[places])
+    tokens = run.config.ranking.audit
+    places = sorted(rng.permutation(len(windows))[: -(-tokens // run.corpus.manifest.seq_len)].tolist())
+    before, after, length = run.training.nudge(sampled.values, sampled.norm, windows[places][:, : tokens + 1])
     return Audit(hotkey=hotkey, windows=tuple(places), before=_finite(before), after=_finite(after), length=length)
 
 
