@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgpt2.ranking.audit import ENOUGH, MEMORY, TELLING, Known, grounding, groundings
+from fedgpt2.ranking.audit import BOUND, ENOUGH, LEAST, MEMORY, TELLING, Known, bounds, grounding, groundings
 from fedgpt2.ranking.credit import Credit
 from fedgpt2.ranking.evidence import Audit, Evidence, as_row, read_evidence
 from fedgpt2.ranking.marks import Mark, Verdict
@@ -112,14 +112,24 @@ def test_few_audits_are_drawn_towards_the_median_and_who_has_none_is_trusted() -
     found = groundings({"a": known(1.0), "b": known(1.0), "c": known(0.0), "d": known(*[0.0] * 60), "new": known()})
     doubt = (TELLING / 0.5) ** 2  # the median of what they show is 0.5
     assert found["a"] == found["b"] == found["new"] == 1.0
-    assert found["c"] == pytest.approx(doubt / (1 + doubt) / ENOUGH)
-    assert found["d"] == pytest.approx(doubt / (8 + doubt) / ENOUGH, rel=0.01)
+    assert found["c"] == pytest.approx((doubt / (1 + doubt) - LEAST) / (ENOUGH - LEAST))
+    assert found["d"] == 0.0
 
 
 def test_where_noise_is_loud_one_audit_tells() -> None:
     loud, low = ({"a": known(m), "b": known(m), "c": known(m), "liar": known(0.0)} for m in (2.0, 0.31))
     assert groundings(loud)["liar"] < 0.05
-    assert groundings(low)["liar"] > 0.5
+    assert groundings(low)["liar"] > 0.4
+
+
+def test_one_lucky_audit_does_not_make_up_for_many() -> None:
+    """A liar's text may happen to be like the scoring windows: once in a while its audit says anything."""
+    honest = {f"h{i}": known(*[1.0] * 8) for i in range(4)}
+    most = bounds(honest | {"liar": known(*[0.0] * 7)})["liar"]
+    assert most == BOUND
+    assert groundings(honest | {"liar": known(*[0.0] * 7, most)})["liar"] < 0.1
+    assert bounds({"first": known()}) == {"first": 4.0}
+    assert bounds({"a": known(1.0, tokens=1024), "b": known(0.5, tokens=2048)}) == {"a": 1.5, "b": 0.75}
 
 
 def test_one_batch_of_two_texts_does_not_do_for_two_names() -> None:

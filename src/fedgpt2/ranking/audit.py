@@ -2,9 +2,9 @@
 
     s_i = (L(w) - L(w - e x_i / |x_i|)) / e      on windows of the miner's own assignment, drawn when all had answered
     o_i = (s_i - <g, x_i> / |x_i|) / |g|         what it does for that text beyond what it does for any
-    O_i = mean of o_i over its audits, the last MEMORY or so
+    O_i = mean of min(o_i, BOUND M / t_i) over its audits, the last MEMORY or so
     T_i = (k t_i O_i + q M) / (k + q)            k audits, t_i tokens assigned, M = median of t O, over those compared
-    grounded_i = clip(T_i / (ENOUGH M), 0, 1)    q = (TELLING / median of O)²
+    grounded_i = clip((T_i / M - LEAST) / (ENOUGH - LEAST), 0, 1)       q = (TELLING / median of O)²
 
 An honest gradient holds the noise of its own text, and lowers the loss of that text by more than of any other: o_i is
 about sigma² / (n |x_i| |g|), sigma² the variance of one window's gradient, n the windows; hence t. What was made
@@ -15,7 +15,8 @@ windows are; TELLING is what is granted to it. Neither term is biased: g knows n
 Chance is why few audits are drawn towards the median, as by q more that say just that: one where honest noise hardly
 shows, next to none where it is loud and a single audit tells. A median below TELLING asks nobody for anything: batches
 are then too large to hold noise that shows. ENOUGH is well above a half, or one batch of two miners' texts could be
-sent in both names.
+sent in both names. LEAST is what chance may leave of nothing: a lucky audit of eight, at most BOUND M, is hardly
+more.
 
 After the proof of computation of Lidin et al., "Incentivizing permissionless distributed learning of LLMs" (2025, arXiv
 2505.21684), which compares assigned with random text in the same way; here it multiplies a score that all have.
@@ -31,12 +32,13 @@ from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.ranking.reliability import Average
 from fedgpt2.types import Hotkey
 
-__all__ = ["ENOUGH", "MEMORY", "TELLING", "Known", "grounding", "groundings"]
+__all__ = ["BOUND", "ENOUGH", "LEAST", "MEMORY", "TELLING", "Known", "bounds", "grounding", "groundings"]
 
 MEMORY = 8  # audits over which the past fades
 TELLING = 0.3  # of |g|
-ENOUGH = 0.75  # of the median
-_LEAST, _MOST = -1.0, 4.0  # no single audit says more than this
+LEAST, ENOUGH = 0.25, 0.75  # of the median
+BOUND = 1.5  # of the median: no single audit says more
+_LOWEST, _HIGHEST = -1.0, 4.0  # nor this, where there is no median yet
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,22 @@ def grounding(mark: Mark, audit: Audit, gradient_norm: float) -> float | None:
     if not gradient_norm > 0.0 or not audit.length > 0.0:
         return None
     value = ((audit.before - audit.after) / audit.length - mark.credit.raw) / gradient_norm
-    return min(_MOST, max(_LEAST, value)) if math.isfinite(value) else None
+    return min(_HIGHEST, max(_LOWEST, value)) if math.isfinite(value) else None
+
+
+def bounds(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
+    """The most that one more audit of each may say, by the audits so far of all of `known`."""
+    middle = _middle(known)
+    return {
+        hotkey: BOUND * middle / each.tokens if middle > 0.0 and each.tokens else _HIGHEST
+        for hotkey, each in known.items()
+    }
+
+
+def _middle(known: Mapping[Hotkey, Known]) -> float:
+    """M; 0 before the first audit."""
+    told = [each.tokens * each.audits.value(0.0) for each in known.values() if each.audits.weight]
+    return median(told) if told else 0.0
 
 
 def groundings(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
@@ -64,7 +81,7 @@ def groundings(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
     """
     means = {hotkey: each.audits.value(0.0) for hotkey, each in known.items() if each.audits.weight}
     shown = median(means.values()) if means else 0.0
-    middle = median(known[hotkey].tokens * mean for hotkey, mean in means.items()) if means else 0.0
+    middle = _middle(known)
     parts = dict.fromkeys(known, 1.0)
     if shown >= TELLING and middle > 0.0:
         for hotkey, mean in means.items():
@@ -75,4 +92,4 @@ def groundings(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
 def _part(known: Known, mean: float, middle: float, doubt: float) -> float:
     audits = known.audits.weight * MEMORY
     drawn = (audits * known.tokens * mean + doubt * middle) / (audits + doubt)
-    return min(1.0, max(0.0, drawn / (ENOUGH * middle)))
+    return min(1.0, max(0.0, (drawn / middle - LEAST) / (ENOUGH - LEAST)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from fedgpt2.config import Ranking
-from fedgpt2.ranking.audit import MEMORY, Known, grounding, groundings
+from fedgpt2.ranking.audit import MEMORY, Known, bounds, grounding, groundings
 from fedgpt2.ranking.evidence import Evidence, rule_of
 from fedgpt2.ranking.marks import Mark, marks, waived
 from fedgpt2.ranking.payout import merit, pay, to_u16, weights
@@ -156,8 +156,9 @@ def _audited(
     """The standings of those whose gradient was tried on their own text, with what came of it."""
     unit = evidence.products.gradient_norm if evidence.products else 0.0
     found = {Hotkey(audit.hotkey): grounding(made[Hotkey(audit.hotkey)], audit, unit) for audit in evidence.audits}
+    most = bounds(_audits(standings, evidence, made))
     return {
-        hotkey: replace(standings[hotkey], grounded=standings[hotkey].grounded.add(value, MEMORY))
+        hotkey: replace(standings[hotkey], grounded=standings[hotkey].grounded.add(min(value, most[hotkey]), MEMORY))
         for hotkey, value in found.items()
         if value is not None
     }
