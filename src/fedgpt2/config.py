@@ -120,7 +120,7 @@ class Round:
     deadline: float = setting(600.0, "seconds a miner has for one round, transfers included", least=0.1)
     quorum: float = setting(
         1.0,
-        "share of the miners whose answers end the wait, if they are enough for the rule",
+        "share of the miners whose answers end the wait; never fewer than the rule needs",
         least=0,
         most=1,
     )

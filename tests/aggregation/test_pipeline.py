@@ -190,14 +190,22 @@ def test_silence_spends_no_more_of_f_than_the_round_needs(admitted: int, refused
     f = byzantine(asked, refused, silent, unheard)
     heard, alone = byzantine(asked, refused), byzantine(asked, refused + silent)
     assert alone <= f <= heard
-    assert f == heard or not enough(admitted, f + 1)  # more would be too many
-    assert f == alone or enough(admitted, f)
+    assert f == heard or not enough(admitted, f + 1)
+    few = 2 * admitted < asked - refused
+    assert f == (heard if few else f)
+    assert few or f == alone or enough(admitted, f)
 
 
 def test_four_late_of_sixteen_leave_three_of_four_liars_counted():
     assert byzantine(16, 0, 4) == 3
     assert byzantine(12, 0, 3) == 2
     assert byzantine(4, 0, 1) == 0
+
+
+def test_a_handful_that_is_left_of_many_is_too_few():
+    assert not enough(1, byzantine(16, 0, 15))
+    assert not enough(7, byzantine(16, 0, 9))
+    assert enough(8, byzantine(16, 0, 8))
 
 
 def test_too_few_are_fewer_than_three_f_and_one():

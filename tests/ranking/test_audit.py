@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgpt2.ranking.audit import BOUND, ENOUGH, LEAST, MEMORY, TELLING, Known, bounds, grounding, groundings
+from fedgpt2.ranking.audit import BOUND, ENOUGH, LEAST, MEMORY, TELLING, UNTOLD, Known, bounds, grounding, groundings
 from fedgpt2.ranking.credit import Credit
 from fedgpt2.ranking.evidence import Audit, Evidence, as_row, read_evidence
 from fedgpt2.ranking.marks import Mark, Verdict
@@ -102,7 +102,7 @@ def test_honest_miners_lose_next_to_nothing_by_audits(seed: int) -> None:
 
 
 def test_large_batches_hold_no_noise_that_shows_and_nobody_is_asked_for_it() -> None:
-    low = {"a": known(TELLING / 2), "b": known(0.0), "c": known(TELLING / 3)}
+    low = {"a": known(TELLING / 2), "b": known(0.0), "c": known(TELLING / 2)}
     assert set(groundings(low).values()) == {1.0}
     assert groundings({}) == {}
     assert groundings({"a": known(1.0, tokens=0)}) == {"a": 1.0}
@@ -129,7 +129,7 @@ def test_one_lucky_audit_does_not_make_up_for_many() -> None:
     assert most == BOUND
     assert groundings(honest | {"liar": known(*[0.0] * 7, most)})["liar"] < 0.1
     assert bounds({"first": known()}) == {"first": 4.0}
-    assert bounds({"a": known(1.0, tokens=1024), "b": known(0.5, tokens=2048)}) == {"a": 1.5, "b": 0.75}
+    assert bounds({"a": known(2.0, tokens=1024), "b": known(1.0, tokens=2048)}) == {"a": 3.0, "b": 1.5}
 
 
 def test_one_batch_of_two_texts_does_not_do_for_two_names() -> None:
@@ -168,12 +168,29 @@ def test_no_audit_says_more_than_the_bounds(before: float, after: float, length:
     assert value is None or -1.0 <= value <= 4.0
 
 
-def test_it_says_nothing_of_replays_nor_of_what_was_not_measured() -> None:
+def test_where_noise_begins_to_show_they_are_asked_for_it_by_degrees() -> None:
+    parts = []
+    for shown in (0.5, 0.75, 1.0, 1.5):
+        honest = {f"h{i}": known(*[shown * TELLING] * 8) for i in range(4)}
+        parts.append(groundings(honest | {"liar": known(*[0.0] * 60)})["liar"])
+    assert parts == pytest.approx([1.0, 0.5, 0.0, 0.0])
+
+
+def test_a_low_start_does_not_hold_down_what_the_others_show() -> None:
+    """The first two audits are of liars; then honest ones begin to tell, and are believed within their first two."""
+    start = {"liar": known(0.02), "other": known(0.02), **{f"h{i}": known() for i in range(8)}}
+    most = bounds(start)["h0"]
+    assert most == UNTOLD
+    assert groundings(start | {f"h{i}": known(most) for i in range(8)})["liar"] < 0.1
+
+
+def test_it_says_nothing_of_what_was_not_measured_and_a_replay_is_made_without_any_text() -> None:
     tried = Audit(hotkey="a", windows=(0,), before=5.0, after=4.99, length=0.01)
     assert grounding(OWN, tried, 1.0) == pytest.approx(0.5)
     assert grounding(Mark(Verdict.COPY, credit=OWN.credit), tried, 2.0) == pytest.approx(0.25)
-    for mark in (Mark(Verdict.REPLAY, credit=OWN.credit), Mark(Verdict.FAULT), Mark(Verdict.OWN, 1.0)):
+    for mark in (Mark(Verdict.FAULT), Mark(Verdict.OWN, 1.0)):
         assert grounding(mark, tried, 1.0) is None
+    assert grounding(Mark(Verdict.REPLAY, credit=OWN.credit), tried, 1.0) == 0.0
     assert grounding(OWN, tried, 0.0) is None
     assert grounding(OWN, tried, math.nan) is None
 

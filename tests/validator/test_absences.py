@@ -30,9 +30,19 @@ def at_work(reasons, rounds, *, at_least=1):
     return worked
 
 
-@pytest.mark.parametrize("reason", [LATE, "timed_out", "cut_off", "compute_failed", "data_unavailable"])
+@pytest.mark.parametrize("reason", [LATE, "timed_out", "cut_off", "compute_failed", "wrong_state"])
 def test_one_lapse_is_free_and_each_further_one_costs_twice_as_much(reason):
     assert at_work([reason] * 6, 100)[:7] == [1, 2, 6, 22, 54, 86]
+
+
+def test_a_failure_that_most_share_is_nobodys_lapse():
+    absences, seats = Absences(), [Seat(hotkey, f"127.0.0.1:{i}") for i, hotkey in enumerate(MINERS[:3])]
+    for number in range(1, 5):
+        absences.add(number, {MINERS[0]: "data_unavailable", MINERS[1]: "data_unavailable", MINERS[2]: None})
+    assert absences.at_work(seats, 5, 1) == seats
+    for number in range(5, 8):
+        absences.add(number, {MINERS[0]: "late", MINERS[1]: "late", MINERS[2]: None})
+    assert absences.at_work(seats, 8, 1) == seats[2:]
 
 
 def test_two_answers_make_up_for_a_lapse():

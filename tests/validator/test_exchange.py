@@ -171,6 +171,11 @@ async def test_a_refusal_is_not_tried_again(ticket, monkeypatch):
     assert (outcome.failure.reason, outcome.answered) == (Reason.BUSY, False)
 
 
+async def test_nothing_is_called_off_while_we_listen_whatever_a_miner_says(ticket, monkeypatch):
+    outcome = await run(ticket, ToldClient(ticket, order=[Refused(Reason.CANCELLED, "not now")]), monkeypatch)
+    assert (outcome.failure.reason, outcome.failure.culprit) == (Reason.COMPUTE_FAILED, Culprit.MINER)
+
+
 async def test_a_blob_nobody_named_is_not_sent(ticket, monkeypatch):
     outcome = await run(ticket, ToldClient(ticket, lacks=[lacking(0, "f" * 64)]), monkeypatch)
     assert (outcome.failure.reason, outcome.failure.culprit) == (Reason.BAD_MESSAGE, Culprit.MINER)
@@ -182,6 +187,7 @@ async def test_a_blob_nobody_named_is_not_sent(ticket, monkeypatch):
         ("data_unavailable", Reason.DATA_UNAVAILABLE),
         ("tired", Reason.COMPUTE_FAILED),
         ("cancelled", Reason.COMPUTE_FAILED),
+        ("busy", Reason.COMPUTE_FAILED),
     ],
 )
 async def test_a_failure_the_miner_signs_is_its_word(ticket, monkeypatch, word, reason):

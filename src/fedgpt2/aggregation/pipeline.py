@@ -112,11 +112,14 @@ def _reduce_blocks(rule: CoordinatewiseRule, span: Span, rows: Sequence[Tensor],
 def byzantine(selected: int, refused: int, silent: int = 0, unheard: int = 0) -> int:
     """f of a round: a quarter of the miners selected, fixed before answers come, less those refused for a fault.
 
-    Of the `silent`, who took the order and gave nothing, only so many are taken for liars as it needs to be enough:
-    each that is honest leaves one more liar among the rest than f says. The `unheard`, by no fault of theirs, are gone.
+    Of the `silent`, who were there and gave nothing, only so many are taken for liars as it needs to be enough: for
+    each that is honest f is one lower than the liars that may be among the rest. None are where the admitted are fewer
+    than half; they might all be liars. The `unheard`, by no fault of theirs, are gone.
     """
     f = max(0, selected // 4 - refused)
     admitted = selected - refused - silent - unheard
+    if 2 * admitted < selected - refused:
+        return f
     return max(0, f - silent, min(f, (admitted - 1) // 3))
 
 

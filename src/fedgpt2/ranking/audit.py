@@ -2,7 +2,7 @@
 
     s_i = (L(w) - L(w - e x_i / |x_i|)) / e      on windows of the miner's own assignment, drawn when all had answered
     o_i = (s_i - <g, x_i> / |x_i|) / |g|         what it does for that text beyond what it does for any
-    O_i = mean of min(o_i, BOUND M / t_i) over its audits, the last MEMORY or so
+    O_i = mean of min(o_i, max(BOUND M / t_i, UNTOLD)) over its audits, the last MEMORY or so; 0 for a replay
     T_i = (k t_i O_i + q M) / (k + q)            k audits, t_i tokens assigned, M = median of t O, over those compared
     grounded_i = clip((T_i / M - LEAST) / (ENOUGH - LEAST), 0, 1)       q = (TELLING / median of O)²
 
@@ -13,10 +13,10 @@ the gradient of somebody else's assignment. There o_i is 0 but for chance, which
 windows are; TELLING is what is granted to it. Neither term is biased: g knows nothing of either text.
 
 Chance is why few audits are drawn towards the median, as by q more that say just that: one where honest noise hardly
-shows, next to none where it is loud and a single audit tells. A median below TELLING asks nobody for anything: batches
-are then too large to hold noise that shows. ENOUGH is well above a half, or one batch of two miners' texts could be
-sent in both names. LEAST is what chance may leave of nothing: a lucky audit of eight, at most BOUND M, is hardly
-more.
+shows, next to none where it is loud and a single audit tells. A median below half of TELLING asks nobody for anything:
+batches are then too large to hold noise that shows; from there to TELLING they are asked for more and more. ENOUGH is
+well above a half, or one batch of two miners' texts could be sent in both names. LEAST is what chance may leave of
+nothing: a lucky audit of eight, at most BOUND M, is hardly more.
 
 After the proof of computation of Lidin et al., "Incentivizing permissionless distributed learning of LLMs" (2025, arXiv
 2505.21684), which compares assigned with random text in the same way; here it multiplies a score that all have.
@@ -32,13 +32,14 @@ from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.ranking.reliability import Average
 from fedgpt2.types import Hotkey
 
-__all__ = ["BOUND", "ENOUGH", "LEAST", "MEMORY", "TELLING", "Known", "bounds", "grounding", "groundings"]
+__all__ = ["BOUND", "ENOUGH", "LEAST", "MEMORY", "TELLING", "UNTOLD", "Known", "bounds", "grounding", "groundings"]
 
 MEMORY = 8  # audits over which the past fades
 TELLING = 0.3  # of |g|
 LEAST, ENOUGH = 0.25, 0.75  # of the median
-BOUND = 1.5  # of the median: no single audit says more
-_LOWEST, _HIGHEST = -1.0, 4.0  # nor this, where there is no median yet
+BOUND = 1.5  # of the median: no single audit says more than this,
+UNTOLD = 0.9  # of |g|, or this: else a low median would hold down what raises it
+_LOWEST, _HIGHEST = -1.0, 4.0  # of |g|: nor more, nor less, than these
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Known:
 
 
 def grounding(mark: Mark, audit: Audit, gradient_norm: float) -> float | None:
-    """What one audit says, o_i; None where it says nothing: of a replay, or of what was not measured."""
+    """What one audit says, o_i; None where it says nothing: of what was refused, or was not measured."""
+    if mark.verdict is Verdict.REPLAY:
+        return 0.0  # by what it is, and so that none escapes audits by replays, nor draws them off others
     if mark.verdict not in (Verdict.OWN, Verdict.COPY) or mark.credit is None:
         return None
     if not gradient_norm > 0.0 or not audit.length > 0.0:
@@ -63,7 +66,7 @@ def bounds(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
     """The most that one more audit of each may say, by the audits so far of all of `known`."""
     middle = _middle(known)
     return {
-        hotkey: BOUND * middle / each.tokens if middle > 0.0 and each.tokens else _HIGHEST
+        hotkey: max(UNTOLD, BOUND * middle / each.tokens) if middle > 0.0 and each.tokens else _HIGHEST
         for hotkey, each in known.items()
     }
 
@@ -83,9 +86,10 @@ def groundings(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
     shown = median(means.values()) if means else 0.0
     middle = _middle(known)
     parts = dict.fromkeys(known, 1.0)
-    if shown >= TELLING and middle > 0.0:
+    asked = min(1.0, max(0.0, 2.0 * shown / TELLING - 1.0))
+    if asked > 0.0 and middle > 0.0:
         for hotkey, mean in means.items():
-            parts[hotkey] = _part(known[hotkey], mean, middle, (TELLING / shown) ** 2)
+            parts[hotkey] = 1.0 - asked * (1.0 - _part(known[hotkey], mean, middle, (TELLING / shown) ** 2))
     return parts
 
 

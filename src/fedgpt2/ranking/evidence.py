@@ -123,6 +123,7 @@ class Audit(Record, frozen=True, kw_only=True):
 
     hotkey: str
     windows: tuple[int, ...]  # which of those assigned
+    start: int = 0  # token at which the part of each begins, where not all of it was tried
     before: float  # nats a token
     after: float
     length: float  # of the step

@@ -222,7 +222,8 @@ def _weights(table: Table) -> dict[Hotkey, float]:
 
 
 def _merit(standing: Standing, rule: Ranking) -> float:
-    return merit(standing.rating, standing.conduct, standing.trusted, rule)
+    trusted = standing.trusted if rule.score == "proven" else 1.0  # no other score knows of audits
+    return merit(standing.rating, standing.conduct, trusted, rule)
 
 
 def ranks(table: Table) -> list[Rank]:

@@ -19,7 +19,27 @@ __all__ = ["Absences"]
 _REMEMBERED = 128  # rounds that a resumed run looks back over
 _LAPSE = 2  # points for a lapse; an answer takes one off
 _MOST = 7  # points: 31 rounds at a time
-_LAPSES = (Reason.LATE, Reason.TIMED_OUT, Reason.CUT_OFF, Reason.COMPUTE_FAILED, Reason.DATA_UNAVAILABLE)
+_HOLDS_UP = frozenset({Reason.LATE, Reason.TIMED_OUT, Reason.CUT_OFF})
+_GIVES_UP = frozenset(  # in its own words, whomever it blames; not where most do: that has a common cause
+    {
+        Reason.COMPUTE_FAILED,
+        Reason.DATA_UNAVAILABLE,
+        Reason.STALE_ORDER,
+        Reason.WRONG_STATE,
+        Reason.WRONG_MANIFEST,
+        Reason.WRONG_ASSIGNMENT,
+        Reason.UNSUPPORTED_VERSION,
+        Reason.UNSUPPORTED_STRATEGY,
+        Reason.UNSUPPORTED_CODEC,
+        Reason.UNSUPPORTED_MODEL,
+        Reason.UNKNOWN_WORK,
+        Reason.BAD_MESSAGE,
+        Reason.BAD_SIGNATURE,
+        Reason.REPLAY,
+        Reason.STALE_REQUEST,
+        Reason.FORWARDED,
+    }
+)
 
 
 class _Miner(msgspec.Struct):
@@ -41,9 +61,11 @@ class Absences:
 
     def add(self, number: int, reasons: Mapping[Hotkey, str | None]) -> None:
         """Take in round `number`: for each miner that was given work, the reason it failed or was refused for."""
+        common = 2 * sum(reason in _GIVES_UP for reason in reasons.values()) > len(reasons)
+        lapses = _HOLDS_UP if common else _HOLDS_UP | _GIVES_UP
         for hotkey, reason in reasons.items():
             points = self._points.pop(hotkey, 0)
-            if reason in _LAPSES:
+            if reason in lapses:
                 points = min(points + _LAPSE, _MOST)
                 self._until[hotkey] = number + 2 ** (points - _LAPSE) - 1
             elif reason is None:

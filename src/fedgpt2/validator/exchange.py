@@ -60,7 +60,8 @@ class Exchange:
         outcome = Outcome(self._ticket, traffic=self._traffic)
         try:
             return replace(outcome, answer=await self._persist(), answered=True)
-        except PeerError as failure:
+        except PeerError as error:
+            failure = _held(error)
             return replace(outcome, failure=failure, answered=self._judging and failure.culprit is Culprit.MINER)
         finally:
             self._traffic.bytes_down += self._client.bytes_sent - down
@@ -152,9 +153,14 @@ class Exchange:
 
 
 def _reason(word: str) -> Reason:
-    """What a miner gives as its reason. Nothing was called off while we still listen: one that says so gave up."""
+    """Why a miner gives up an order that it took on: it was not too busy for it."""
     try:
         reason = Reason(word)
     except ValueError:
         return Reason.COMPUTE_FAILED
-    return Reason.COMPUTE_FAILED if reason is Reason.CANCELLED else reason
+    return Reason.COMPUTE_FAILED if reason is Reason.BUSY else reason
+
+
+def _held(failure: PeerError) -> PeerError:
+    """The failure. Nothing is called off while we still listen: a miner that says so, in whichever way, gave up."""
+    return Refused(Reason.COMPUTE_FAILED, failure.detail) if failure.reason is Reason.CANCELLED else failure

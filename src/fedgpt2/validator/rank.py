@@ -82,10 +82,11 @@ def score(run: Run, number: int, digests: Sequence[Digest]) -> Scoring:
 
 def _losses(run: Run, windows: Tokens, gate: int, ranked: int) -> tuple[float, float]:
     """Of the first `gate` and of the first `ranked` windows: those of both pass once, the rest of either after them."""
+    ranked = ranked if run.config.ranking.sample else min(gate, ranked)  # for trials alone
     shared = min(gate, ranked)
-    parts = [part for part in (windows[:shared], windows[shared:]) if len(part)]
+    parts = [part for part in (windows[:shared], windows[shared : max(gate, ranked)]) if len(part)]
     losses = [run.training.loss(part) for part in parts]
-    whole = sum(len(part) * loss for part, loss in zip(parts, losses, strict=True)) / len(windows)
+    whole = sum(len(part) * loss for part, loss in zip(parts, losses, strict=True)) / sum(map(len, parts))
     return (whole, losses[0]) if gate > ranked else (losses[0], whole)
 
 
@@ -113,13 +114,14 @@ class _Sampled:
 
 
 def _sample(run: Run, number: int, chosen: Mapping[Hotkey, Verdict]) -> dict[Hotkey, _Sampled]:
-    """Those whose rating is least sure, of the admitted; without any whose contribution has no direction."""
-    drawn = choose(run.ranking.table, chosen, run.config.ranking.sample, _drawn(run, number, b"sample"))
-    return {
+    """Of the admitted some of whom least is known; without any whose contribution has no direction."""
+    able = {
         hotkey: _Sampled(verdict.values, verdict.norm, verdict.outcome.ticket.order)
-        for hotkey, verdict in ((hotkey, chosen[hotkey]) for hotkey in drawn)
+        for hotkey, verdict in chosen.items()
         if verdict.values is not None and verdict.norm
     }
+    drawn = choose(run.ranking.table, able, run.config.ranking.sample, _drawn(run, number, b"sample"))
+    return {hotkey: able[hotkey] for hotkey in drawn}
 
 
 def _drawn(run: Run, number: int, what: bytes) -> bytes:
@@ -154,10 +156,19 @@ def _audit(run: Run, hotkey: Hotkey, sampled: _Sampled, rng: np.random.Generator
         )
     except (CorpusError, Refused):
         return None
-    tokens = run.config.ranking.audit
-    places = sorted(rng.permutation(len(windows))[: -(-tokens // run.corpus.manifest.seq_len)].tolist())
-    before, after, length = run.training.nudge(sampled.values, sampled.norm, windows[places][:, : tokens + 1])
-    return Audit(hotkey=hotkey, windows=tuple(places), before=_finite(before), after=_finite(after), length=length)
+    tokens, whole = run.config.ranking.audit, run.corpus.manifest.seq_len
+    places = sorted(rng.permutation(len(windows))[: -(-tokens // whole)].tolist())
+    start = int(rng.integers(max(0, whole - tokens) + 1))  # where nobody knows, or only that part would be computed on
+    part = windows[places][:, start : start + tokens + 1]
+    before, after, length = run.training.nudge(sampled.values, sampled.norm, part)
+    return Audit(
+        hotkey=hotkey,
+        windows=tuple(places),
+        start=start,
+        before=_finite(before),
+        after=_finite(after),
+        length=length,
+    )
 
 
 def _finite(loss: float) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor
 from fedgpt2.aggregation.combine import Terms, combine, terms
 from fedgpt2.aggregation.pipeline import Aggregate
 from fedgpt2.data.tokens import Tokens
-from fedgpt2.errors import Culprit, Refused
+from fedgpt2.errors import Culprit, Reason, Refused
 from fedgpt2.types import Hotkey
 from fedgpt2.validator.admission import Status, Verdict
 from fedgpt2.validator.run import Run
@@ -82,10 +82,9 @@ class Step:
 
 
 def aggregate(run: Run, number: int, verdicts: Sequence[Verdict]) -> Combined:
-    """Form the aggregate of the admitted, by terms fixed by how many were asked and how many of them were caught."""
-    faults = [v.status for v in verdicts if v.failure is not None and v.failure.culprit is Culprit.MINER]
+    """Form the aggregate of the admitted, by terms fixed by how many were asked, and what became of the others."""
     chosen = [v for v in verdicts if v.status is Status.ADMITTED]
-    refused, silent = faults.count(Status.REFUSED), faults.count(Status.FAILED)
+    refused, silent = sum(map(_caught, verdicts)), sum(map(_silent, verdicts))
     unheard = len(verdicts) - len(chosen) - refused - silent
     by = terms(run.config.aggregation.rule, len(verdicts), refused, silent, unheard)
     if not by.met_by(len(chosen)):
@@ -98,6 +97,20 @@ def aggregate(run: Run, number: int, verdicts: Sequence[Verdict]) -> Combined:
     clusters = {hotkeys[i]: number for number, group in enumerate(formed.groups) for i in group}
     weights = dict(zip(hotkeys, formed.weights, strict=True))
     return Combined(by, None, norm, weights, clusters, formed.gram)
+
+
+def _caught(verdict: Verdict) -> bool:
+    """Whether it was refused for what it sent."""
+    failure = verdict.failure
+    return verdict.status is Status.REFUSED and failure is not None and failure.culprit is Culprit.MINER
+
+
+def _silent(verdict: Verdict) -> bool:
+    """Whether it was there and gave nothing, whomever it blames; not if the link failed, or others were enough."""
+    failure = verdict.failure
+    if verdict.status is not Status.FAILED or failure is None:
+        return False
+    return failure.culprit is not Culprit.NETWORK and failure.reason is not Reason.CANCELLED
 
 
 def _form(run: Run, number: int, by: Terms, chosen: Sequence[Verdict], out: Tensor) -> Aggregate:
