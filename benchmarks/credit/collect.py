@@ -7,9 +7,10 @@ answers any number of questions, also those asked later.
 Rows of a round r, each of d parameters (letters: i miner, k lag in rounds):
 
     full/i       gradient of honest miner i, 16 windows          part/i    the same from its first GRADES[i] windows
-    noise/p      16 windows, p % of the targets exchanged        stale/k   what miner STALE[k] computed k rounds ago
-    half/2       half of miner 10's windows, 2 rounds ago        own/k     what miner 11 computed k rounds ago
-    small/k      a liar's 2 windows, computed k rounds ago
+    noise/p      16 windows, p % of the targets exchanged        late/k    this round's text on weights k rounds old
+    half/2       half of slot 15's text, weights 2 rounds old    audit/s   half of slot s's text, as audits draw it
+    stale/k      what miner STALE[k] computed k rounds ago       own/k     what miner 11 computed k rounds ago
+    small/k      a liar's 2 windows of slot 15, k rounds ago
     agg/k        aggregate of k rounds ago; agg/0 this round's   ema/b     running mean of aggregates, decay b
     moment       the optimizer's first moment (SGD: ema/0.9)     step/k    the change of the weights k rounds ago
     sign/.. norm/.. loud/.. top/..   what a liar makes of agg/1 or ema/0.9: signs, tensors of equal norm,
@@ -44,9 +45,22 @@ from fedgpt2.optim.schedule import learning_rate
 from fedgpt2.optim.server import build
 from fedgpt2.types import Digest, ModelShape
 
-__all__ = ["FRACTIONS", "HONEST", "PRESENT", "Recipe", "collect", "graded_names"]
+__all__ = [
+    "FRACTIONS",
+    "HONEST",
+    "LIAR",
+    "NOISE",
+    "PRESENT",
+    "SLOTS",
+    "STALE",
+    "WINDOWS",
+    "Recipe",
+    "collect",
+    "graded_names",
+]
 
 HONEST, WINDOWS, SMALL = 12, 16, 2  # miners, windows of each, windows of a liar
+SLOTS, LIAR, AUDITED = 16, 15, 8  # texts a round, the one that liars are given, windows of a text that an audit tries
 FRACTIONS = {1: 12, 2: 8, 3: 6, 4: 4, 5: 3, 6: 2, 7: 1}  # of miner i: windows of part/i
 NOISE = {12: 10, 13: 25, 14: 50}  # of slot: percent of targets exchanged
 STALE = {1: 8, 2: 9, 4: 10, 8: 11}  # lag: miner
@@ -93,7 +107,7 @@ class Past:
     """What is remembered of earlier rounds."""
 
     full: dict[int, deque[Tensor]] = field(default_factory=dict)  # of miners 8 … 11
-    half: deque[Tensor] = field(default_factory=lambda: deque(maxlen=2))
+    weights: deque[Tensor] = field(default_factory=lambda: deque(maxlen=LAGS))
     small: deque[Tensor] = field(default_factory=lambda: deque(maxlen=SMALLS))
     aggregates: deque[Tensor] = field(default_factory=lambda: deque(maxlen=LAGS))
     steps: deque[Tensor] = field(default_factory=lambda: deque(maxlen=STEPS))
@@ -142,7 +156,7 @@ class Training:
         rows: dict[str, Tensor] = {}
         for i in range(HONEST):
             windows = self._assigned(i)
-            first = FRACTIONS.get(i, WINDOWS // 2 if i == STALE[4] else WINDOWS)
+            first = FRACTIONS.get(i, WINDOWS)
             part = full = self.gradient(windows[:first])
             if first < WINDOWS:
                 rest = self.gradient(windows[first:])
@@ -150,8 +164,25 @@ class Training:
             rows[f"full/{i}"], rows[f"part/{i}"] = full, part
         for slot, percent in NOISE.items():
             rows[f"noise/{percent}"] = self._mislabelled(self._assigned(slot), percent / 100)
-        rows["small/0"] = self.gradient(self._assigned(15)[:SMALL])
+        rows["small/0"] = self.gradient(self._assigned(LIAR)[:SMALL])
         return rows
+
+    def _late(self) -> dict[str, Tensor]:
+        """What slow miners send: gradients over this round's text, on the weights of k rounds ago."""
+        now = self.model.weights.flat.clone()
+        rows = {}
+        for lag, miner in STALE.items():
+            self.model.weights.flat.copy_(self.past.weights[-lag])
+            rows[f"late/{lag}"] = self.gradient(self._assigned(miner))
+        self.model.weights.flat.copy_(self.past.weights[-2])
+        rows["half/2"] = self.gradient(self._assigned(LIAR)[: WINDOWS // 2])
+        self.model.weights.flat.copy_(now)
+        return rows
+
+    def _audits(self) -> dict[str, Tensor]:
+        """Gradients over the part of each slot's text that an audit would look at: nobody knows which."""
+        drawn = {slot: np.sort(self.rng.permutation(WINDOWS)[:AUDITED]) for slot in range(SLOTS)}
+        return {f"audit/{slot}": self.gradient(self._assigned(slot)[places]) for slot, places in drawn.items()}
 
     def _assigned(self, slot: int) -> Tokens:
         assignment = self.corpus.assign(self.round, slot, WINDOWS)
@@ -179,7 +210,7 @@ class Training:
 
     def _evidence(self, rows: dict[str, Tensor], aggregate: Tensor) -> dict[str, Any]:
         kept = {name: row for name, row in rows.items() if not name.startswith("part/") or int(name[5:]) in FRACTIONS}
-        kept |= self._histories() | {"agg/0": aggregate}
+        kept |= self._late() | self._audits() | self._histories() | {"agg/0": aggregate}
         kept |= self._made_by_liars(rows["small/0"])
         windows = self._scoring()
         kept |= self._scores(windows)
@@ -201,7 +232,7 @@ class Training:
         moments = self.optimizer.tensors()
         rows["moment"] = moments["exp_avg"].clone() if "exp_avg" in moments else past.means["ema/0.9"]
         rows["past"] = past.means.get("past", torch.zeros_like(rows["moment"]))
-        return rows | {"half/2": past.half[0]}
+        return rows
 
     def _made_by_liars(self, small: Tensor) -> dict[str, Tensor]:
         last, mean = self.past.aggregates[-1], self.past.means["ema/0.9"]
@@ -255,6 +286,7 @@ class Training:
         clipped = FlatState(self.model.weights.schema, aggregate.clone())
         self.optimizer.clip(clipped)
         self.optimizer.step(clipped, learning_rate(self.round, self.config))
+        past.weights.append(before)
         past.aggregates.append(aggregate)
         past.steps.append(self.model.weights.flat - before)
         for decay in DECAYS:
@@ -264,14 +296,13 @@ class Training:
     def _remember(self, rows: Mapping[str, Tensor]) -> None:
         for miner in STALE.values():
             self.past.full.setdefault(miner, deque(maxlen=LAGS)).append(rows[f"full/{miner}"])
-        self.past.half.append(rows[f"part/{STALE[4]}"])
         self.past.small.append(rows["small/0"])
 
 
 def graded_names() -> list[str]:
-    """The 16 graded miners: part of a batch, wrong labels, old gradients."""
+    """The 16 graded miners: part of a batch, wrong labels, old weights."""
     parts = ["full/0", *(f"part/{i}" for i in FRACTIONS)]
-    return [*parts, *(f"noise/{p}" for p in NOISE.values()), *(f"stale/{k}" for k in STALE), "half/2"]
+    return [*parts, *(f"noise/{p}" for p in NOISE.values()), *(f"late/{k}" for k in STALE), "half/2"]
 
 
 def inner_products(rows: Mapping[str, Tensor]) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float64]]]:

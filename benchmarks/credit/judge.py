@@ -100,7 +100,7 @@ def true_changes(kept: Sequence[Evidence]) -> Float64:
 
 def order(kept: Sequence[Evidence], score: Score, worth: Float64, adds: Float64, settings: Rating) -> Order:
     """Rank the graded miners by a score; `worth` is that of the grades, `adds` what they add to what is free."""
-    fresh = np.array([not name.startswith(("stale", "half")) for name in graded_names()])
+    fresh = np.array([not name.startswith(("late", "half")) for name in graded_names()])
     found: dict[str, list[float]] = {name: [] for name in Order.__dataclass_fields__}
     for evidence in kept:
         plain, own = measured(evidence, graded(evidence), len(graded_names()), score)

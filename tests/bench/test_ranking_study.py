@@ -9,11 +9,15 @@ import pytest
 from openskill.models import PlackettLuce
 
 import ranking_study
-from credit.collect import graded_names, inner_products
+from credit.collect import SLOTS, graded_names, inner_products
 from credit.liars import LIES, contributions, effort
 from credit.rating import Rating, kendall, rate
 from credit.scores import BASES, Evidence, Score, compared, marks, measured
+from credit.shipped import Rounds, graded_texts, name_of, ranked
 from credit.study import BEGIN, CHOSEN, END, GANG, SCORES
+from fedgpt2.config import Ranking
+from fedgpt2.ranking.credit import credits
+from fedgpt2.ranking.table import Table
 
 ROUNDS, D = 6, 400
 ROOT = Path(__file__).parents[2]
@@ -24,7 +28,7 @@ def _names() -> list[str]:
     rows = {row for basis in BASES.values() for row in basis} | {
         row for lie in LIES.values() for row in lie[0] | lie[1]
     }
-    return sorted(fixed | rows | set(graded_names()))
+    return sorted(fixed | rows | set(graded_names()) | {f"audit/{slot}" for slot in range(SLOTS)})
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +113,35 @@ def test_rounds_of_absence_leave_what_was_proven(evidence: Evidence) -> None:
     gone[2:4, 5] = True
     made = compared(np.where(gone, np.nan, plain), np.where(gone, np.nan, own), 16, CHOSEN)
     assert (np.isnan(made) == gone).all()
+
+
+def test_the_shipped_ranking_is_given_what_was_kept(evidence: Evidence, dense: dict[str, np.ndarray]) -> None:
+    x = np.array([evidence.vector(name) for name in graded_names()])
+    added = marks(evidence, x, SLOTS, Score("whole", "M+A2"))
+    rounds, rule = Rounds.of(evidence, x, graded_texts(), 64), Ranking()
+    assert len(graded_texts()) == SLOTS
+    for r in range(ROUNDS):
+        given = rounds.evidence(r, range(SLOTS), Table(rule=rule), rule, b"seed")
+        found = credits(given, rule)
+        unit = np.linalg.norm(dense["score/2048"][r])
+        np.testing.assert_allclose([found[name_of(i)].added / unit for i in range(SLOTS)], added[r], rtol=1e-6)
+        for audit in given.audits:
+            i = next(i for i in range(SLOTS) if name_of(i) == audit.hotkey)
+            vector = dense[graded_names()[i]][r]
+            told = dense[f"audit/{graded_texts()[i]}"][r] @ vector / np.linalg.norm(vector)
+            assert (audit.before - audit.after) / audit.length == pytest.approx(told, rel=1e-9)
+        assert len(given.audits) == rule.sample
+
+
+def test_a_replay_is_last_in_the_shipped_ranking(evidence: Evidence) -> None:
+    x = np.array([evidence.vector(name) for name in [*graded_names()[:4], "agg/1"]])
+    there = np.ones((ROUNDS, 5), dtype=bool)
+    there[2, :3] = False
+    found = ranked(Rounds.of(evidence, x, range(5), 64), there, Ranking(), b"seed")
+    assert found.place.argmax() == found.mu.argmin() == 4
+    assert sorted(found.place) == [1, 2, 3, 4, 5]
+    assert found.weight.sum() == pytest.approx(1.0)
+    assert found.weight[4] == 0.0
 
 
 def test_tau_counts_pairs() -> None:
