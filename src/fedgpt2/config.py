@@ -187,7 +187,7 @@ class Ranking:
     tokens: int = setting(
         2048, "held-out tokens that the gradient behind all credits is taken on; 0: nobody is scored", least=0
     )
-    sample: int = setting(2, "miners a round whose step is tried out, for the true loss before and after it", least=0)
+    sample: int = setting(4, "miners a round whose step is tried out, for the true loss before and after it", least=0)
     audit: int = setting(
         512, "tokens of its own text on which the gradient of each of these is tried as well; 0: none", least=0
     )

@@ -180,7 +180,7 @@ def test_only_a_gradient_of_ones_own_and_a_replay_say_anything(verdict: Verdict)
 def test_what_is_no_number_is_never_rewarded(value: float) -> None:
     assert proof(Mark(Verdict.OWN, credit=Credit(raw=1.0, added=value, own=1.0)), 2.0) is None
     assert proof(Mark(Verdict.OWN, credit=Credit(raw=1.0, added=1.0, own=1.0)), math.nan) is None
-    made = weighed({"a": Mark(Verdict.OWN, 3.0), "b": Mark(Verdict.OWN, 2.0)}, {"b": 0.5}, {})
+    made = weighed({"a": Mark(Verdict.OWN, 3.0), "b": Mark(Verdict.OWN, 2.0)}, {"b": 0.5}, {}, {})
     assert (made["a"].score, made["b"].score) == (0.0, 2.0)
 
 

@@ -199,6 +199,7 @@ def _json(stored: Stored, changes: Mapping[str, object], found: Replayed | None)
 
 def _lines(stored: Stored, changes: Mapping[str, object], found: Replayed | None) -> list[str]:
     from fedgpt2.cli.rankings import change_lines, difference_lines, table_lines
+    from fedgpt2.ranking.replay import otherwise_ranked
 
     number = stored.rows[-1].round
     if not found:
@@ -206,7 +207,7 @@ def _lines(stored: Stored, changes: Mapping[str, object], found: Replayed | None
     if changes:
         said = change_lines(changes, _replayed(stored, {}).lines, found.lines)
     else:
-        said = difference_lines(found.rounds, found.differences)
+        said = difference_lines(found.rounds, found.differences, otherwise_ranked(stored.rows))
     return [*table_lines(number, found.lines), "", *said, f"the hash chain holds; its head is {stored.head}"]
 
 

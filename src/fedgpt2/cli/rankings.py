@@ -72,8 +72,8 @@ def _reason(hotkey: Hotkey, row: Recorded) -> str | None:
     return next((miner.reason for miner in miners if miner.hotkey == hotkey), None)
 
 
-def difference_lines(rounds: int, found: Sequence[Difference]) -> list[str]:
-    """What came of a replay by the settings of the run."""
+def difference_lines(rounds: int, found: Sequence[Difference], otherwise: Sequence[int] = ()) -> list[str]:
+    """What came of a replay by the settings of the run; `otherwise` are the rounds ranked by another revision."""
     told = f"{rounds} rounds rated again from the evidence"
     if not found:
         return [f"{told}: every score, rating and pay is the recorded one, to the bit"]
@@ -83,7 +83,13 @@ def difference_lines(rounds: int, found: Sequence[Difference]) -> list[str]:
     ]
     more = [f"  and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
     what = "1 number differs" if len(found) == 1 else f"{len(found)} numbers differ"
-    return [f"{told}: {what} from what was recorded", *lines, *more]
+    why = [_otherwise(otherwise)] if otherwise else []
+    return [f"{told}: {what} from what was recorded", *why, *lines, *more]
+
+
+def _otherwise(rounds: Sequence[int]) -> str:
+    which = f"round {rounds[0]} was" if len(rounds) == 1 else f"{len(rounds)} rounds from {rounds[0]} on were"
+    return f"{which} ranked by another revision of the rule; replay with the version of fedgpt2 that made the run"
 
 
 def change_lines(changes: Mapping[str, object], before: Sequence[Rank], after: Sequence[Rank]) -> list[str]:

@@ -32,7 +32,7 @@ from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.ranking.reliability import Average
 from fedgpt2.types import Hotkey
 
-__all__ = ["BOUND", "ENOUGH", "LEAST", "MEMORY", "TELLING", "UNTOLD", "Known", "bounds", "grounding", "groundings"]
+__all__ = ["BOUND", "ENOUGH", "LEAST", "MEMORY", "TELLING", "UNTOLD", "Known", "bounds", "grounding", "groundings", "told"]
 
 MEMORY = 8  # audits over which the past fades
 TELLING = 0.3  # of |g|
@@ -82,15 +82,30 @@ def groundings(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
 
     Who was never audited is trusted until it is.
     """
-    means = {hotkey: each.audits.value(0.0) for hotkey, each in known.items() if each.audits.weight}
-    shown = median(means.values()) if means else 0.0
-    middle = _middle(known)
-    parts = dict.fromkeys(known, 1.0)
-    asked = min(1.0, max(0.0, 2.0 * shown / TELLING - 1.0))
+    means, middle = _means(known), _middle(known)
+    parts, asked = dict.fromkeys(known, 1.0), _asked(means)
     if asked > 0.0 and middle > 0.0:
+        shown = median(means.values())
         for hotkey, mean in means.items():
             parts[hotkey] = 1.0 - asked * (1.0 - _part(known[hotkey], mean, middle, (TELLING / shown) ** 2))
     return parts
+
+
+def told(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
+    """How much audits tell of each miner, 0 to 1: nothing of one never audited, nor where honest noise hardly shows."""
+    asked = _asked(_means(known))
+    return {hotkey: asked if each.audits.weight else 0.0 for hotkey, each in known.items()}
+
+
+def _means(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
+    """O of those that were audited."""
+    return {hotkey: each.audits.value(0.0) for hotkey, each in known.items() if each.audits.weight}
+
+
+def _asked(means: Mapping[Hotkey, float]) -> float:
+    """How much is asked of a miner's noise: nothing up to half of TELLING, all of it from there on."""
+    shown = median(means.values()) if means else 0.0
+    return min(1.0, max(0.0, 2.0 * shown / TELLING - 1.0))
 
 
 def _part(known: Known, mean: float, middle: float, doubt: float) -> float:

@@ -133,9 +133,13 @@ class Audit(Record, frozen=True, kw_only=True):
 
 
 class Evidence(Record, frozen=True, kw_only=True):
-    """One round. `rule` holds the settings (config.Ranking) that its live ratings were made with."""
+    """One round. `rule` holds the settings (config.Ranking) that its live ratings were made with.
+
+    `revision` is that of the rule itself, ranking.table.REVISION: under another, equal settings rank otherwise.
+    """
 
     v: Literal[1] = 1
+    revision: int = 1
     round: int
     applied: bool
     reason: str | None = None  # why the weights stayed as they were

@@ -9,7 +9,7 @@ from msgspec import Struct
 from fedgpt2.config import Ranking
 from fedgpt2.errors import RunDirectoryError
 from fedgpt2.ranking.evidence import Evidence, rule_of
-from fedgpt2.ranking.table import Entry, History, Rank, Table, advance
+from fedgpt2.ranking.table import REVISION, Entry, History, Rank, Table, advance
 from fedgpt2.types import Hotkey
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "RecordedMiner",
     "differences",
     "kept_differences",
+    "otherwise_ranked",
     "read_rows",
     "replay",
 ]
@@ -81,6 +82,11 @@ def replay(rows: Sequence[Recorded], changes: Mapping[str, object] | None = None
             table, made = advance(table, row.evidence, _rule(row.evidence, changes))
             entries.append((row.round, made))
     return History(table, tuple(entries))
+
+
+def otherwise_ranked(rows: Sequence[Recorded]) -> list[int]:
+    """The rounds whose live ratings were made by another revision of the rule: a replay by this one may differ."""
+    return [row.round for row in rows if row.evidence is not None and row.evidence.revision != REVISION]
 
 
 def _rule(evidence: Evidence, changes: Mapping[str, object] | None) -> Ranking:

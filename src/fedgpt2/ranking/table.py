@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from fedgpt2.config import Ranking
-from fedgpt2.ranking.audit import MEMORY, Known, bounds, grounding, groundings
+from fedgpt2.ranking.audit import MEMORY, Known, bounds, grounding, groundings, told
 from fedgpt2.ranking.evidence import Evidence, rule_of
 from fedgpt2.ranking.marks import Mark, marks, waived
 from fedgpt2.ranking.payout import merit, pay, to_u16, weights
@@ -18,8 +18,9 @@ from fedgpt2.ranking.rating import Rating, newcomer, places, play
 from fedgpt2.ranking.reliability import Average, Conduct, observe
 from fedgpt2.types import Hotkey
 
-__all__ = ["Entry", "History", "Rank", "Standing", "Table", "advance", "fold", "ranks"]
+__all__ = ["REVISION", "Entry", "History", "Rank", "Standing", "Table", "advance", "fold", "ranks"]
 
+REVISION = 2  # of the rule: one more with each change after which equal evidence and settings rank otherwise
 
 _TRUSTED = 0.5  # of a grounding: with less a miner is not the keeper of what others sent, too
 
@@ -112,8 +113,9 @@ def advance(table: Table, evidence: Evidence, rule: Ranking | None = None) -> tu
     standings = {**standings, **_audited(standings, made, evidence)}
     if rule.score == "proven":
         proven = {hotkey: standings[hotkey].proven.value(0.0) for hotkey in made}
-        trusted = groundings(_audits(standings, evidence, _scored(made)))
-        made = weighed(made, proven, trusted)
+        known = _audits(standings, evidence, _scored(made))
+        trusted = groundings(known)
+        made = weighed(made, proven, trusted, told(known))
         standings |= {hotkey: replace(standings[hotkey], trusted=part) for hotkey, part in trusted.items()}
     standings, reached = _compare(standings, made, rule, evidence)
     after = Table(evidence.round, standings, rule)

@@ -21,7 +21,7 @@ from fedgpt2.ranking.credit import check_rule
 from fedgpt2.ranking.evidence import Audit, Evidence, MinerEvidence, Products, Trial, rule_row
 from fedgpt2.ranking.measure import measure
 from fedgpt2.ranking.sample import choose
-from fedgpt2.ranking.table import Entry, Table, advance
+from fedgpt2.ranking.table import REVISION, Entry, Table, advance
 from fedgpt2.types import Digest, Hotkey
 from fedgpt2.validator.admission import Status, Verdict
 from fedgpt2.validator.run import Run
@@ -181,6 +181,7 @@ def rank(
     """Rate by the round's evidence. Changes nothing."""
     evidence = Evidence(
         round=number,
+        revision=REVISION,
         applied=step.applied,
         reason=step.reason,
         rule=rule_row(run.config.ranking),
