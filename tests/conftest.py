@@ -1,7 +1,10 @@
 """Shapes and types in signatures are checked while testing: jaxtyping shapes by beartype; same examples every time."""
 
+import json
+import os
 import sys
-from pathlib import PurePosixPath
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from jaxtyping import install_import_hook
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+GOLDEN = Path(__file__).parent / "golden"
 CHECKED = [
     "fedgpt2.model",
     "fedgpt2.gradient",
@@ -58,3 +62,16 @@ settings.load_profile("suite")
 def _one_thread() -> None:
     """The suite shares its machine; one thread also keeps sums in one order."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str, object], None]:
+    """Compare a value with a golden file; FEDGPT2_WRITE_GOLDEN=1 rewrites the file first."""
+
+    def compare(name: str, value: object) -> None:
+        path = GOLDEN / name
+        if os.environ.get("FEDGPT2_WRITE_GOLDEN") == "1":
+            path.write_text(json.dumps(value, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
+        assert json.loads(json.dumps(value)) == json.loads(path.read_text(encoding="utf-8"))
+
+    return compare

@@ -20,9 +20,12 @@ __all__ = [
     "duty",
     "gang",
     "gauntlet",
+    "graded",
+    "honest_names",
     "interval",
     "lies",
     "order",
+    "patterns",
     "single_round",
     "true_changes",
     "truth",
@@ -109,7 +112,7 @@ def order(kept: Sequence[Evidence], score: Score, worth: Float64, adds: Float64,
         found["everybody_realised"].append(kendall(final, here)[0])
         found["adds"].append(kendall(final, adds)[0])
         found["fresh"].append(kendall(final[:, fresh], worth[fresh])[0])
-        there = _patterns(evidence)
+        there = patterns(evidence)
         masked = [np.where(there, values[None], np.nan) for values in (plain, own)]
         final = _final(masked[0], masked[1], score, settings)
         found["six"].append(kendall(final, worth).mean())
@@ -145,7 +148,7 @@ def single_round(kept: Sequence[Evidence], score: Score, worth: Float64) -> tupl
     for evidence in kept:
         made = marks(evidence, graded(evidence), len(graded_names()), score)
         taus.append(kendall(made, worth).mean())
-        x = np.array([evidence.vector(name) for name in (*_honest(), "small/0")])
+        x = np.array([evidence.vector(name) for name in (*honest_names(), "small/0")])
         made = marks(evidence, x, HONEST, score)
         below.append((made[:, -1] < made[:, :HONEST].min(1)).mean())
     return float(np.mean(taus)), float(np.mean(below))
@@ -156,7 +159,7 @@ def lies(kept: Sequence[Evidence], score: Score, settings: Rating) -> Lies:
     rng = np.random.default_rng(0)
     found = []
     for evidence in kept:
-        honest = np.array([evidence.vector(name) for name in _honest()])
+        honest = np.array([evidence.vector(name) for name in honest_names()])
         x = np.concatenate([np.broadcast_to(honest, (len(evidence.gram), *honest.shape)), contributions(evidence)], 1)
         plain, own = measured(evidence, x, HONEST, score)
         made = compared(plain, own, HONEST, score)
@@ -184,7 +187,8 @@ def worst(found: Lies, kind: str, count: int = 3) -> list[tuple[str, float, floa
     ]
 
 
-def _honest() -> list[str]:
+def honest_names() -> list[str]:
+    """Rows of the honest miners of equal work."""
     return [f"full/{i}" for i in range(HONEST)]
 
 
@@ -207,7 +211,7 @@ def _each(values: Float64) -> Float64:
     return np.concatenate([fair, values[:, HONEST:].T[:, :, None]], axis=2)
 
 
-def _patterns(evidence: Evidence) -> NDArray[np.bool_]:
+def patterns(evidence: Evidence) -> NDArray[np.bool_]:
     """Who is there, [s, r, 16]."""
     rng = np.random.default_rng(1)
     rounds, miners = len(evidence.present), len(graded_names())
@@ -226,7 +230,7 @@ def duty(kept: Sequence[Evidence], score: Score, settings: Rating) -> dict[str, 
     """
     made: dict[str, list[tuple[float, float]]] = {}
     for evidence in kept:
-        x = np.array([evidence.vector(name) for name in (*_honest(), "agg/1", "own/1", "own/2", "own/3")])
+        x = np.array([evidence.vector(name) for name in (*honest_names(), "agg/1", "own/1", "own/2", "own/3")])
         parts = measured(evidence, x, HONEST - 1, score)
         turns = np.arange(len(evidence.gram))
         for every in (2, 4):
@@ -255,7 +259,7 @@ def gang(kept: Sequence[Evidence], score: Score, settings: Rating, names: Sequen
     rng, above = np.random.default_rng(0), []
     places = [[*LIES].index(name) for name in names]
     for evidence in kept:
-        honest = np.array([evidence.vector(name) for name in _honest()])
+        honest = np.array([evidence.vector(name) for name in honest_names()])
         fair = np.broadcast_to(honest, (len(evidence.gram), *honest.shape))
         x = np.concatenate([fair, contributions(evidence)[:, places]], axis=1)
         plain, own = measured(evidence, x, HONEST, score)

@@ -3,13 +3,16 @@
 Letters: r rounds, m contributions, k free vectors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from credit.collect import FRACTIONS, LIAR, NOISE, STALE, WINDOWS
+from credit.collect import FRACTIONS, HONEST, LIAR, NOISE, STALE, WINDOWS
+from credit.judge import graded, honest_names, patterns
+from credit.liars import LIES, contributions
+from credit.rating import kendall
 from credit.scores import Evidence as Kept
 from fedgpt2.config import Ranking
 from fedgpt2.ranking.evidence import Audit, Evidence, Free, MinerEvidence, Products, rule_row
@@ -17,9 +20,18 @@ from fedgpt2.ranking.sample import choose
 from fedgpt2.ranking.table import Table, advance, ranks
 from fedgpt2.types import Hotkey
 
-__all__ = ["Rounds", "Standing", "graded_texts", "ranked"]
+__all__ = ["Rounds", "Standing", "graded_texts", "name_of", "paid", "ranked", "taus"]
 
 Float64 = NDArray[np.float64]
+
+_LENGTH = 64  # tokens of a window
+_DRAWS = 4  # of who is audited, where all are there
+_ROUNDS_OF_LIES = 30
+_TURNS: Mapping[str, Callable[[int], bool]] = {  # rounds in which an honest miner sends a lie
+    "every 2. round": lambda r: r % 2 == 1,
+    "every 4. round": lambda r: r % 4 != 0,
+    "the first 30": lambda r: r >= 30,
+}
 
 _FREE = {"moment": Free(kind="moment"), "agg/1": Free(kind="aggregate", age=1), "agg/2": Free(kind="aggregate", age=2)}
 
@@ -38,7 +50,7 @@ class Rounds:
     tokens: int
 
     @classmethod
-    def of(cls, kept: Kept, contributions: Float64, texts: Sequence[int], length: int, scored: int = 2048) -> "Rounds":
+    def of(cls, kept: Kept, contributions: Float64, texts: Sequence[int], scored: int = 2048) -> "Rounds":
         """Of contributions [m, n] or [r, m, n], whose text is that of the slots `texts` [m]."""
         gram = kept.gram
         x = np.broadcast_to(contributions, (len(gram), *contributions.shape[-2:]))
@@ -55,7 +67,7 @@ class Rounds:
             gain_free=free @ gram @ g,
             inner_free=side @ free.T,
             free=free @ gram @ free.T,
-            tokens=WINDOWS * length,
+            tokens=WINDOWS * _LENGTH,
         )
 
     def evidence(self, r: int, present: Sequence[int], table: Table, rule: Ranking, seed: bytes) -> Evidence:
@@ -119,3 +131,55 @@ def ranked(rounds: Rounds, there: NDArray[np.bool_], rule: Ranking, seed: bytes)
         place=np.array([float(line.rank) for line in ordered]),
         weight=np.array([line.weight for line in ordered]),
     )
+
+
+def taus(kept: Sequence[Kept], worth: Float64, adds: Float64) -> dict[str, Float64]:
+    """Kendall's tau of the table after the last round, seed by seed [q]: with both truths, all there and 6 of 16."""
+    found: dict[str, list[float]] = {name: [] for name in ("everybody", "everybody_adds", "six", "six_adds")}
+    for each in kept:
+        rounds = Rounds.of(each, graded(each), graded_texts())
+        everybody = np.ones((len(each.gram), len(graded_texts())), dtype=np.bool_)
+        tables = {
+            "everybody": [ranked(rounds, everybody, Ranking(), bytes([draw])).place for draw in range(_DRAWS)],
+            "six": [ranked(rounds, there, Ranking(), b"six").place for there in patterns(each)],
+        }
+        for name, places in tables.items():
+            found[name].append(float(kendall(-np.array(places), worth).mean()))
+            found[f"{name}_adds"].append(float(kendall(-np.array(places), adds).mean()))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def paid(kept: Sequence[Kept]) -> dict[str, tuple[float, float]]:
+    """Of each lie, told alone among 12 honest miners for 30 rounds: how often above one, pay over an honest mean.
+
+    And of an honest miner that sends a lie by turns, among 11, after all rounds.
+    """
+    made: dict[str, list[tuple[float, float]]] = {}
+    for each in kept:
+        honest = np.array([each.vector(name) for name in honest_names()])
+        fair = np.broadcast_to(honest, (len(each.gram), *honest.shape))
+        lies = contributions(each)
+        early = slice(0, _ROUNDS_OF_LIES)
+        for i, name in enumerate(LIES):
+            x = np.concatenate([fair, lies[:, [i]]], axis=1)
+            rounds = Rounds.of(each, x, [*range(HONEST), LIAR])
+            made.setdefault(name, []).append(_last(ranked(rounds, _everybody(x)[early], Ranking(), b"lies")))
+        for name in ("loud/1", "agg/1 + 1 random"):
+            for when, idle in _TURNS.items():
+                x = fair.copy()
+                turns = np.array([idle(r) for r in range(len(x))])
+                x[turns, -1] = lies[turns, [*LIES].index(name)]
+                rounds = Rounds.of(each, x, range(HONEST))
+                result = _last(ranked(rounds, _everybody(x), Ranking(), b"turns"))
+                made.setdefault(f"works {when}, else {name}", []).append(result)
+    return {name: (float(np.mean(values, 0)[0]), float(np.mean(values, 0)[1])) for name, values in made.items()}
+
+
+def _everybody(x: Float64) -> NDArray[np.bool_]:
+    return np.ones(x.shape[:2], dtype=np.bool_)
+
+
+def _last(standing: Standing) -> tuple[float, float]:
+    """Of the last one: whether it is above another, and its pay over the others' mean."""
+    place, weight = standing.place, standing.weight
+    return float(place[-1] < place[:-1].max()), float(weight[-1] / max(weight[:-1].mean(), 1e-12))

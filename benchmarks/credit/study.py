@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from credit.collect import graded_names
 from credit.judge import duty, gang, gauntlet, interval, lies, order, single_round, true_changes, truth, worst
-from credit.liars import LIES
+from credit.liars import LIES, effort
 from credit.rating import Rating, kendall
 from credit.scores import Evidence, Score
+from credit.shipped import paid, taus
 
 __all__ = ["BEGIN", "CHOSEN", "END", "answers", "page"]
 
@@ -62,6 +63,10 @@ def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
         },
         "tau_of_the_two_truths": _round(kendall(true_changes(kept)[None], worth)[0]),
         "scores": {score.name: _score(kept, score, truths) for score in SCORES},
+        "shipped": {
+            "tau": {name: _spread(values) for name, values in taus(kept, *truths).items()},
+            "lies": {name: [_round(value) for value in values] for name, values in paid(kept).items()},
+        },
         "baselines": {name: _spread(values) for name, values in gauntlet(kept, *truths, RATING).items()},
         "tokens": {
             f"{score.name} {tokens}": _score(kept, replace(score, tokens=tokens), truths)
@@ -98,7 +103,7 @@ def _score(kept: Sequence[Evidence], score: Score, truths: tuple[Values, Values]
 
 def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], also: Mapping[str, str]) -> list[str]:
     """Tables in Markdown: of the groups in `names`, under those words, and a line or two of those in `also`."""
-    lines = []
+    lines = [*_shipped({title: found[group] for group, title in names.items()}), ""]
     for group, title in names.items():
         lines += [f"**{title}** ({len(found[group]['seeds'])} seeds)", "", *_scores(found[group]), ""]
     groups = {title: found[group] for group, title in names.items()}
@@ -106,6 +111,35 @@ def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], also:
         lines += [f"**Tokens** ({title})", "", *_tokens(numbers), ""]
     lines += ["**What is sent, and what it gets**", "", *_lies(groups), ""]
     return [*lines, "**Other trainings** (one seed each)", "", *_brief({also[g]: found[g] for g in also})]
+
+
+def _shipped(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The rule as it is, audits and all, beside what others do."""
+    lines = [
+        "| | " + " | ".join(f"{title} ({len(group['seeds'])} seeds)" for title, group in groups.items()) + " |",
+        "|---|" + "---|" * len(groups),
+    ]
+    rows = {
+        "**the rule**: τ, all 16": [_both(g["shipped"]["tau"]["everybody"]) for g in groups.values()],
+        "**the rule**: τ, 6 of 16": [_both(g["shipped"]["tau"]["six"]) for g in groups.values()],
+        "the rule: τ with what is added, all 16": [
+            _both(g["shipped"]["tau"]["everybody_adds"]) for g in groups.values()
+        ],
+        "true loss changes of 6 sampled, Plackett-Luce": [_both(g["baselines"]["rated"]) for g in groups.values()],
+        "true loss changes of 6 sampled, running mean": [_both(g["baselines"]["mean"]) for g in groups.values()],
+    }
+    for kind, words in (("0", "no work"), ("1/8", "⅛ of the work"), ("stale", "an old answer")):
+        rows[f"{words}: above an honest miner · pay"] = [_most(g["shipped"]["lies"], kind) for g in groups.values()]
+    for name in (n for n in next(iter(groups.values()))["shipped"]["lies"] if n.startswith("works")):
+        rows[name] = ["{:.2f} · {:.2f}".format(*g["shipped"]["lies"][name]) for g in groups.values()]
+    return [*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())]
+
+
+def _most(lies: Mapping[str, Sequence[float]], kind: str) -> str:
+    """The lie of an effort that is above an honest miner most often."""
+    name = max((name for name in LIES if effort(name) == kind), key=lambda name: tuple(lies[name]))
+    above, pay = lies[name]
+    return f"{above:.2f} · {pay:.2f} ({name})"
 
 
 def _brief(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -118,7 +118,7 @@ def test_rounds_of_absence_leave_what_was_proven(evidence: Evidence) -> None:
 def test_the_shipped_ranking_is_given_what_was_kept(evidence: Evidence, dense: dict[str, np.ndarray]) -> None:
     x = np.array([evidence.vector(name) for name in graded_names()])
     added = marks(evidence, x, SLOTS, Score("whole", "M+A2"))
-    rounds, rule = Rounds.of(evidence, x, graded_texts(), 64), Ranking()
+    rounds, rule = Rounds.of(evidence, x, graded_texts()), Ranking()
     assert len(graded_texts()) == SLOTS
     for r in range(ROUNDS):
         given = rounds.evidence(r, range(SLOTS), Table(rule=rule), rule, b"seed")
@@ -137,7 +137,7 @@ def test_a_replay_is_last_in_the_shipped_ranking(evidence: Evidence) -> None:
     x = np.array([evidence.vector(name) for name in [*graded_names()[:4], "agg/1"]])
     there = np.ones((ROUNDS, 5), dtype=bool)
     there[2, :3] = False
-    found = ranked(Rounds.of(evidence, x, range(5), 64), there, Ranking(), b"seed")
+    found = ranked(Rounds.of(evidence, x, range(5)), there, Ranking(), b"seed")
     assert found.place.argmax() == found.mu.argmin() == 4
     assert sorted(found.place) == [1, 2, 3, 4, 5]
     assert found.weight.sum() == pytest.approx(1.0)

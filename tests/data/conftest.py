@@ -1,6 +1,5 @@
 """A corpus of any shape without any text: pages whose windows are counted, not written."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,8 +14,6 @@ from fedgpt2.data.sample import SampleSource
 from fedgpt2.data.tokenizer import VOCAB_SHA256
 
 from .hub import LoopbackHub
-
-GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 def manifest_of(**changes) -> Manifest:
@@ -70,19 +67,6 @@ def sample() -> SampleSource:
 @pytest.fixture(scope="session")
 def corpus() -> Corpus:
     return Corpus.open(Data(source="sample"), seq_len=128, seed=1337)
-
-
-@pytest.fixture(scope="session")
-def golden() -> Callable[[str, object], None]:
-    """Compare a value with a golden file; FEDGPT2_WRITE_GOLDEN=1 rewrites the file first."""
-
-    def compare(name: str, value: object) -> None:
-        path = GOLDEN / name
-        if os.environ.get("FEDGPT2_WRITE_GOLDEN") == "1":
-            path.write_text(json.dumps(value, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
-        assert json.loads(json.dumps(value)) == json.loads(path.read_text(encoding="utf-8"))
-
-    return compare
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Grounded credit: an honest gradient knows its own text; what was made without that text earns nothing in the end."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
@@ -9,13 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgpt2.ranking.audit import BOUND, ENOUGH, LEAST, MEMORY, TELLING, UNTOLD, Known, bounds, grounding, groundings
+from fedgpt2.ranking.audit import (
+    BOUND,
+    ENOUGH,
+    LEAST,
+    MEMORY,
+    TELLING,
+    UNTOLD,
+    Known,
+    bounds,
+    grounding,
+    groundings,
+    told,
+)
 from fedgpt2.ranking.credit import Credit
 from fedgpt2.ranking.evidence import Audit, Evidence, as_row, read_evidence
 from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.ranking.rating import Rating
 from fedgpt2.ranking.reliability import Average
-from fedgpt2.ranking.table import Standing, Table, advance, fold, ranks
+from fedgpt2.ranking.table import REVISION, Standing, Table, advance, fold, ranks
 from tests.ranking.worlds import AGGREGATE, evidence, rule
 
 D, HONEST = 400, 8
@@ -174,6 +187,61 @@ def test_where_noise_begins_to_show_they_are_asked_for_it_by_degrees() -> None:
         honest = {f"h{i}": known(*[shown * TELLING] * 8) for i in range(4)}
         parts.append(groundings(honest | {"liar": known(*[0.0] * 60)})["liar"])
     assert parts == pytest.approx([1.0, 0.5, 0.0, 0.0])
+
+
+def test_audits_tell_of_those_audited_where_noise_shows() -> None:
+    assert told({}) == {}
+    for shown, much in ((0.5, 0.0), (0.75, 0.5), (1.0, 1.0), (1.5, 1.0)):
+        found = told({"a": known(shown * TELLING), "b": known(shown * TELLING), "liar": known(0.0), "new": known()})
+        assert found == pytest.approx({"a": much, "b": much, "liar": much, "new": 0.0})
+
+
+def slow_world(rounds: int, seed: int, *, audited: bool) -> list[Evidence]:
+    """Six honest miners; one on old weights, whose gradient is the last aggregate but for its own text; one replay.
+
+    The replay is the last aggregate behind other noise: by what lies outside of what is free the two are alike.
+    """
+    draw = np.random.default_rng(seed)
+    common, made = draw.normal(size=D), []
+    last = common.copy()
+    for number in range(1, rounds + 1):
+        true = common + 0.3 * draw.normal(size=D)
+        g = true + 0.2 * draw.normal(size=D)
+        texts = {name: true + 1.5 * draw.normal(size=D) for name in (*(f"h{i}" for i in range(6)), "slow", "replay")}
+        xs = texts | {"slow": last + texts["slow"] - true, "replay": last + 1.5 * draw.normal(size=D)}
+        audits = tuple(audit(name, texts[name], xs[name]) for name in xs) if audited else ()
+        made.append(msgspec.structs.replace(evidence(number, xs, g, [(AGGREGATE, last)]), audits=audits))
+        last = np.mean([xs[f"h{i}"] for i in range(6)], axis=0)
+    return made
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_audits_tell_a_gradient_on_old_weights_from_a_replay(seed: int) -> None:
+    def counted(audited: bool) -> dict[str, float]:
+        """What part of its raw credit counts, in the last round."""
+        made = fold(slow_world(20, seed, audited=audited), rule()).entries[-1][1]
+        marks = {name: entry.mark for name, entry in made.items()}
+        return {name: (mark.score or 0.0) / mark.credit.raw for name, mark in marks.items() if mark.credit}
+
+    silent, loud = counted(audited=False), counted(audited=True)
+    assert max(silent["slow"], silent["replay"]) < 0.4  # both for what little they add to what is free
+    assert loud["slow"] > 0.9
+    assert loud["replay"] == 0.0
+
+
+def test_another_revision_of_the_rule_has_another_number(golden: Callable[[str, object], None]) -> None:
+    """Where this fails, equal evidence ranks otherwise than before: raise REVISION and write the golden file again."""
+    rounds = [*world(8, 1, "noisy")]
+    table = fold(rounds, rule()).table
+    lines = [
+        [line.hotkey, *(float(f"{value:.9g}") for value in (line.rating, line.score, line.weight))]
+        for line in ranks(table)
+    ]
+    golden("ranking.json", {"revision": REVISION, "table": lines})
+
+
+def _nine_digits(value: float) -> float:
+    return float(f"{value:.9g}")
 
 
 def test_a_low_start_does_not_hold_down_what_the_others_show() -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from fedgpt2.cli.rankings import difference_lines
 from fedgpt2.errors import RunDirectoryError
 from fedgpt2.ledger.ledger import Ledger
-from fedgpt2.ranking.replay import differences, kept_differences, read_rows, replay
+from fedgpt2.ranking.replay import Recorded, differences, kept_differences, otherwise_ranked, read_rows, replay
 from fedgpt2.ranking.table import Rank, ranks
 from tests.ranking.runs import write_run
 from tests.ranking.worlds import noisy_rounds, refused, rule
@@ -55,6 +56,24 @@ def test_every_number_that_differs_is_named(tmp_path: Path) -> None:
     ]
     assert found[0].recorded is None
     assert found[2].replayed is None
+
+
+def test_rounds_of_another_revision_are_named(tmp_path: Path) -> None:
+    rounds = [msgspec.structs.replace(each, revision=1) for each in noisy_rounds(QUALITY, 2)]
+    write_run(tmp_path, [*rounds, *noisy_rounds(QUALITY, 4)[2:]])
+    rows = read_rows(bodies(tmp_path))
+    assert otherwise_ranked(rows) == [1, 2]
+    found = differences([replace_score(rows[0]), *rows[1:]], replay(rows))
+    said = difference_lines(4, found, [1, 2])[1]
+    assert said.startswith("2 rounds from 1 on were ranked by another revision of the rule; replay with the version")
+    assert difference_lines(4, found, [3])[1].startswith("round 3 was ranked by another revision")
+    assert difference_lines(4, [], [1])[0].endswith("to the bit")
+    assert len(difference_lines(4, found)) == len(difference_lines(4, found, [1])) - 1
+
+
+def replace_score(row: Recorded) -> Recorded:
+    first = msgspec.structs.replace(row.miners[0], score=9.0)
+    return msgspec.structs.replace(row, miners=(first, *row.miners[1:]))
 
 
 def test_a_table_kept_with_other_numbers_differs(tmp_path: Path) -> None:

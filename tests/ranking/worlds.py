@@ -7,6 +7,7 @@ import numpy as np
 
 from fedgpt2.config import Ranking
 from fedgpt2.ranking.evidence import Evidence, Free, MinerEvidence, Products, rule_row
+from fedgpt2.ranking.table import REVISION
 
 AGGREGATE, MOMENT = Free(kind="aggregate", age=1), Free(kind="moment")
 
@@ -57,6 +58,7 @@ def evidence(
     ]
     return Evidence(
         round=number,
+        revision=REVISION,
         applied=True,
         rule=rule_row(rule or Ranking()),
         picks=((0, number), (1, number)),
