@@ -4,7 +4,8 @@
     o_i = (s_i - <g, x_i> / |x_i|) / |g|         what it does for that text beyond what it does for any
     O_i = mean of min(o_i, max(BOUND M / t_i, UNTOLD)) over its audits, the last MEMORY or so; 0 for a replay
     T_i = (k t_i O_i + q M) / (k + q)            k audits, t_i tokens assigned, M = median of t O, over those compared
-    grounded_i = clip((T_i / M - LEAST) / (ENOUGH - LEAST), 0, 1)       q = (TELLING / median of O)²
+    told_i = clip(2 median of O / TELLING - 1, 0, 1)                    q = (TELLING / median of O)²; 0 before an audit
+    grounded_i = 1 - told_i (1 - clip((T_i / M - LEAST) / (ENOUGH - LEAST), 0, 1))
 
 An honest gradient holds the noise of its own text, and lowers the loss of that text by more than of any other: o_i is
 about sigma² / (n |x_i| |g|), sigma² the variance of one window's gradient, n the windows; hence t. What was made
@@ -32,7 +33,19 @@ from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.ranking.reliability import Average
 from fedgpt2.types import Hotkey
 
-__all__ = ["BOUND", "ENOUGH", "LEAST", "MEMORY", "TELLING", "UNTOLD", "Known", "bounds", "grounding", "groundings", "told"]
+__all__ = [
+    "BOUND",
+    "ENOUGH",
+    "LEAST",
+    "MEMORY",
+    "TELLING",
+    "UNTOLD",
+    "Known",
+    "bounds",
+    "grounding",
+    "groundings",
+    "told",
+]
 
 MEMORY = 8  # audits over which the past fades
 TELLING = 0.3  # of |g|
@@ -82,33 +95,26 @@ def groundings(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
 
     Who was never audited is trusted until it is.
     """
-    means, middle = _means(known), _middle(known)
-    parts, asked = dict.fromkeys(known, 1.0), _asked(means)
-    if asked > 0.0 and middle > 0.0:
-        shown = median(means.values())
-        for hotkey, mean in means.items():
-            parts[hotkey] = 1.0 - asked * (1.0 - _part(known[hotkey], mean, middle, (TELLING / shown) ** 2))
-    return parts
+    shown, middle = _shown(known), _middle(known)
+    return {
+        hotkey: 1.0 - much * (1.0 - _part(known[hotkey], middle, (TELLING / shown) ** 2)) if much else 1.0
+        for hotkey, much in told(known).items()
+    }
 
 
 def told(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
     """How much audits tell of each miner, 0 to 1: nothing of one never audited, nor where honest noise hardly shows."""
-    asked = _asked(_means(known))
+    asked = min(1.0, max(0.0, 2.0 * _shown(known) / TELLING - 1.0)) if _middle(known) > 0.0 else 0.0
     return {hotkey: asked if each.audits.weight else 0.0 for hotkey, each in known.items()}
 
 
-def _means(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
-    """O of those that were audited."""
-    return {hotkey: each.audits.value(0.0) for hotkey, each in known.items() if each.audits.weight}
+def _shown(known: Mapping[Hotkey, Known]) -> float:
+    """Median of O; 0 before the first audit."""
+    means = [each.audits.value(0.0) for each in known.values() if each.audits.weight]
+    return median(means) if means else 0.0
 
 
-def _asked(means: Mapping[Hotkey, float]) -> float:
-    """How much is asked of a miner's noise: nothing up to half of TELLING, all of it from there on."""
-    shown = median(means.values()) if means else 0.0
-    return min(1.0, max(0.0, 2.0 * shown / TELLING - 1.0))
-
-
-def _part(known: Known, mean: float, middle: float, doubt: float) -> float:
+def _part(known: Known, middle: float, doubt: float) -> float:
     audits = known.audits.weight * MEMORY
-    drawn = (audits * known.tokens * mean + doubt * middle) / (audits + doubt)
+    drawn = (audits * known.tokens * known.audits.value(0.0) + doubt * middle) / (audits + doubt)
     return min(1.0, max(0.0, (drawn / middle - LEAST) / (ENOUGH - LEAST)))

@@ -72,9 +72,7 @@ def weighed(
     """
     compared = [hotkey for hotkey, mark in marks.items() if mark.score is not None]
     parts = shares({hotkey: proven.get(hotkey, 0.0) for hotkey in compared})
-    factors = {
-        hotkey: max(part, told.get(hotkey, 0.0)) * trusted.get(hotkey, 1.0) for hotkey, part in parts.items()
-    }
+    factors = {hotkey: max(part, told.get(hotkey, 0.0)) * trusted.get(hotkey, 1.0) for hotkey, part in parts.items()}
     return {
         hotkey: mark if mark.score is None else replace(mark, score=mark.score * factors[hotkey])
         for hotkey, mark in marks.items()
