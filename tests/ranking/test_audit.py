@@ -19,9 +19,9 @@ from fedgpt2.ranking.audit import (
     UNTOLD,
     Known,
     bounds,
+    confirmed,
     grounding,
     groundings,
-    told,
 )
 from fedgpt2.ranking.credit import Credit
 from fedgpt2.ranking.evidence import Audit, Evidence, as_row, read_evidence
@@ -189,11 +189,15 @@ def test_where_noise_begins_to_show_they_are_asked_for_it_by_degrees() -> None:
     assert parts == pytest.approx([1.0, 0.5, 0.0, 0.0])
 
 
-def test_audits_tell_of_those_audited_where_noise_shows() -> None:
-    assert told({}) == {}
+def test_audits_confirm_who_was_audited_where_noise_shows() -> None:
+    assert confirmed({}) == {}
     for shown, much in ((0.5, 0.0), (0.75, 0.5), (1.0, 1.0), (1.5, 1.0)):
-        found = told({"a": known(shown * TELLING), "b": known(shown * TELLING), "liar": known(0.0), "new": known()})
-        assert found == pytest.approx({"a": much, "b": much, "liar": much, "new": 0.0})
+        values = {**dict.fromkeys("abcde", 1.0), "fair": 0.625, "half": 0.5, "liar": 0.0}
+        audits = {name: known(*[value * shown * TELLING] * 80) for name, value in values.items()}
+        doubt = 1.0 / shown**2  # audits that say the median, beside eight
+        drawn = {name: (8 * value + doubt) / (8 + doubt) for name, value in values.items()}
+        expected = {name: much * min(1.0, max(0.0, 4.0 * value - 2.0)) for name, value in drawn.items()}
+        assert confirmed(audits | {"new": known()}) == pytest.approx(expected | {"new": 0.0}, abs=1e-3)
 
 
 def slow_world(rounds: int, seed: int, *, audited: bool) -> list[Evidence]:

@@ -3,7 +3,7 @@
     a_i = <g, x'_i> / |x_i| / |g|                        what it adds of its own, in a round; 0 for a replay
     N_i = mean of a_i over its rounds, later ones more   (`ranking.memory`)
     share_i = clip(N_i / max(median of N, FLOOR), 0, 1)  the median over those compared in the round
-    score_i = max(0, <g, x_i> / |x_i|) max(share_i, told_i) grounded_i        told_i, grounded_i: audit.py
+    score_i = max(0, <g, x_i> / |x_i|) max(share_i, confirmed_i) grounded_i     the last two: audit.py
 
 The whole effect <g, x> / |x| of one round orders honest miners best, and pays a replay of the last aggregate nearly as
 much; what is left outside of what is free pays no replay, but is noisy in a single round. So the whole effect is
@@ -15,9 +15,9 @@ a_i is by the whole |x|, so a replay that was bent (its largest entries, some te
 part of its length that is no replay: |a_i| <= |x'_i| / |x_i|. By |x'| its proof would be that of a full length. Free
 vectors that shorten x raise a_i a little; the share stays 1 at most, and <g, x> / |x| is without what they were worth.
 
-Where audits tell of a miner (told_i is 1 then, 0 where they are silent), they decide alone: a gradient on weights of
-some rounds ago has little outside of what is free and lowers the loss all the same, as a replay does; the noise of its
-own text is what tells the two apart.
+What audits have confirmed needs no such proof. A gradient over one's own text on weights of some rounds ago has as
+little outside of what is free as a replay has, and lowers the loss as well as a fresh one of less text; the noise of
+its text is what tells it from a replay.
 
 Nothing is had from a division of rounding errors: a median below FLOOR, or below 0, is taken for FLOOR. Where nobody
 adds anything of its own the shares are near 0, and the scores as well.
@@ -63,16 +63,16 @@ def weighed(
     marks: Mapping[Hotkey, Mark],
     proven: Mapping[Hotkey, float],
     trusted: Mapping[Hotkey, float],
-    told: Mapping[Hotkey, float],
+    sure: Mapping[Hotkey, float],
 ) -> dict[Hotkey, Mark]:
     """The marks, each score times what counts of it, by all that is known, this round included.
 
-    `trusted` are groundings, `told` how much audits tell of a miner (audit.py). A miner with a score, nothing proved
-    and never audited has no share: none of its credit counts.
+    `trusted` are groundings, `sure` how far audits have confirmed a miner (audit.py). A miner with a score, nothing
+    proved and never audited has no share: none of its credit counts.
     """
     compared = [hotkey for hotkey, mark in marks.items() if mark.score is not None]
     parts = shares({hotkey: proven.get(hotkey, 0.0) for hotkey in compared})
-    factors = {hotkey: max(part, told.get(hotkey, 0.0)) * trusted.get(hotkey, 1.0) for hotkey, part in parts.items()}
+    factors = {hotkey: max(part, sure.get(hotkey, 0.0)) * trusted.get(hotkey, 1.0) for hotkey, part in parts.items()}
     return {
         hotkey: mark if mark.score is None else replace(mark, score=mark.score * factors[hotkey])
         for hotkey, mark in marks.items()
