@@ -19,7 +19,6 @@ from fedgpt2.ranking.audit import (
     UNTOLD,
     Known,
     bounds,
-    confirmed,
     grounding,
     groundings,
 )
@@ -187,50 +186,6 @@ def test_where_noise_begins_to_show_they_are_asked_for_it_by_degrees() -> None:
         honest = {f"h{i}": known(*[shown * TELLING] * 8) for i in range(4)}
         parts.append(groundings(honest | {"liar": known(*[0.0] * 60)})["liar"])
     assert parts == pytest.approx([1.0, 0.5, 0.0, 0.0])
-
-
-def test_audits_confirm_who_was_audited_where_noise_shows() -> None:
-    assert confirmed({}) == {}
-    for shown, much in ((0.5, 0.0), (0.75, 0.5), (1.0, 1.0), (1.5, 1.0)):
-        values = {**dict.fromkeys("abcde", 1.0), "fair": 0.625, "half": 0.5, "liar": 0.0}
-        audits = {name: known(*[value * shown * TELLING] * 80) for name, value in values.items()}
-        doubt = 1.0 / shown**2  # audits that say the median, beside eight
-        drawn = {name: (8 * value + doubt) / (8 + doubt) for name, value in values.items()}
-        expected = {name: much * min(1.0, max(0.0, 4.0 * value - 2.0)) for name, value in drawn.items()}
-        assert confirmed(audits | {"new": known()}) == pytest.approx(expected | {"new": 0.0}, abs=1e-3)
-
-
-def slow_world(rounds: int, seed: int, *, audited: bool) -> list[Evidence]:
-    """Six honest miners; one on old weights, whose gradient is the last aggregate but for its own text; one replay.
-
-    The replay is the last aggregate behind other noise: by what lies outside of what is free the two are alike.
-    """
-    draw = np.random.default_rng(seed)
-    common, made = draw.normal(size=D), []
-    last = common.copy()
-    for number in range(1, rounds + 1):
-        true = common + 0.3 * draw.normal(size=D)
-        g = true + 0.2 * draw.normal(size=D)
-        texts = {name: true + 1.5 * draw.normal(size=D) for name in (*(f"h{i}" for i in range(6)), "slow", "replay")}
-        xs = texts | {"slow": last + texts["slow"] - true, "replay": last + 1.5 * draw.normal(size=D)}
-        audits = tuple(audit(name, texts[name], xs[name]) for name in xs) if audited else ()
-        made.append(msgspec.structs.replace(evidence(number, xs, g, [(AGGREGATE, last)]), audits=audits))
-        last = np.mean([xs[f"h{i}"] for i in range(6)], axis=0)
-    return made
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_audits_tell_a_gradient_on_old_weights_from_a_replay(seed: int) -> None:
-    def counted(audited: bool) -> dict[str, float]:
-        """What part of its raw credit counts, in the last round."""
-        made = fold(slow_world(20, seed, audited=audited), rule()).entries[-1][1]
-        marks = {name: entry.mark for name, entry in made.items()}
-        return {name: (mark.score or 0.0) / mark.credit.raw for name, mark in marks.items() if mark.credit}
-
-    silent, loud = counted(audited=False), counted(audited=True)
-    assert max(silent["slow"], silent["replay"]) < 0.4  # both for what little they add to what is free
-    assert loud["slow"] > 0.9
-    assert loud["replay"] == 0.0
 
 
 def test_another_revision_of_the_rule_has_another_number(golden: Callable[[str, object], None]) -> None:

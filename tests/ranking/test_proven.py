@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedgpt2.ranking.credit import Credit, credits
 from fedgpt2.ranking.evidence import Evidence, Free, as_row, read_evidence
 from fedgpt2.ranking.marks import Mark, Verdict
-from fedgpt2.ranking.proven import FLOOR, proof, shares, weighed
+from fedgpt2.ranking.proven import ENOUGH, FLOOR, LEAST, proof, shares, weighed
 from fedgpt2.ranking.table import Entry, advance, fold, ranks
 from tests.ranking.worlds import MOMENT, evidence, noisy_rounds, refused, rule, shuffled
 
@@ -129,21 +129,34 @@ def _renamed(miner, one: str, other: str):
     return msgspec.structs.replace(miner, hotkey={one: other, other: one}.get(miner.hotkey, miner.hotkey))
 
 
+def ramp(part: float) -> float:
+    return min(1.0, max(0.0, (part - LEAST) / (ENOUGH - LEAST)))
+
+
 @given(st.dictionaries(st.text("abcdef", min_size=1), st.floats(-1.0, 1.0), max_size=7))
 def test_shares_are_parts_of_the_median(proven: dict[str, float]) -> None:
     found = shares(proven)
     middle = max(FLOOR, float(np.median(list(proven.values())))) if proven else 1.0
-    assert found == pytest.approx({name: min(1.0, max(0.0, n / middle)) for name, n in proven.items()})
+    assert found == pytest.approx({name: ramp(n / middle) for name, n in proven.items()})
     assert all(0.0 <= share <= 1.0 for share in found.values())
 
 
 def test_rounding_errors_are_no_proof() -> None:
-    assert shares({"a": 1e-7, "b": -1e-7, "c": 2e-17}) == pytest.approx({"a": 1e-4, "b": 0.0, "c": 2e-14})
-    assert shares({"a": 1e-7}) == {"a": pytest.approx(1e-4)}
+    assert shares({"a": 1e-7, "b": -1e-7, "c": 2e-17}) == {"a": 0.0, "b": 0.0, "c": 0.0}
+    assert shares({"a": 1e-7}) == {"a": 0.0}
+    assert shares({"a": 0.625 * FLOOR}) == {"a": pytest.approx(0.5)}
     assert shares({"a": 0.2}) == {"a": 1.0}
     assert shares({"a": -0.2}) == {"a": 0.0}
     assert shares({"a": -0.2, "b": -0.1, "c": 0.3}) == {"a": 0.0, "b": 0.0, "c": 1.0}
     assert shares({}) == {}
+
+
+def test_a_scrap_of_the_text_behind_a_replay_has_no_share() -> None:
+    """Three eighths of the median is what it proves; an honest miner stays above seven eighths, or close to it."""
+    found = shares({"a": 0.08, "b": 0.075, "c": 0.07, "d": 0.09, "half": 0.05, "scrap": 0.028})
+    assert found == pytest.approx(
+        {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0, "half": 0.6293103, "scrap": 0.0222414}, abs=0.03
+    )
 
 
 def test_a_round_of_replays_alone_moves_no_rating_apart() -> None:
@@ -180,7 +193,7 @@ def test_only_a_gradient_of_ones_own_and_a_replay_say_anything(verdict: Verdict)
 def test_what_is_no_number_is_never_rewarded(value: float) -> None:
     assert proof(Mark(Verdict.OWN, credit=Credit(raw=1.0, added=value, own=1.0)), 2.0) is None
     assert proof(Mark(Verdict.OWN, credit=Credit(raw=1.0, added=1.0, own=1.0)), math.nan) is None
-    made = weighed({"a": Mark(Verdict.OWN, 3.0), "b": Mark(Verdict.OWN, 2.0)}, {"b": 0.5}, {}, {})
+    made = weighed({"a": Mark(Verdict.OWN, 3.0), "b": Mark(Verdict.OWN, 2.0)}, {"b": 0.5}, {})
     assert (made["a"].score, made["b"].score) == (0.0, 2.0)
 
 
@@ -202,7 +215,7 @@ def test_the_score_is_the_product_of_what_a_receipt_says(seed: int) -> None:
         middle = max(FLOOR, float(np.median(list(proven.values()))))
         for hotkey, entry in made.items():
             assert entry.mark.credit is not None
-            share = min(1.0, max(0.0, proven[hotkey] / middle))
+            share = ramp(proven[hotkey] / middle)
             assert entry.mark.score == pytest.approx(max(0.0, entry.mark.credit.raw) * share)
 
 

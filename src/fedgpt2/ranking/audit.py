@@ -4,9 +4,8 @@
     o_i = (s_i - <g, x_i> / |x_i|) / |g|         what it does for that text beyond what it does for any
     O_i = mean of min(o_i, max(BOUND M / t_i, UNTOLD)) over its audits, the last MEMORY or so; 0 for a replay
     T_i = (k t_i O_i + q M) / (k + q)            k audits, t_i tokens assigned, M = median of t O, over those compared
-    told_i = clip(2 median of O / TELLING - 1, 0, 1)                    q = (TELLING / median of O)²; 0 before an audit
-    part_i = clip((T_i / M - LEAST) / (ENOUGH - LEAST), 0, 1)
-    grounded_i = 1 - told_i (1 - part_i)            confirmed_i = told_i max(0, 2 part_i - 1)
+    told = clip(2 median of O / TELLING - 1, 0, 1)              q = (TELLING / median of O)²
+    grounded_i = 1 - told (1 - clip((T_i / M - LEAST) / (ENOUGH - LEAST), 0, 1))
 
 An honest gradient holds the noise of its own text, and lowers the loss of that text by more than of any other: o_i is
 about sigma² / (n |x_i| |g|), sigma² the variance of one window's gradient, n the windows; hence t. What was made
@@ -43,7 +42,6 @@ __all__ = [
     "UNTOLD",
     "Known",
     "bounds",
-    "confirmed",
     "grounding",
     "groundings",
 ]
@@ -96,20 +94,13 @@ def groundings(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
 
     Who was never audited is trusted until it is.
     """
-    return {hotkey: 1.0 - told * (1.0 - part) for hotkey, (told, part) in _told(known).items()}
-
-
-def confirmed(known: Mapping[Hotkey, Known]) -> dict[Hotkey, float]:
-    """How sure audits are that a miner uses all of its text, 0 to 1; 0 before the first audit."""
-    return {hotkey: told * max(0.0, 2.0 * part - 1.0) for hotkey, (told, part) in _told(known).items()}
-
-
-def _told(known: Mapping[Hotkey, Known]) -> dict[Hotkey, tuple[float, float]]:
-    """How much audits tell of each miner, and what they say: told_i, and part_i where that is not 0."""
     shown, middle = _shown(known), _middle(known)
-    asked = min(1.0, max(0.0, 2.0 * shown / TELLING - 1.0)) if middle > 0.0 else 0.0
+    told = min(1.0, max(0.0, 2.0 * shown / TELLING - 1.0))
+    if not (told > 0.0 and middle > 0.0):
+        return dict.fromkeys(known, 1.0)
+    doubt = (TELLING / shown) ** 2
     return {
-        hotkey: (asked, _part(each, middle, (TELLING / shown) ** 2)) if asked and each.audits.weight else (0.0, 1.0)
+        hotkey: 1.0 - told * (1.0 - _part(each, middle, doubt)) if each.audits.weight else 1.0
         for hotkey, each in known.items()
     }
 

@@ -2,22 +2,18 @@
 
     a_i = <g, x'_i> / |x_i| / |g|                        what it adds of its own, in a round; 0 for a replay
     N_i = mean of a_i over its rounds, later ones more   (`ranking.memory`)
-    share_i = clip(N_i / max(median of N, FLOOR), 0, 1)  the median over those compared in the round
-    score_i = max(0, <g, x_i> / |x_i|) max(share_i, confirmed_i) grounded_i     the last two: audit.py
+    share_i = clip((N_i / max(median of N, FLOOR) - LEAST) / (ENOUGH - LEAST), 0, 1)    the median over those compared
+    score_i = max(0, <g, x_i> / |x_i|) share_i grounded_i          grounded_i: audit.py
 
 The whole effect <g, x> / |x| of one round orders honest miners best, and pays a replay of the last aggregate nearly as
 much; what is left outside of what is free pays no replay, but is noisy in a single round. So the whole effect is
 compared, in proportion as the miner is known to add as much of its own as the median does. Taken as a part of |g|, for
-a round with a steep loss must not outweigh the others. Nobody gains beyond a share of 1: those who prove more than the
-median are told apart by the whole effect alone.
+a round with a steep loss must not outweigh the others. Nobody gains beyond a share of 1: those who prove as much as the
+median, or nearly, are told apart by the whole effect alone. LEAST is what a scrap of the text proves behind a replay.
 
 a_i is by the whole |x|, so a replay that was bent (its largest entries, some tensors louder) proves no more than the
 part of its length that is no replay: |a_i| <= |x'_i| / |x_i|. By |x'| its proof would be that of a full length. Free
 vectors that shorten x raise a_i a little; the share stays 1 at most, and <g, x> / |x| is without what they were worth.
-
-What audits have confirmed needs no such proof. A gradient over one's own text on weights of some rounds ago has as
-little outside of what is free as a replay has, and lowers the loss as well as a fresh one of less text; the noise of
-its text is what tells it from a replay.
 
 Nothing is had from a division of rounding errors: a median below FLOOR, or below 0, is taken for FLOOR. Where nobody
 adds anything of its own the shares are near 0, and the scores as well.
@@ -31,11 +27,12 @@ from statistics import median
 from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.types import Hotkey
 
-__all__ = ["FLOOR", "proof", "shares", "weighed"]
+__all__ = ["ENOUGH", "FLOOR", "LEAST", "proof", "shares", "weighed"]
 
 # Of |g|: a hundred times what the errors of inner products (2e-6 of the lengths) may make of nothing, where the free
 # vectors are well apart; honest gradients have hundredths and more.
 FLOOR = 1e-3
+LEAST, ENOUGH = 3 / 8, 7 / 8  # of the median: a share of 0, and of 1
 
 
 def proof(mark: Mark, gradient_norm: float) -> float | None:
@@ -55,24 +52,20 @@ def shares(proven: Mapping[Hotkey, float]) -> dict[Hotkey, float]:
     """What part of its credit counts for each miner compared, 0 to 1, by what each has proved; one alone too."""
     if not proven:
         return {}
-    middle = median(proven.values())
-    return {hotkey: min(1.0, max(0.0, each / max(middle, FLOOR))) for hotkey, each in proven.items()}
+    middle = max(median(proven.values()), FLOOR)
+    return {hotkey: min(1.0, max(0.0, (each / middle - LEAST) / (ENOUGH - LEAST))) for hotkey, each in proven.items()}
 
 
 def weighed(
-    marks: Mapping[Hotkey, Mark],
-    proven: Mapping[Hotkey, float],
-    trusted: Mapping[Hotkey, float],
-    sure: Mapping[Hotkey, float],
+    marks: Mapping[Hotkey, Mark], proven: Mapping[Hotkey, float], trusted: Mapping[Hotkey, float]
 ) -> dict[Hotkey, Mark]:
-    """The marks, each score times what counts of it, by all that is known, this round included.
+    """The marks, each score times its share and its grounding (audit.py), by all that is known, this round included.
 
-    `trusted` are groundings, `sure` how far audits have confirmed a miner (audit.py). A miner with a score, nothing
-    proved and never audited has no share: none of its credit counts.
+    A miner with a score and nothing proved has no share: none of its credit counts.
     """
     compared = [hotkey for hotkey, mark in marks.items() if mark.score is not None]
     parts = shares({hotkey: proven.get(hotkey, 0.0) for hotkey in compared})
-    factors = {hotkey: max(part, sure.get(hotkey, 0.0)) * trusted.get(hotkey, 1.0) for hotkey, part in parts.items()}
+    factors = {hotkey: part * trusted.get(hotkey, 1.0) for hotkey, part in parts.items()}
     return {
         hotkey: mark if mark.score is None else replace(mark, score=mark.score * factors[hotkey])
         for hotkey, mark in marks.items()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from fedgpt2.config import Ranking
-from fedgpt2.ranking.audit import MEMORY, Known, bounds, confirmed, grounding, groundings
+from fedgpt2.ranking.audit import MEMORY, Known, bounds, grounding, groundings
 from fedgpt2.ranking.evidence import Evidence, rule_of
 from fedgpt2.ranking.marks import Mark, marks, waived
 from fedgpt2.ranking.payout import merit, pay, to_u16, weights
@@ -113,9 +113,8 @@ def advance(table: Table, evidence: Evidence, rule: Ranking | None = None) -> tu
     standings = {**standings, **_audited(standings, made, evidence)}
     if rule.score == "proven":
         proven = {hotkey: standings[hotkey].proven.value(0.0) for hotkey in made}
-        known = _audits(standings, evidence, _scored(made))
-        trusted = groundings(known)
-        made = weighed(made, proven, trusted, confirmed(known))
+        trusted = groundings(_audits(standings, evidence, _scored(made)))
+        made = weighed(made, proven, trusted)
         standings |= {hotkey: replace(standings[hotkey], trusted=part) for hotkey, part in trusted.items()}
     standings, reached = _compare(standings, made, rule, evidence)
     after = Table(evidence.round, standings, rule)
