@@ -8,7 +8,8 @@ rows. With P the projection onto what is free, x' = x - P x and g the scoring gr
     others    as `own`, with the mean of the others of the round free as well (leave-one-out)
     round     as `own`, with this round's aggregate free as well (the residual to the robust mean)
     crowd     as `own`, g + the mean of the others' gradients (made as long as g) in place of g
-    proven    raw times min(1, N / median of N), N the running mean of `own`; `proven whole` takes that of `whole`
+    proven    raw times the share that the rule gives to N / median of N, N the running mean of `own`; `proven whole`
+              takes that of `whole`
 
 <g - P g, x> = <g, x - P x>, so making the scoring gradient orthogonal instead is no other score; nor is the difference
 to another vector that is the same for all, for only places in a round count.
@@ -22,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedgpt2.ranking.proven import ENOUGH, LEAST
 
 __all__ = ["BASES", "Evidence", "Score", "compared", "marks", "measured"]
 
@@ -134,7 +137,7 @@ def compared(plain: Float64, own: Float64, population: int, score: Score) -> Flo
     if score.kind.startswith("proven"):
         mean = _running(own, 1.0 - 1.0 / score.memory)
         middle = np.nanmedian(np.where(np.isfinite(own), mean, np.nan)[..., :population], axis=-1, keepdims=True)
-        share = np.clip(mean / np.maximum(middle, _NOTHING), 0.0, 1.0)
+        share = np.clip((mean / np.maximum(middle, _NOTHING) - LEAST) / (ENOUGH - LEAST), 0.0, 1.0)
         return np.maximum(plain, 0.0) * share
     if score.smooth:
         middle = np.nanmedian(plain[..., :population], axis=-1, keepdims=True)
