@@ -12,7 +12,9 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,8 @@ def judged(paths: Mapping[Recipe, Path]) -> dict[str, Any]:
     groups: dict[str, list[Evidence]] = {}
     for recipe, path in paths.items():
         groups.setdefault(recipe.group, []).append(Evidence.load(path))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(answers, groups.values()))
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "python benchmarks/ranking_study.py",
@@ -76,7 +80,7 @@ def judged(paths: Mapping[Recipe, Path]) -> dict[str, Any]:
         "bench": "ranking-study",
         "commit": commit(),
         "hardware": hardware(),
-        "groups": {name: answers(kept) for name, kept in groups.items()},
+        "groups": dict(zip(groups, found, strict=True)),
     }
 
 

@@ -134,18 +134,25 @@ def ranked(rounds: Rounds, there: NDArray[np.bool_], rule: Ranking, seed: bytes)
 
 
 def taus(kept: Sequence[Kept], worth: Float64, adds: Float64) -> dict[str, Float64]:
-    """Kendall's tau of the table after the last round, seed by seed [q]: with both truths, all there and 6 of 16."""
-    found: dict[str, list[float]] = {name: [] for name in ("everybody", "everybody_adds", "six", "six_adds")}
+    """Kendall's tau seed by seed [q], after the last round, all there and 6 of 16: of ratings, and of the table.
+
+    With `adds`, what a miner adds to what is free, and with `worth`, its whole effect.
+    """
+    found: dict[str, list[float]] = {}
     for each in kept:
         rounds = Rounds.of(each, graded(each), graded_texts())
         everybody = np.ones((len(each.gram), len(graded_texts())), dtype=np.bool_)
-        tables = {
-            "everybody": [ranked(rounds, everybody, Ranking(), bytes([draw])).place for draw in range(_DRAWS)],
-            "six": [ranked(rounds, there, Ranking(), b"six").place for there in patterns(each)],
+        ends = {
+            "all": [ranked(rounds, everybody, Ranking(), bytes([draw])) for draw in range(_DRAWS)],
+            "six": [ranked(rounds, there, Ranking(), b"six") for there in patterns(each)],
         }
-        for name, places in tables.items():
-            found[name].append(float(kendall(-np.array(places), worth).mean()))
-            found[f"{name}_adds"].append(float(kendall(-np.array(places), adds).mean()))
+        for there, standings in ends.items():
+            for name, order in (
+                ("rating", np.array([s.mu for s in standings])),
+                ("table", -np.array([s.place for s in standings])),
+            ):
+                for truth, true in (("adds", adds), ("whole", worth)):
+                    found.setdefault(f"{there} {name} {truth}", []).append(float(kendall(order, true).mean()))
     return {name: np.array(values) for name, values in found.items()}
 
 

@@ -119,20 +119,26 @@ def _shipped(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "| | " + " | ".join(f"{title} ({len(group['seeds'])} seeds)" for title, group in groups.items()) + " |",
         "|---|" + "---|" * len(groups),
     ]
-    rows = {
-        "**the rule**: τ, all 16": [_both(g["shipped"]["tau"]["everybody"]) for g in groups.values()],
-        "**the rule**: τ, 6 of 16": [_both(g["shipped"]["tau"]["six"]) for g in groups.values()],
-        "the rule: τ with what is added, all 16": [
-            _both(g["shipped"]["tau"]["everybody_adds"]) for g in groups.values()
-        ],
-        "true loss changes of 6 sampled, Plackett-Luce": [_both(g["baselines"]["rated"]) for g in groups.values()],
-        "true loss changes of 6 sampled, running mean": [_both(g["baselines"]["mean"]) for g in groups.values()],
-    }
+    every = list(groups.values())
+    rows = {**_taus(every, "adds", "what a miner adds"), **_taus(every, "whole", "the whole effect")}
     for kind, words in (("0", "no work"), ("1/8", "⅛ of the work"), ("stale", "an old answer")):
-        rows[f"{words}: above an honest miner · pay"] = [_most(g["shipped"]["lies"], kind) for g in groups.values()]
-    for name in (n for n in next(iter(groups.values()))["shipped"]["lies"] if n.startswith("works")):
-        rows[name] = ["{:.2f} · {:.2f}".format(*g["shipped"]["lies"][name]) for g in groups.values()]
+        rows[f"{words}: above an honest miner · pay"] = [_most(g["shipped"]["lies"], kind) for g in every]
+    for name in (n for n in every[0]["shipped"]["lies"] if n.startswith("works")):
+        rows[name] = ["{:.2f} · {:.2f}".format(*g["shipped"]["lies"][name]) for g in every]
     return [*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())]
+
+
+def _taus(every: Sequence[Mapping[str, Any]], worth: str, words: str) -> dict[str, list[str]]:
+    rows = {}
+    for there, who in (("all", "all 16"), ("six", "6 of 16")):
+        shown = [
+            [_both(g["shipped"]["tau"][f"{there} {order} {worth}"]) for order in ("rating", "table")] for g in every
+        ]
+        rows[f"**the rule**, τ with {words}, {who}: rating · table"] = [" · ".join(pair) for pair in shown]
+    suffix = "_adds" if worth == "adds" else ""
+    for name, how in (("rated", "Plackett-Luce"), ("mean", "running mean")):
+        rows[f"losses of 6 sampled, {how}, τ with {words}"] = [_both(g["baselines"][name + suffix]) for g in every]
+    return rows
 
 
 def _most(lies: Mapping[str, Sequence[float]], kind: str) -> str:
