@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgpt2.ranking.proven import ENOUGH, LEAST
+from fedgpt2.ranking.proven import FLOOR, LEAST
 
 __all__ = ["BASES", "Evidence", "Score", "compared", "marks", "measured"]
 
@@ -137,7 +137,7 @@ def compared(plain: Float64, own: Float64, population: int, score: Score) -> Flo
     if score.kind.startswith("proven"):
         mean = _running(own, 1.0 - 1.0 / score.memory)
         middle = np.nanmedian(np.where(np.isfinite(own), mean, np.nan)[..., :population], axis=-1, keepdims=True)
-        share = np.clip((mean / np.maximum(middle, _NOTHING) - LEAST) / (ENOUGH - LEAST), 0.0, 1.0)
+        share = np.clip((mean / np.maximum(middle, FLOOR) - LEAST) / (1.0 - LEAST), 0.0, 1.0)
         return np.maximum(plain, 0.0) * share
     if score.smooth:
         middle = np.nanmedian(plain[..., :population], axis=-1, keepdims=True)

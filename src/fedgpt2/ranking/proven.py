@@ -2,21 +2,25 @@
 
     a_i = <g, x'_i> / |x_i| / |g|                        what it adds of its own, in a round; 0 for a replay
     N_i = mean of a_i over its rounds, later ones more   (`ranking.memory`)
-    share_i = clip((N_i / max(median of N, FLOOR) - LEAST) / (ENOUGH - LEAST), 0, 1)    the median over those compared
+    share_i = clip((N_i / max(median of N, FLOOR) - LEAST) / (1 - LEAST), 0, 1)     the median over those compared
     score_i = max(0, <g, x_i> / |x_i|) share_i grounded_i          grounded_i: audit.py
 
 The whole effect <g, x> / |x| of one round orders honest miners best, and pays a replay of the last aggregate nearly as
 much; what is left outside of what is free pays no replay, but is noisy in a single round. So the whole effect is
-compared, in proportion as the miner is known to add as much of its own as the median does. Taken as a part of |g|, for
-a round with a steep loss must not outweigh the others. Nobody gains beyond a share of 1: those who prove as much as the
-median, or nearly, are told apart by the whole effect alone. LEAST is what a scrap of the text proves behind a replay.
+compared, and counts the more, the nearer the miner is known to come to what the median adds of its own. Taken as a part
+of |g|, for a round with a steep loss must not outweigh the others. Nobody gains beyond a share of 1: those who prove
+more than the median are told apart by the whole effect alone.
+
+LEAST is what a scrap of the text proves behind a replay. Up to the median the share falls faster than what is proved,
+so free vectors mixed into honest work cost more than they bring: a share that were full before the median would leave
+room for as much padding.
 
 a_i is by the whole |x|, so a replay that was bent (its largest entries, some tensors louder) proves no more than the
 part of its length that is no replay: |a_i| <= |x'_i| / |x_i|. By |x'| its proof would be that of a full length. Free
 vectors that shorten x raise a_i a little; the share stays 1 at most, and <g, x> / |x| is without what they were worth.
 
 Nothing is had from a division of rounding errors: a median below FLOOR, or below 0, is taken for FLOOR. Where nobody
-adds anything of its own the shares are near 0, and the scores as well.
+adds anything of its own, shares and scores are 0.
 """
 
 import math
@@ -27,12 +31,12 @@ from statistics import median
 from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.types import Hotkey
 
-__all__ = ["ENOUGH", "FLOOR", "LEAST", "proof", "shares", "weighed"]
+__all__ = ["FLOOR", "LEAST", "proof", "shares", "weighed"]
 
 # Of |g|: a hundred times what the errors of inner products (2e-6 of the lengths) may make of nothing, where the free
 # vectors are well apart; honest gradients have hundredths and more.
 FLOOR = 1e-3
-LEAST, ENOUGH = 3 / 8, 7 / 8  # of the median: a share of 0, and of 1
+LEAST = 3 / 8  # of the median: with this, or less, there is no share
 
 
 def proof(mark: Mark, gradient_norm: float) -> float | None:
@@ -53,7 +57,7 @@ def shares(proven: Mapping[Hotkey, float]) -> dict[Hotkey, float]:
     if not proven:
         return {}
     middle = max(median(proven.values()), FLOOR)
-    return {hotkey: min(1.0, max(0.0, (each / middle - LEAST) / (ENOUGH - LEAST))) for hotkey, each in proven.items()}
+    return {hotkey: min(1.0, max(0.0, (each / middle - LEAST) / (1.0 - LEAST))) for hotkey, each in proven.items()}
 
 
 def weighed(
