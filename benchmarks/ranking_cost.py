@@ -31,7 +31,7 @@ from fedgpt2.data.tokens import Tokens
 from fedgpt2.model.hardware import prepare
 from fedgpt2.ranking.evidence import Audit, Evidence, MinerEvidence, Trial, rule_row
 from fedgpt2.ranking.measure import measure
-from fedgpt2.ranking.table import Table, advance
+from fedgpt2.ranking.table import REVISION, Table, advance
 from fedgpt2.validator.training import Training
 
 A_MINER = 0.1  # CPU-seconds at D parameters
@@ -76,6 +76,7 @@ class Scene:
         audits = tuple(self._audit(hotkey) for hotkey in sample)
         made = Evidence(
             round=1,
+            revision=REVISION,
             applied=True,
             rule=rule_row(self.rule),
             miners=tuple(map(self._miner, self.rows)),

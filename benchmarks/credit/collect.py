@@ -6,7 +6,7 @@ answers any number of questions, also those asked later.
 
 Rows of a round r, each of d parameters (letters: i miner, k lag in rounds):
 
-    full/i       gradient of honest miner i, 16 windows          part/i    the same from its first GRADES[i] windows
+    full/i       gradient of honest miner i, 16 windows          part/i    the same from its first FRACTIONS[i] windows
     noise/p      16 windows, p % of the targets exchanged        late/k    this round's text on weights k rounds old
     half/2       half of slot 15's text, weights 2 rounds old    audit/s   half of slot s's text, as audits draw it
     stale/k      what miner STALE[k] computed k rounds ago       own/k     what miner 11 computed k rounds ago

@@ -1,9 +1,9 @@
 """The project's own ranking, audits and all, over kept rounds: `fedgpt2.ranking` is given the evidence of each.
 
-Letters: r rounds, m contributions, k free vectors.
+Letters: r rounds, m contributions, n kept rows, k free vectors, q seeds.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from credit.scores import Evidence as Kept
 from fedgpt2.config import Ranking
 from fedgpt2.ranking.evidence import Audit, Evidence, Free, MinerEvidence, Products, rule_row
 from fedgpt2.ranking.sample import choose
-from fedgpt2.ranking.table import Table, advance, ranks
+from fedgpt2.ranking.table import REVISION, Table, advance, ranks
 from fedgpt2.types import Hotkey
 
 __all__ = ["Rounds", "Standing", "graded_texts", "name_of", "paid", "ranked", "taus"]
@@ -33,7 +33,8 @@ _TURNS: Mapping[str, Callable[[int], bool]] = {  # rounds in which an honest min
     "the first 30": lambda r: r >= 30,
 }
 
-_FREE = {"moment": Free(kind="moment"), "agg/1": Free(kind="aggregate", age=1), "agg/2": Free(kind="aggregate", age=2)}
+_MOMENT = {"moment": Free(kind="moment")}
+_RECENT = {"agg/1": Free(kind="aggregate", age=1), "agg/2": Free(kind="aggregate", age=2)}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Rounds:
     gain_free: Float64  # [r, k] <g, b>
     inner_free: Float64  # [r, m, k] <x, b>
     free: Float64  # [r, k, k]
-    tokens: int
+    kinds: tuple[Free, ...]  # [k]
+    tokens: int  # of each contribution's text
 
     @classmethod
     def of(cls, kept: Kept, contributions: Float64, texts: Sequence[int], scored: int = 2048) -> "Rounds":
@@ -56,7 +58,8 @@ class Rounds:
         x = np.broadcast_to(contributions, (len(gram), *contributions.shape[-2:]))
         g = kept.vector(f"score/{scored}")
         audits = np.array([kept.vector(f"audit/{slot}") for slot in texts])
-        free = np.array([kept.vector(name) for name in _FREE])
+        basis = _basis(kept)
+        free = np.array([kept.vector(name) for name in basis])
         side = x @ gram
         norm = np.sqrt((side * x).sum(-1))
         return cls(
@@ -67,6 +70,7 @@ class Rounds:
             gain_free=free @ gram @ g,
             inner_free=side @ free.T,
             free=free @ gram @ free.T,
+            kinds=tuple(basis.values()),
             tokens=WINDOWS * _LENGTH,
         )
 
@@ -76,6 +80,7 @@ class Rounds:
         drawn = set(choose(table, names, rule.sample, seed + r.to_bytes(4, "big")))
         return Evidence(
             round=r + 1,
+            revision=REVISION,
             applied=True,
             rule=rule_row(rule),
             miners=tuple(
@@ -84,12 +89,12 @@ class Rounds:
             ),
             products=Products(
                 miners=tuple(names),
-                free=tuple(_FREE.values()),
+                free=self.kinds,
                 gradient_norm=float(self.unit[r]),
                 gradient=tuple(self.gain[r, list(present)].tolist()),
                 gradient_free=tuple(self.gain_free[r].tolist()),
                 contributions_free=tuple(tuple(row) for row in self.inner_free[r, list(present)].tolist()),
-                free_gram=tuple(tuple(self.free[r, i, : i + 1].tolist()) for i in range(len(_FREE))),
+                free_gram=tuple(tuple(self.free[r, i, : i + 1].tolist()) for i in range(len(self.kinds))),
             ),
             audits=tuple(
                 Audit(hotkey=name, windows=(), before=float(self.text[r, i]), after=0.0, length=1.0)
@@ -106,6 +111,11 @@ class Standing:
     mu: Float64
     place: Float64  # in the table, 1 the best
     weight: Float64  # of the payout
+
+
+def _basis(kept: Kept) -> dict[str, Free]:
+    """What a validator takes for free: under SGD there is no moment."""
+    return _RECENT if "-sgd-" in kept.name else _MOMENT | _RECENT
 
 
 def graded_texts() -> list[int]:
@@ -125,11 +135,11 @@ def ranked(rounds: Rounds, there: NDArray[np.bool_], rule: Ranking, seed: bytes)
         found = rounds.evidence(r, np.flatnonzero(present).tolist(), table, rule, seed)
         table, _ = advance(table, found, rule)
     lines = {line.hotkey: line for line in ranks(table)}
-    ordered = [lines[name_of(i)] for i in range(there.shape[1])]
+    ordered = [lines.get(name_of(i)) for i in range(there.shape[1])]  # None: never there, so at the start and last
     return Standing(
-        mu=np.array([line.rating for line in ordered]),
-        place=np.array([float(line.rank) for line in ordered]),
-        weight=np.array([line.weight for line in ordered]),
+        mu=np.array([line.rating if line else rule.mu for line in ordered]),
+        place=np.array([float(line.rank if line else len(ordered)) for line in ordered]),
+        weight=np.array([line.weight if line else 0.0 for line in ordered]),
     )
 
 
@@ -157,33 +167,38 @@ def taus(kept: Sequence[Kept], worth: Float64, adds: Float64) -> dict[str, Float
 
 
 def paid(kept: Sequence[Kept]) -> dict[str, tuple[float, float]]:
-    """Of each lie, told alone among 12 honest miners for 30 rounds: how often above one, pay over an honest mean.
+    """How often above an honest miner, and the pay over an honest one's mean: of each lie, and of work by turns.
 
-    And of an honest miner that sends a lie by turns, among 11, after all rounds.
+    A lie is told alone among 12 honest miners for 30 rounds; by turns works one of 12, over all rounds.
     """
     made: dict[str, list[tuple[float, float]]] = {}
     for each in kept:
         honest = np.array([each.vector(name) for name in honest_names()])
         fair = np.broadcast_to(honest, (len(each.gram), *honest.shape))
         lies = contributions(each)
-        early = slice(0, _ROUNDS_OF_LIES)
-        for i, name in enumerate(LIES):
-            x = np.concatenate([fair, lies[:, [i]]], axis=1)
-            rounds = Rounds.of(each, x, [*range(HONEST), LIAR])
-            made.setdefault(name, []).append(_last(ranked(rounds, _everybody(x)[early], Ranking(), b"lies")))
-        for name in ("loud/1", "agg/1 + 1 random"):
-            for when, idle in _TURNS.items():
-                x = fair.copy()
-                turns = np.array([idle(r) for r in range(len(x))])
-                x[turns, -1] = lies[turns, [*LIES].index(name)]
-                rounds = Rounds.of(each, x, range(HONEST))
-                result = _last(ranked(rounds, _everybody(x), Ranking(), b"turns"))
-                made.setdefault(f"works {when}, else {name}", []).append(result)
+        for name, result in [*_told(each, fair, lies), *_turning(each, fair, lies)]:
+            made.setdefault(name, []).append(result)
     return {name: (float(np.mean(values, 0)[0]), float(np.mean(values, 0)[1])) for name, values in made.items()}
 
 
-def _everybody(x: Float64) -> NDArray[np.bool_]:
-    return np.ones(x.shape[:2], dtype=np.bool_)
+def _told(kept: Kept, fair: Float64, lies: Float64) -> Iterator[tuple[str, tuple[float, float]]]:
+    early = np.ones((min(_ROUNDS_OF_LIES, len(fair)), HONEST + 1), dtype=np.bool_)
+    for i, name in enumerate(LIES):
+        rounds = Rounds.of(kept, np.concatenate([fair, lies[:, [i]]], axis=1), [*range(HONEST), LIAR])
+        yield name, _last(ranked(rounds, early, Ranking(), b"lies"))
+
+
+def _turning(kept: Kept, fair: Float64, lies: Float64) -> Iterator[tuple[str, tuple[float, float]]]:
+    for name in ("loud/1", "agg/1 + 1 random"):
+        for when, idle in _TURNS.items():
+            x = fair.copy()
+            turns = np.array([idle(r) for r in range(len(x))])
+            x[turns, -1] = lies[turns, [*LIES].index(name)]
+            everybody = np.ones(x.shape[:2], dtype=np.bool_)
+            yield (
+                f"works {when}, else {name}",
+                _last(ranked(Rounds.of(kept, x, range(HONEST)), everybody, Ranking(), b"turns")),
+            )
 
 
 def _last(standing: Standing) -> tuple[float, float]:

@@ -52,7 +52,8 @@ Values = NDArray[np.float64]
 
 def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
     """All numbers of one group of trainings that differ by their seeds alone."""
-    truths = (truth(kept, _WORTH), truth(kept, _ADDS))
+    adds = replace(_ADDS, basis="A2") if "-sgd-" in kept[0].name else _ADDS  # SGD keeps no moment
+    truths = (truth(kept, _WORTH), truth(kept, adds))
     worth = truths[0]
     return {
         "seeds": [evidence.name for evidence in kept],
@@ -101,16 +102,15 @@ def _score(kept: Sequence[Evidence], score: Score, truths: tuple[Values, Values]
     }
 
 
-def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], also: Mapping[str, str]) -> list[str]:
-    """Tables in Markdown: of the groups in `names`, under those words, and a line or two of those in `also`."""
+def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> list[str]:
+    """Tables in Markdown, of the groups in `names`, under those words."""
     lines = [*_shipped({title: found[group] for group, title in names.items()}), ""]
     for group, title in names.items():
         lines += [f"**{title}** ({len(found[group]['seeds'])} seeds)", "", *_scores(found[group]), ""]
     groups = {title: found[group] for group, title in names.items()}
     for title, numbers in groups.items():
         lines += [f"**Tokens** ({title})", "", *_tokens(numbers), ""]
-    lines += ["**What is sent, and what it gets**", "", *_lies(groups), ""]
-    return [*lines, "**Other trainings** (one seed each)", "", *_brief({also[g]: found[g] for g in also})]
+    return [*lines, "**What is sent, and what it gets**", "", *_lies(groups)]
 
 
 def _shipped(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -146,20 +146,6 @@ def _most(lies: Mapping[str, Sequence[float]], kind: str) -> str:
     name = max((name for name in LIES if effort(name) == kind), key=lambda name: tuple(lies[name]))
     above, pay = lies[name]
     return f"{above:.2f} · {pay:.2f} ({name})"
-
-
-def _brief(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    lines = [
-        "| training | score | τ, all 16 · 11 fresh · what is added | no work | ⅛ of the work |",
-        "|---|---|---|---|---|",
-    ]
-    for title, group in groups.items():
-        for name in ("raw", "whole M+A2", "proven M+A2", CHOSEN.name):
-            one = group["scores"][name]
-            taus = " · ".join(_both(one["tau"][kind]) for kind in ("everybody", "fresh", "adds"))
-            lies = [_worst(one["worst"][kind][0], False) for kind in ("0", "1/8")]
-            lines.append(f"| {' | '.join([title, name, taus, *lies])} |")
-    return lines
 
 
 def _scores(group: Mapping[str, Any]) -> list[str]:

@@ -10,11 +10,12 @@ from openskill.models import PlackettLuce
 
 import ranking_study
 from credit.collect import SLOTS, graded_names, inner_products
+from credit.judge import honest_names, truth
 from credit.liars import LIES, contributions, effort
 from credit.rating import Rating, kendall, rate
 from credit.scores import BASES, Evidence, Score, compared, marks, measured
-from credit.shipped import Rounds, graded_texts, name_of, ranked
-from credit.study import BEGIN, CHOSEN, END, GANG, SCORES
+from credit.shipped import Rounds, graded_texts, name_of, paid, ranked, taus
+from credit.study import BEGIN, CHOSEN, END, GANG, SCORES, _shipped
 from fedgpt2.config import Ranking
 from fedgpt2.ranking.credit import credits
 from fedgpt2.ranking.table import Table
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _names() -> list[str]:
-    fixed = {"full/0", "full/1", "agg/0", "past", "score/512", "score/1024", "score/2048", "score/4096", "score/8192"}
+    fixed = {*honest_names(), "agg/0", "past", "score/512", "score/1024", "score/2048", "score/4096", "score/8192"}
     rows = {row for basis in BASES.values() for row in basis} | {
         row for lie in LIES.values() for row in lie[0] | lie[1]
     }
@@ -119,7 +120,9 @@ def test_the_shipped_ranking_is_given_what_was_kept(evidence: Evidence, dense: d
     x = np.array([evidence.vector(name) for name in graded_names()])
     added = marks(evidence, x, SLOTS, Score("whole", "M+A2"))
     rounds, rule = Rounds.of(evidence, x, graded_texts()), Ranking()
-    assert len(graded_texts()) == SLOTS
+    texts = dict(zip(graded_names(), graded_texts(), strict=True))
+    assert sorted(texts.values()) == list(range(SLOTS))
+    assert (texts["part/3"], texts["noise/50"], texts["late/8"], texts["half/2"]) == (3, 14, 11, 15)
     for r in range(ROUNDS):
         given = rounds.evidence(r, range(SLOTS), Table(rule=rule), rule, b"seed")
         found = credits(given, rule)
@@ -131,6 +134,30 @@ def test_the_shipped_ranking_is_given_what_was_kept(evidence: Evidence, dense: d
             told = dense[f"audit/{graded_texts()[i]}"][r] @ vector / np.linalg.norm(vector)
             assert (audit.before - audit.after) / audit.length == pytest.approx(told, rel=1e-9)
         assert len(given.audits) == rule.sample
+
+
+def test_under_sgd_a_validator_knows_of_no_moment(evidence: Evidence) -> None:
+    x = np.array([evidence.vector(name) for name in graded_names()])
+    renamed = [replace(evidence, name=name) for name in ("nano-sgd-1", "nano-adamw-1")]
+    kinds = [[free.kind for free in Rounds.of(each, x, graded_texts()).kinds] for each in renamed]
+    assert kinds == [["aggregate", "aggregate"], ["moment", "aggregate", "aggregate"]]
+
+
+def test_the_pages_first_table_is_of_the_shipped_ranking(evidence: Evidence) -> None:
+    kept = [evidence, replace(evidence, name="made up too")]
+    worth, adds = truth(kept, Score(tokens=8192)), truth(kept, Score("whole", "M+A2", tokens=8192))
+    taus_by_name, lies = taus(kept, worth, adds), paid(kept)
+    assert {name.split()[0] for name in taus_by_name} == {"all", "six"}
+    assert all(len(values) == 2 and (np.abs(values) <= 1).all() for values in taus_by_name.values())
+    assert set(LIES) < set(lies)
+    assert lies["agg/1"] == (0.0, 0.0)
+    shipped = {"tau": {name: {"mean": 0.5, "low": None} for name in taus_by_name}, "lies": lies}
+    baselines = {name: {"mean": 0.25, "low": 0.125} for name in ("rated", "rated_adds", "mean", "mean_adds")}
+    lines = _shipped({"one": {"seeds": ["a"], "shipped": shipped, "baselines": baselines}})
+    assert lines[0] == "| | one (1 seeds) |"
+    assert "| **the rule**, τ with what a miner adds, 6 of 16: rating · table | 0.50 · 0.50 |" in lines
+    assert "| losses of 6 sampled, running mean, τ with the whole effect | 0.25 (0.12) |" in lines
+    assert sum(line.startswith("| works ") for line in lines) == 6
 
 
 def test_a_replay_is_last_in_the_shipped_ranking(evidence: Evidence) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fedgpt2.cli import main as entry
@@ -24,8 +25,6 @@ FIELDS = {"hotkey", "rank", "rating", "sigma", "weight", "reliability", "refusal
 
 
 def world(rounds: int = 10) -> list[Evidence]:
-    import msgspec
-
     quality = {GOOD: 4.0, "5Fair": 2.0, POOR: 1.0}
     return [
         msgspec.structs.replace(each, miners=(*each.miners, refused(LIAR, "norm_bound")))
@@ -64,8 +63,19 @@ def test_json_has_the_fields_of_the_contract(run: Path, capsys: pytest.CaptureFi
 def test_a_replay_is_the_live_table_to_the_bit(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     live, again = json.loads(asked(run, capsys, "--json")), json.loads(asked(run, capsys, "--json", "--replay"))
     assert again["miners"] == live["miners"]
-    assert again["replay"] == {"rounds": 10, "changes": {}, "differences": []}
+    assert again["replay"] == {"rounds": 10, "other_revision": [], "changes": {}, "differences": []}
     assert "every score, rating and pay is the recorded one, to the bit" in asked(run, capsys, "--replay")
+
+
+def test_a_replay_says_where_another_revision_of_the_rule_ranked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds = noisy_rounds({GOOD: 4.0, POOR: 1.0}, 3)
+    write_run(tmp_path, [msgspec.structs.replace(rounds[0], revision=1), *rounds[1:]])
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
+        db.execute("DELETE FROM ratings")
+    db.close()
+    assert json.loads(asked(tmp_path, capsys, "--json", "--replay"))["replay"]["other_revision"] == [1]
 
 
 @pytest.mark.parametrize("sql", ["DELETE FROM ratings", "DROP TABLE ratings"])

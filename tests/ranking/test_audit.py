@@ -1,7 +1,6 @@
 """Grounded credit: an honest gradient knows its own text; what was made without that text earns nothing in the end."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
@@ -27,7 +26,7 @@ from fedgpt2.ranking.evidence import Audit, Evidence, as_row, read_evidence
 from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.ranking.rating import Rating
 from fedgpt2.ranking.reliability import Average
-from fedgpt2.ranking.table import REVISION, Standing, Table, advance, fold, ranks
+from fedgpt2.ranking.table import Standing, Table, advance, fold, ranks
 from tests.ranking.worlds import AGGREGATE, evidence, rule
 
 D, HONEST = 400, 8
@@ -186,21 +185,6 @@ def test_where_noise_begins_to_show_they_are_asked_for_it_by_degrees() -> None:
         honest = {f"h{i}": known(*[shown * TELLING] * 8) for i in range(4)}
         parts.append(groundings(honest | {"liar": known(*[0.0] * 60)})["liar"])
     assert parts == pytest.approx([1.0, 0.5, 0.0, 0.0])
-
-
-def test_another_revision_of_the_rule_has_another_number(golden: Callable[[str, object], None]) -> None:
-    """Where this fails, equal evidence ranks otherwise than before: raise REVISION and write the golden file again."""
-    rounds = [*world(8, 1, "noisy")]
-    table = fold(rounds, rule()).table
-    lines = [
-        [line.hotkey, *(float(f"{value:.9g}") for value in (line.rating, line.score, line.weight))]
-        for line in ranks(table)
-    ]
-    golden("ranking.json", {"revision": REVISION, "table": lines})
-
-
-def _nine_digits(value: float) -> float:
-    return float(f"{value:.9g}")
 
 
 def test_a_low_start_does_not_hold_down_what_the_others_show() -> None:

@@ -65,7 +65,7 @@ def test_rounds_of_another_revision_are_named(tmp_path: Path) -> None:
     assert otherwise_ranked(rows) == [1, 2]
     found = differences([replace_score(rows[0]), *rows[1:]], replay(rows))
     said = difference_lines(4, found, [1, 2])[1]
-    assert said.startswith("2 rounds from 1 on were ranked by another revision of the rule; replay with the version")
+    assert said.startswith("2 rounds from 1 on were ranked by another revision of the rule, under which")
     assert difference_lines(4, found, [3])[1].startswith("round 3 was ranked by another revision")
     assert difference_lines(4, [], [1])[0].endswith("to the bit")
     assert len(difference_lines(4, found)) == len(difference_lines(4, found, [1])) - 1

@@ -185,6 +185,8 @@ def _table(stored: Stored) -> "list[Rank]":
 
 
 def _json(stored: Stored, changes: Mapping[str, object], found: Replayed | None) -> dict[str, object]:
+    from fedgpt2.ranking.replay import otherwise_ranked
+
     lines = found.lines if found else _table(stored)
     answer: dict[str, object] = {
         "round": stored.rows[-1].round,
@@ -193,7 +195,12 @@ def _json(stored: Stored, changes: Mapping[str, object], found: Replayed | None)
     }
     if found:
         differences = [dataclasses.asdict(each) for each in found.differences]
-        answer["replay"] = {"rounds": found.rounds, "changes": dict(changes), "differences": differences}
+        answer["replay"] = {
+            "rounds": found.rounds,
+            "other_revision": otherwise_ranked(stored.rows),
+            "changes": dict(changes),
+            "differences": differences,
+        }
     return answer
 
 

@@ -89,7 +89,7 @@ def difference_lines(rounds: int, found: Sequence[Difference], otherwise: Sequen
 
 def _otherwise(rounds: Sequence[int]) -> str:
     which = f"round {rounds[0]} was" if len(rounds) == 1 else f"{len(rounds)} rounds from {rounds[0]} on were"
-    return f"{which} ranked by another revision of the rule; replay with the version of fedgpt2 that made the run"
+    return f"{which} ranked by another revision of the rule, under which equal evidence ranks otherwise"
 
 
 def change_lines(changes: Mapping[str, object], before: Sequence[Rank], after: Sequence[Rank]) -> list[str]:

@@ -1,0 +1,69 @@
+"""Equal evidence and settings rank the same, to nine digits, for as long as REVISION is the same."""
+
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+import pytest
+
+from fedgpt2.ranking.audit import bounds, groundings
+from fedgpt2.ranking.evidence import Evidence
+from fedgpt2.ranking.proven import shares
+from fedgpt2.ranking.table import REVISION, fold
+from tests.ranking.test_audit import D, audit, known, world
+from tests.ranking.worlds import AGGREGATE, evidence, refused, rule, unheard
+
+
+def mixed_world(rounds: int) -> list[Evidence]:
+    """Honest miners of two strengths, a scrap behind a replay, a replay, a copy, one refused, one silent; few audits.
+
+    The noise of a text that audits find falls from round to round, through all degrees of being told.
+    """
+    draw = np.random.default_rng(5)
+    common, made = draw.normal(size=D), []
+    names = [*(f"h{i}" for i in range(5)), "half", "scrap", "copy", "replay"]
+    last = common.copy()
+    for number in range(1, rounds + 1):
+        true = common + 0.4 * draw.normal(size=D)
+        g = true + 0.2 * draw.normal(size=D)
+        texts = {name: true + (1.2 if name == "half" else 0.8) * draw.normal(size=D) for name in names}
+        scrap = true + 3.0 * (texts["scrap"] - true)
+        xs = texts | {"scrap": scrap / np.linalg.norm(scrap) + last / np.linalg.norm(last), "replay": last}
+        xs["copy"] = texts["h0"] + 0.01 * draw.normal(size=D)
+        clusters = {name: names.index("h0" if name == "copy" else name) for name in names}
+        absent = [refused("liar")] if number % 2 else [unheard("silent")]
+        one = evidence(number, xs, g, [(AGGREGATE, last)], clusters=clusters, others=absent)
+        asked = [names[(number * 3 + k) % len(names)] for k in range(3)]
+        audits = tuple(audit(name, true + (texts[name] - true) / (1.0 + 0.1 * number), xs[name]) for name in asked)
+        made.append(msgspec.structs.replace(one, audits=audits))
+        last = np.mean([xs[f"h{i}"] for i in range(5)], axis=0)
+    return made
+
+
+@pytest.mark.parametrize("name", ["noisy", "mean", "mixed"])
+def test_another_rule_is_another_revision(golden: Callable[[str, object], None], name: str) -> None:
+    """Where this fails, equal evidence ranks otherwise than before: raise REVISION, and write golden files for it."""
+    rounds = mixed_world(24) if name == "mixed" else world(10, 1, name)
+    lines = [
+        [number, hotkey, entry.mark.verdict, *map(_digits, (entry.mark.score, entry.trusted, entry.after.mu))]
+        for number, made in fold(rounds, rule()).entries
+        for hotkey, entry in made.items()
+    ]
+    golden(f"ranking-{REVISION}-{name}.json", lines)
+
+
+def test_other_parts_of_the_rule_are_another_revision(golden: Callable[[str, object], None]) -> None:
+    said: dict[str, list[list[float | None]]] = {"groundings": [], "bounds": [], "shares": []}
+    for shown in (0.1, 0.2, 0.25, 0.4, 0.8, 1.6):  # what honest audits say, around what tells and around the bounds
+        for audits in (1, 3, 8):
+            honest = {f"h{i}": known(*[shown] * audits) for i in range(9)}
+            others = {f"o{i}": known(*[0.1 * i * shown] * audits) for i in range(9)}
+            said["groundings"].append([_digits(part) for part in groundings(honest | others).values()])
+            said["bounds"].append([_digits(bounds(honest | others)["h0"])])
+    for middle in (6e-4, 1e-2):
+        said["shares"].append([_digits(part) for part in shares({str(i): middle * i / 8 for i in range(17)}).values()])
+    golden(f"ranking-{REVISION}-parts.json", said)
+
+
+def _digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.9g}")
