@@ -13,6 +13,7 @@ from fedgpt2.network.address import Address
 from fedgpt2.network.client import AxonClient, open_session
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import BlobRef
+from fedgpt2.ranking.table import REVISION
 from fedgpt2.validator.orders import OrderBook
 from fedgpt2.validator.peers import Parcel, Seat
 from fedgpt2.validator.training import Training
@@ -36,6 +37,7 @@ def test_an_answer_is_refused_in_the_next_round_though_the_weights_did_not_move(
     assert of(kept) == ("refused", "norm_bound", "MINER")  # the answer is good, but nothing is good enough
     assert (kept["applied"], kept["reason"], kept["model"]) == (False, "too_few", kept["parent"])
     assert replayed["parent"] == kept["parent"]
+    assert kept["evidence"]["revision"] == REVISION
     assert of(replayed) == ("refused", "wrong_order", "MINER")
 
     last = len(federation.rows()) + 2
