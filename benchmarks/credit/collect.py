@@ -36,6 +36,7 @@ from fedgpt2.aggregation.pipeline import byzantine, pipeline
 from fedgpt2.config import PRESETS, Data, Gradient, Optimizer
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.tokens import Tokens
+from fedgpt2.errors import UsageError
 from fedgpt2.gradient.exact import Exact
 from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.model.hardware import arithmetic
@@ -315,9 +316,12 @@ def inner_products(rows: Mapping[str, Tensor]) -> tuple[list[str], np.ndarray[An
 
 
 def collect(recipe: Recipe, folder: Path) -> Path:
-    """Train and write FOLDER/NAME.npz, unless it is there."""
+    """Train and write FOLDER/NAME.npz, unless it is there. Raises UsageError for one without today's rows."""
     path = folder / f"{recipe.name}.npz"
     if path.exists():
+        with np.load(path) as kept:
+            if not set(graded_names()) <= set(kept["names"]):
+                raise UsageError(f"{path} was kept by another version of this study: move it away")
         return path
     training = Training(recipe)
     for _ in range(_UNKEPT):

@@ -9,7 +9,7 @@ import pytest
 from openskill.models import PlackettLuce
 
 import ranking_study
-from credit.collect import SLOTS, graded_names, inner_products
+from credit.collect import SLOTS, collect, graded_names, inner_products
 from credit.judge import honest_names, truth
 from credit.liars import LIES, contributions, effort
 from credit.rating import Rating, kendall, rate
@@ -17,6 +17,7 @@ from credit.scores import BASES, Evidence, Score, compared, marks, measured
 from credit.shipped import Rounds, graded_texts, name_of, paid, ranked, taus
 from credit.study import BEGIN, CHOSEN, END, GANG, SCORES, _shipped
 from fedgpt2.config import Ranking
+from fedgpt2.errors import UsageError
 from fedgpt2.ranking.credit import credits
 from fedgpt2.ranking.table import Table
 
@@ -184,6 +185,15 @@ def test_inner_products_of_rows(dense: dict[str, np.ndarray]) -> None:
     stacked = torch.stack([*rows.values()]).double()
     assert names == [*rows]
     np.testing.assert_allclose(gram, (stacked @ stacked.T).numpy(), rtol=1e-4, atol=1e-3)
+
+
+def test_rows_of_another_version_are_refused(tmp_path: Path) -> None:
+    recipe = ranking_study.RECIPES[0]
+    np.savez_compressed(tmp_path / f"{recipe.name}.npz", names=np.array(["full/0"]))
+    with pytest.raises(UsageError, match="another version of this study"):
+        collect(recipe, tmp_path)
+    np.savez_compressed(tmp_path / f"{recipe.name}.npz", names=np.array(graded_names()))
+    assert collect(recipe, tmp_path) == tmp_path / f"{recipe.name}.npz"
 
 
 def test_a_lie_says_what_it_costs() -> None:
