@@ -1,7 +1,11 @@
 """Processes killed mid-round: a miner costs its share, a validator costs nothing."""
 
+import contextlib
 import json
+import sqlite3
 import time
+
+from fedgpt2.ranking.table import REVISION
 
 ROUND_SECONDS = ("--round.deadline", 60)
 
@@ -89,3 +93,14 @@ def test_rounds_after_the_last_checkpoint_run_again_to_the_same_weights(federati
     for name in ("model.safetensors", "optimizer.safetensors"):
         resumed, uninterrupted = federation.checkpoint(6) / name, federation.checkpoint(6, "whole") / name
         assert resumed.read_bytes() == uninterrupted.read_bytes()
+
+
+def test_rounds_of_another_revision_are_ranked_again_and_it_is_said(federation, miners):
+    federation.validator(miners, rounds=1).ended()
+    with contextlib.closing(sqlite3.connect(federation.folder / "run" / "ledger.sqlite")) as database, database:
+        here = f'"revision":{REVISION}'
+        changed = database.execute("UPDATE entries SET body = replace(body, ?, ?)", (here, '"revision":1'))
+        assert changed.rowcount > 0
+    second = federation.validator(miners, rounds=2)
+    second.ended()
+    assert second.lines("1 rounds had been ranked by another revision of the rule: ranked again")

@@ -19,7 +19,7 @@ from fedgpt2.network.loop import Stop
 from fedgpt2.observe.observer import Observer
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import BlobRef
-from fedgpt2.ranking.replay import read_rows, replay
+from fedgpt2.ranking.replay import otherwise_ranked, read_rows, replay
 from fedgpt2.validator.absences import Absences
 from fedgpt2.validator.orders import OrderBook
 from fedgpt2.validator.patience import Stopped
@@ -74,7 +74,8 @@ def build_run(
         header_bytes=config.limits.header_bytes,
     )
     rounds = directory.ledger.rounds()
-    standings = Standings(replay(read_rows(rounds)).table)
+    rows = read_rows(rounds)
+    standings = Standings(replay(rows).table, len(otherwise_ranked(rows)))
     return Run(config, directory, training, corpus, orders, peers, report, Absences.of(rounds), standings)
 
 
@@ -90,6 +91,8 @@ async def run_rounds(run: Run, done: int, stop: Stop, observer: Observer) -> int
     """
     attempt, last = run.directory.ledger.attempt(), run.config.rounds
     number, rule = done + 1, run.config.aggregation.rule
+    if run.ranking.reranked:
+        observer.notice(f"{run.ranking.reranked} rounds had been ranked by another revision of the rule: ranked again")
     observer.waiting("looking for miners")
     try:
         while not last or number <= last:

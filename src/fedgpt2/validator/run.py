@@ -20,6 +20,7 @@ class Standings:
     """The ranking as it stands; the only thing of a run that a round replaces."""
 
     table: Table = field(default_factory=Table)
+    reranked: int = 0  # rounds of the ledger that another revision of the rule had ranked
 
 
 @dataclass(frozen=True)
