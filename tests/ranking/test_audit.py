@@ -9,18 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgpt2.ranking.audit import (
-    BOUND,
-    ENOUGH,
-    LEAST,
-    MEMORY,
-    TELLING,
-    UNTOLD,
-    Known,
-    bounds,
-    grounding,
-    groundings,
-)
+from fedgpt2.ranking.audit import BOUND, ENOUGH, LEAST, MEMORY, TELLING, UNTOLD, Known, bounds, grounding, groundings
 from fedgpt2.ranking.credit import Credit
 from fedgpt2.ranking.evidence import Audit, Evidence, as_row, read_evidence
 from fedgpt2.ranking.marks import Mark, Verdict

@@ -33,18 +33,7 @@ from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.ranking.reliability import Average
 from fedgpt2.types import Hotkey
 
-__all__ = [
-    "BOUND",
-    "ENOUGH",
-    "LEAST",
-    "MEMORY",
-    "TELLING",
-    "UNTOLD",
-    "Known",
-    "bounds",
-    "grounding",
-    "groundings",
-]
+__all__ = ["BOUND", "ENOUGH", "LEAST", "MEMORY", "TELLING", "UNTOLD", "Known", "bounds", "grounding", "groundings"]
 
 MEMORY = 8  # audits over which the past fades
 TELLING = 0.3  # of |g|

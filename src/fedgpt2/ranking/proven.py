@@ -12,8 +12,8 @@ of |g|, for a round with a steep loss must not outweigh the others. Nobody gains
 more than the median are told apart by the whole effect alone.
 
 LEAST is what a scrap of the text proves behind a replay. Up to the median the share falls faster than what is proved,
-so free vectors mixed into honest work cost more than they bring: a share that were full before the median would leave
-room for as much padding.
+so free vectors mixed into honest work cost more than they bring: a share that is full before the median leaves room
+for as much padding.
 
 a_i is by the whole |x|, so a replay that was bent (its largest entries, some tensors louder) proves no more than the
 part of its length that is no replay: |a_i| <= |x'_i| / |x_i|. By |x'| its proof would be that of a full length. Free

@@ -91,8 +91,9 @@ async def run_rounds(run: Run, done: int, stop: Stop, observer: Observer) -> int
     """
     attempt, last = run.directory.ledger.attempt(), run.config.rounds
     number, rule = done + 1, run.config.aggregation.rule
-    if run.ranking.reranked:
-        observer.notice(f"{run.ranking.reranked} rounds had been ranked by another revision of the rule: ranked again")
+    if again := run.ranking.reranked:
+        rounds = f"{again} rounds were" if again > 1 else "1 round was"
+        observer.notice(f"{rounds} ranked by another revision of the rule: ranked again by this one")
     observer.waiting("looking for miners")
     try:
         while not last or number <= last:
