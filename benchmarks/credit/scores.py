@@ -77,6 +77,11 @@ class Evidence:
     change: Float64  # [r, 6]
     loss: Float64  # [r]
 
+    @property
+    def moment(self) -> bool:
+        """Whether the optimizer keeps a first moment: SGD does not."""
+        return "-sgd-" not in self.name
+
     @classmethod
     def load(cls, path: Path) -> "Evidence":
         """Read what `collect` wrote."""

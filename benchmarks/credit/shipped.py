@@ -52,11 +52,11 @@ class Rounds:
     tokens: int  # of each contribution's text
 
     @classmethod
-    def of(cls, kept: Kept, contributions: Float64, texts: Sequence[int], scored: int = 2048) -> "Rounds":
+    def of(cls, kept: Kept, contributions: Float64, texts: Sequence[int]) -> "Rounds":
         """Of contributions [m, n] or [r, m, n], whose text is that of the slots `texts` [m]."""
         gram = kept.gram
         x = np.broadcast_to(contributions, (len(gram), *contributions.shape[-2:]))
-        g = kept.vector(f"score/{scored}")
+        g = kept.vector(f"score/{Ranking().tokens}")
         audits = np.array([kept.vector(f"audit/{slot}") for slot in texts])
         basis = _basis(kept)
         free = np.array([kept.vector(name) for name in basis])
@@ -114,8 +114,8 @@ class Standing:
 
 
 def _basis(kept: Kept) -> dict[str, Free]:
-    """What a validator takes for free: under SGD there is no moment."""
-    return _RECENT if "-sgd-" in kept.name else _MOMENT | _RECENT
+    """What a validator takes for free."""
+    return _MOMENT | _RECENT if kept.moment else _RECENT
 
 
 def graded_texts() -> list[int]:

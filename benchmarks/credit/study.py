@@ -52,7 +52,7 @@ Values = NDArray[np.float64]
 
 def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
     """All numbers of one group of trainings that differ by their seeds alone."""
-    adds = replace(_ADDS, basis="A2") if "-sgd-" in kept[0].name else _ADDS  # SGD keeps no moment
+    adds = _ADDS if kept[0].moment else replace(_ADDS, basis="A2")
     truths = (truth(kept, _WORTH), truth(kept, adds))
     worth = truths[0]
     return {

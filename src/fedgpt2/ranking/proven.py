@@ -11,7 +11,7 @@ compared, and counts the more, the nearer the miner is known to come to what the
 of |g|, for a round with a steep loss must not outweigh the others. Nobody gains beyond a share of 1: those who prove
 more than the median are told apart by the whole effect alone.
 
-LEAST is what a scrap of the text proves behind a replay. Up to the median the share falls faster than what is proved,
+LEAST leaves little to a scrap of the text behind a replay. Up to the median the share falls faster than what is proved,
 so free vectors mixed into honest work cost more than they bring: a share that is full before the median leaves room
 for as much padding.
 
