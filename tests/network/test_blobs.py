@@ -1,6 +1,7 @@
 """Blobs: what is fed in any pieces comes out whole, checked before it is kept, and never longer than announced."""
 
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgpt2.errors import ProtocolError, Reason
-from fedgpt2.network.blobs import SLICE_BYTES, Blob, Incoming
+from fedgpt2.network.blobs import LONGEST_SLICE, SLICE_BYTES, Blob, Incoming
 from fedgpt2.protocol.messages import BlobRef
 
 HEADER = struct.pack("<Q", 16) + b'{"w": "example"}'
@@ -45,13 +46,26 @@ def test_slices_are_the_rest_from_any_start(size, start):
     assert blob.ref.length == len(whole)
 
 
-def test_slices_are_views_of_a_mebibyte():
+def test_slices_are_views_of_a_mebibyte_at_first():
     data = np.zeros(3 * SLICE_BYTES // 4 + 1, dtype=np.float32)
     blob = Blob.of("fp32", HEADER, memoryview(data))
     data[-1] = 1.0
     slices = list(blob.slices())
     assert [part.nbytes for part in slices] == [len(HEADER), SLICE_BYTES, SLICE_BYTES, SLICE_BYTES, 4]
     assert bytes(slices[-1]) == np.float32(1.0).tobytes()
+
+
+def test_slices_grow_while_each_is_taken_at_once_and_not_after_a_wait(monkeypatch):
+    blob, now, sizes = blob_of(64 * SLICE_BYTES), [0.0], []
+    monkeypatch.setattr("fedgpt2.network.blobs.time", SimpleNamespace(monotonic=lambda: now[0]))
+    for part in blob.slices():
+        sizes.append(part.nbytes)
+        now[0] += 5.0 if sum(sizes) > 40 * SLICE_BYTES else 0.01
+    slow = next(i for i in range(len(sizes)) if sum(sizes[: i + 1]) > 40 * SLICE_BYTES)
+    assert sizes[1:9] == [SLICE_BYTES] * 8  # as much as the buffers of a connection may hold is taken at once by any
+    assert max(sizes[:slow]) == sizes[slow] == LONGEST_SLICE
+    assert {*sizes[slow + 1 : -1]} == {SLICE_BYTES}
+    assert sum(sizes) == blob.ref.length
 
 
 @given(st.integers(0, 300), st.lists(st.integers(1, 60), max_size=30))

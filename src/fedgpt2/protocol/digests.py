@@ -4,6 +4,7 @@ BLAKE3 (O'Connor, Aumasson, Neves, Wilcox-O'Hearn 2020) is a tree hash: a gigaby
 """
 
 import hashlib
+import math
 from collections.abc import Iterable
 
 from blake3 import blake3
@@ -32,14 +33,13 @@ def model_digest(schema: Schema, data: memoryview, threads: int = 1) -> Digest:
 
 
 def _lines(schema: Schema, data: memoryview, threads: int) -> Iterable[str]:
-    start = 0
+    start, hasher = 0, blake3(max_threads=threads)  # one for all tensors, for each starts threads of its own
     for name, shape in sorted(schema.items()):
-        count = 4
-        for side in shape:
-            count *= side
-        digest = blake3(data[start : start + count], max_threads=threads).hexdigest()
+        end = start + 4 * math.prod(shape)
+        digest = hasher.update(data[start:end]).hexdigest()
+        hasher.reset()
         yield f"{name} {','.join(map(str, shape))} {digest}\n"
-        start += count
+        start = end
     if start != data.nbytes:
         raise ValueError(f"{data.nbytes} bytes of weights, {start} in the schema")
 
