@@ -18,6 +18,7 @@ __all__ = [
     "Lies",
     "Order",
     "duty",
+    "equals",
     "gang",
     "gauntlet",
     "graded",
@@ -125,6 +126,18 @@ def _final(plain: Float64, own: Float64, score: Score, settings: Rating) -> Floa
     """Rating [s, m] after the last round of [s, r, m]; all of m but a last liar are the population."""
     population = len(graded_names()) if plain.shape[-1] == len(graded_names()) else HONEST
     return rate(compared(plain, own, population, score), settings)[0][:, -1]
+
+
+def equals(kept: Sequence[Evidence], score: Score, settings: Rating) -> float:
+    """Of 12 equal miners, how many have a rating within three deviations of nothing after 30 rounds."""
+    found = []
+    for evidence in kept:
+        honest = np.array([evidence.vector(name) for name in honest_names()])
+        plain, own = measured(evidence, honest, HONEST, score)
+        mu, deviation = rate(compared(plain[None], own[None], HONEST, score), settings)
+        after = min(_ROUNDS_OF_LIES, mu.shape[1]) - 1
+        found.append(np.sum(mu[0, after] - 3.0 * deviation[0, after] <= 0.0))
+    return float(np.mean(found))
 
 
 def gauntlet(kept: Sequence[Evidence], worth: Float64, adds: Float64, settings: Rating) -> dict[str, Float64]:

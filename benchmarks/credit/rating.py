@@ -19,12 +19,16 @@ _KAPPA = 1e-4  # least factor of a variance in one match
 
 @dataclass(frozen=True)
 class Rating:
-    """Settings of the rating, in openskill's units; by default openskill's own."""
+    """Settings of the rating, in openskill's units; by default openskill's own.
+
+    A damped one is surer by sd / c of what a match tells, one that is not by all of it.
+    """
 
     beta: float = 25.0 / 6.0
     tau: float = 25.0 / 300.0
     mu: float = 25.0
     sigma: float = 25.0 / 3.0
+    damped: bool = True
 
 
 def rate(scores: Float64, settings: Rating = Rating()) -> tuple[Float64, Float64]:
@@ -48,7 +52,8 @@ def _match(scores: Float64, mu: Float64, variance: Float64, settings: Rating) ->
     won = np.cumsum(share, axis=1) * strength  # of player i: sum of p_iq over the places q before and at its own
     squares = np.cumsum(share**2, axis=1) * strength**2
     gain = np.where(here, 1.0 - won, 0.0) * spread / c
-    shrink = np.sqrt(spread) / c * (won - squares) * spread / c**2
+    gamma = np.sqrt(spread) / c if settings.damped else 1.0
+    shrink = gamma * (won - squares) * spread / c**2
     np.put_along_axis(mu, order, np.take_along_axis(mu, order, 1) + gain, 1)
     narrowed = np.where(here, spread * np.maximum(1.0 - shrink, _KAPPA), np.take_along_axis(variance, order, 1))
     np.put_along_axis(variance, order, narrowed, 1)

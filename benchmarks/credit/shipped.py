@@ -166,29 +166,30 @@ def taus(kept: Sequence[Kept], worth: Float64, adds: Float64) -> dict[str, Float
     return {name: np.array(values) for name, values in found.items()}
 
 
-def paid(kept: Sequence[Kept]) -> dict[str, tuple[float, float]]:
-    """How often above an honest miner, and the pay over an honest one's mean: of each lie, and of work by turns.
+def paid(kept: Sequence[Kept]) -> dict[str, tuple[float, float, float]]:
+    """How often above an honest miner, pay over an honest one's mean, honest miners unpaid: by lie, and work by turns.
 
     A lie is told alone among 12 honest miners for 30 rounds; by turns works one of 12, over all rounds.
     """
-    made: dict[str, list[tuple[float, float]]] = {}
+    made: dict[str, list[tuple[float, float, float]]] = {}
     for each in kept:
         honest = np.array([each.vector(name) for name in honest_names()])
         fair = np.broadcast_to(honest, (len(each.gram), *honest.shape))
         lies = contributions(each)
         for name, result in [*_told(each, fair, lies), *_turning(each, fair, lies)]:
             made.setdefault(name, []).append(result)
-    return {name: (float(np.mean(values, 0)[0]), float(np.mean(values, 0)[1])) for name, values in made.items()}
+    means = {name: np.mean(values, 0) for name, values in made.items()}
+    return {name: (float(above), float(pay), float(unpaid)) for name, (above, pay, unpaid) in means.items()}
 
 
-def _told(kept: Kept, fair: Float64, lies: Float64) -> Iterator[tuple[str, tuple[float, float]]]:
+def _told(kept: Kept, fair: Float64, lies: Float64) -> Iterator[tuple[str, tuple[float, float, float]]]:
     early = np.ones((min(_ROUNDS_OF_LIES, len(fair)), HONEST + 1), dtype=np.bool_)
     for i, name in enumerate(LIES):
         rounds = Rounds.of(kept, np.concatenate([fair, lies[:, [i]]], axis=1), [*range(HONEST), LIAR])
         yield name, _last(ranked(rounds, early, Ranking(), b"lies"))
 
 
-def _turning(kept: Kept, fair: Float64, lies: Float64) -> Iterator[tuple[str, tuple[float, float]]]:
+def _turning(kept: Kept, fair: Float64, lies: Float64) -> Iterator[tuple[str, tuple[float, float, float]]]:
     for name in ("loud/1", "agg/1 + 1 random"):
         for when, idle in _TURNS.items():
             x = fair.copy()
@@ -201,7 +202,12 @@ def _turning(kept: Kept, fair: Float64, lies: Float64) -> Iterator[tuple[str, tu
             )
 
 
-def _last(standing: Standing) -> tuple[float, float]:
-    """Of the last one: whether it is above another, and its pay over the others' mean."""
+def _last(standing: Standing) -> tuple[float, float, float]:
+    """Of the last one: whether it is above another, and its pay over the others' mean; how many of those have none."""
     place, weight = standing.place, standing.weight
-    return float(place[-1] < place[:-1].max()), float(weight[-1] / max(weight[:-1].mean(), 1e-12))
+    others = weight[:-1]
+    return (
+        float(place[-1] < place[:-1].max()),
+        float(weight[-1] / max(others.mean(), 1e-12)),
+        float(np.sum(others == 0)),
+    )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from credit.collect import graded_names
-from credit.judge import duty, gang, gauntlet, interval, lies, order, single_round, true_changes, truth, worst
+from credit.judge import duty, equals, gang, gauntlet, interval, lies, order, single_round, true_changes, truth, worst
 from credit.liars import LIES, effort
 from credit.rating import Rating, kendall
 from credit.scores import Evidence, Score
@@ -25,6 +25,15 @@ _WORTH, _ADDS = (
     Score("whole", "M+A2", tokens=8192),
 )  # the two truths: the whole effect, and what is added
 RATING = Rating()  # openskill's defaults
+RATINGS = {
+    "openskill's": RATING,
+    "openskill's, drift 0.3": Rating(tau=0.3),
+    "openskill's, luck 8.3": Rating(beta=25 / 3),
+    "gamma 1": Rating(damped=False),
+    "gamma 1, drift 0.3": Rating(tau=0.3, damped=False),
+    "gamma 1, drift 0.8": Rating(tau=0.8, damped=False),
+    "gamma 1, luck 8.3": Rating(beta=25 / 3, damped=False),
+}
 TOKENS = (512, 1024, 2048, 4096, 8192)
 GANG = ("2 agg/1 - agg/2", "loud/1", "mean agg 1-4", "small + 1 loud/1")
 
@@ -74,19 +83,19 @@ def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
             for score in (Score(), Score("whole", "M+A2"), CHOSEN)
             for tokens in TOKENS
         },
-        "ratings": {
-            f"beta {beta:.3g} tau {tau:.3g}": {
-                name: _spread(getattr(order(kept, CHOSEN, *truths, Rating(beta, tau)), name))
-                for name in ("everybody", "six")
-            }
-            for beta, tau in ((25 / 6, 25 / 300), (7.0, 0.1), (25 / 6, 0.3), (12.0, 0.1))
-        },
+        "ratings": {words: _rating(kept, settings, truths) for words, settings in RATINGS.items()},
         "duty": {
             score.name: {name: [_round(v) for v in values] for name, values in duty(kept, score, RATING).items()}
             for score in (*_COMPARED, Score("whole", "M+A2"))
         },
         "four_at_once": {score.name: _round(gang(kept, score, RATING, GANG)) for score in _COMPARED},
     }
+
+
+def _rating(kept: Sequence[Evidence], settings: Rating, truths: tuple[Values, Values]) -> dict[str, Any]:
+    found = order(kept, CHOSEN, *truths, settings)
+    taus = {name: _spread(getattr(found, name)) for name in ("adds", "six_adds", "everybody", "six")}
+    return {**taus, "equals_unpaid": _round(equals(kept, CHOSEN, settings))}
 
 
 def _score(kept: Sequence[Evidence], score: Score, truths: tuple[Values, Values]) -> dict[str, Any]:
@@ -110,6 +119,7 @@ def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> li
     groups = {title: found[group] for group, title in names.items()}
     for title, numbers in groups.items():
         lines += [f"**Tokens** ({title})", "", *_tokens(numbers), ""]
+    lines += ["**Ratings**, of the score of the rule", "", *_ratings(groups), ""]
     return [*lines, "**What is sent, and what it gets**", "", *_lies(groups)]
 
 
@@ -123,8 +133,9 @@ def _shipped(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
     rows = {**_taus(every, "adds", "what a miner adds"), **_taus(every, "whole", "the whole effect")}
     for kind, words in (("0", "no work"), ("1/8", "⅛ of the work"), ("stale", "an old answer")):
         rows[f"{words}: above an honest miner · pay"] = [_most(g["shipped"]["lies"], kind) for g in every]
+    rows["honest miners unpaid beside a lie, of 12"] = [_unpaid(g["shipped"]["lies"]) for g in every]
     for name in (n for n in every[0]["shipped"]["lies"] if n.startswith("works")):
-        rows[name] = ["{:.2f} · {:.2f}".format(*g["shipped"]["lies"][name]) for g in every]
+        rows[name] = ["{:.2f} · {:.2f}".format(*g["shipped"]["lies"][name][:2]) for g in every]
     return [*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())]
 
 
@@ -144,8 +155,13 @@ def _taus(every: Sequence[Mapping[str, Any]], worth: str, words: str) -> dict[st
 def _most(lies: Mapping[str, Sequence[float]], kind: str) -> str:
     """The lie of an effort that is above an honest miner most often."""
     name = max((name for name in LIES if effort(name) == kind), key=lambda name: tuple(lies[name]))
-    above, pay = lies[name]
+    above, pay, _ = lies[name]
     return f"{above:.2f} · {pay:.2f} ({name})"
+
+
+def _unpaid(lies: Mapping[str, Sequence[float]]) -> str:
+    unpaid = [lies[name][2] for name in LIES]
+    return f"{np.mean(unpaid):.2f}, at most {max(unpaid):.2f}"
 
 
 def _scores(group: Mapping[str, Any]) -> list[str]:
@@ -194,6 +210,18 @@ _LISTED = (
     *("agg/1 + 1 random", "stale/1", "stale/4", "small", "small x4", "small x8", "wiener"),
     *("small + 1 agg/1", "small + 2 agg/1", "small - 2 agg/1", "small + 1 loud/1", "small x8 + 1 agg/1"),
 )
+
+
+def _ratings(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    heads = [f"{title}: τ, all 16 · 6 of 16 · of 12 equals unpaid" for title in groups]
+    lines = ["| settings | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for words in RATINGS:
+        cells = []
+        for group in groups.values():
+            one = group["ratings"][words]
+            cells.append(f"{_both(one['adds'])} · {_both(one['six_adds'])} · {one['equals_unpaid']:.1f}")
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return lines
 
 
 def _lies(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -215,7 +215,7 @@ class Ranking:
     mu: float = setting(25.0, "rating of a miner nothing is known of", least=0)
     sigma: float = setting(25 / 3, "uncertainty of that rating", least=1e-6)
     beta: float = setting(25 / 6, "how much luck there is in one round, in units of rating", least=1e-6)
-    tau: float = setting(25 / 300, "how far a miner's worth may drift in a round, in units of rating", least=0)
+    tau: float = setting(0.3, "how far a miner's worth may drift in a round, in units of rating", least=0)
     caution: float = setting(3.0, "standard deviations taken off a rating before anything is paid on it", least=0)
     memory: int = setting(
         20,

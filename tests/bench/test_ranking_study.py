@@ -54,13 +54,15 @@ def evidence(dense: dict[str, np.ndarray]) -> Evidence:
     )
 
 
-def test_many_ratings_at_once_are_openskills() -> None:
+@pytest.mark.parametrize("damped", [True, False])
+def test_many_ratings_at_once_are_openskills(damped: bool) -> None:
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((20, 8)) + 0.3 * np.arange(8)
     scores[rng.random(scores.shape) < 0.3] = np.nan
-    settings = Rating(beta=7.0, tau=0.1)
+    settings = Rating(beta=7.0, tau=0.1, damped=damped)
     mu, sigma = rate(np.stack([scores, scores[:, ::-1]]), settings)
-    model = PlackettLuce(mu=settings.mu, sigma=settings.sigma, beta=settings.beta, tau=settings.tau)
+    gamma = {} if damped else {"gamma": lambda *_: 1.0}
+    model = PlackettLuce(mu=settings.mu, sigma=settings.sigma, beta=settings.beta, tau=settings.tau, **gamma)
     players = [model.rating() for _ in range(8)]
     for row in scores:
         here = np.flatnonzero(np.isfinite(row))
@@ -151,7 +153,7 @@ def test_the_pages_first_table_is_of_the_shipped_ranking(evidence: Evidence) -> 
     assert {name.split()[0] for name in taus_by_name} == {"all", "six"}
     assert all(len(values) == 2 and (np.abs(values) <= 1).all() for values in taus_by_name.values())
     assert set(LIES) < set(lies)
-    assert lies["agg/1"] == (0.0, 0.0)
+    assert lies["agg/1"][:2] == (0.0, 0.0)
     shipped = {"tau": {name: {"mean": 0.5, "low": None} for name in taus_by_name}, "lies": lies}
     baselines = {name: {"mean": 0.25, "low": 0.125} for name in ("rated", "rated_adds", "mean", "mean_adds")}
     lines = _shipped({"one": {"seeds": ["a"], "shipped": shipped, "baselines": baselines}})

@@ -46,6 +46,18 @@ def test_winners_rise_losers_fall_and_all_become_surer() -> None:
     assert all(rating.sigma < RULE.sigma for rating in after.values())
 
 
+def test_ratings_settle_as_fast_as_what_a_round_tells_allows() -> None:
+    """Weng and Lin's update of the variance with gamma 1, worked out by hand: not slower, the more miners there are."""
+    for n in (2, 6, 24):
+        names = [Hotkey(f"m{i:02d}") for i in range(n)]
+        after = play(dict.fromkeys(names, newcomer(RULE)), {name: -float(i) for i, name in enumerate(names)}, [], RULE)
+        before = RULE.sigma**2 + RULE.tau**2
+        c2 = n * (before + RULE.beta**2)
+        told = sum(1 / (n - q) * (1 - 1 / (n - q)) for q in range(n))  # the last one is compared at every place
+        assert after[names[-1]].sigma ** 2 == pytest.approx(before * (1 - before / c2 * told))
+        assert after[names[0]].sigma ** 2 == pytest.approx(before * (1 - before / c2 * (1 / n) * (1 - 1 / n)))
+
+
 def test_places_skip_what_was_shared() -> None:
     a, b, c, d, e, f = NAMES
     assert places({a: 1.0, b: 2.0, c: 1.0, d: 0.0}, [e, f]) == {b: 1, a: 2, c: 2, d: 4, e: 5, f: 5}

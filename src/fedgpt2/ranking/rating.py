@@ -5,9 +5,12 @@ ranking", JMLR 12 (2011), algorithm 4, by openskill. With c² = sum over q of (s
 
     p_iq = exp(mu_i / c) / sum of exp(mu_s / c) over all s of no better place than q
     mu_i += (sd_i² / c) sum over q of no worse place than i of (1[q = i] - p_iq) / ties_q
-    sd_i² *= max(1 - (sd_i / c) (sd_i² / c²) sum over the same q of p_iq (1 - p_iq) / ties_q, 1e-4)
+    sd_i² *= max(1 - gamma (sd_i² / c²) sum over the same q of p_iq (1 - p_iq) / ties_q, 1e-4)
 
 after sd_i² has grown by tau² for what may have changed since. Only places count: one huge score gains nothing.
+
+gamma is 1. The paper leaves it open and takes sd_i / c, which falls with the root of the number of players: of twelve
+the ratings would hardly settle, and some of equally good miners be worth nothing for long (docs/ranking.md).
 """
 
 import math
@@ -53,10 +56,14 @@ def play(
     if len(players) < 2 or not scores:
         return {}
     reached = places(scores, losers)
-    model = PlackettLuce(mu=rule.mu, sigma=rule.sigma, beta=rule.beta, tau=rule.tau)
+    model = PlackettLuce(mu=rule.mu, sigma=rule.sigma, beta=rule.beta, tau=rule.tau, gamma=_gamma)
     teams = [[model.rating(mu=ratings[player].mu, sigma=ratings[player].sigma)] for player in players]
     rated = model.rate(teams, ranks=[float(reached[player]) for player in players])
     return {player: Rating(team[0].mu, team[0].sigma) for player, team in zip(players, rated, strict=True)}
+
+
+def _gamma(*_: object) -> float:
+    return 1.0
 
 
 def places(scores: Mapping[Hotkey, float], losers: Sequence[Hotkey]) -> dict[Hotkey, int]:
