@@ -7,7 +7,9 @@ Trains `nano` on the embedded text for 30 rounds with 12 miners, 3 of them hosti
 all are there it writes benchmarks/results/ranking-arena-DATE.json and, into FILE, its table between markers.
 
 It holds if no hostile miner ends above an honest one, and if those who share one gradient together are paid no more
-than an honest miner is on average. The exit code is 1 if it does not, or if a run failed.
+than an honest miner is on average. `sybils` share a gradient that they did compute: the name that keeps it is one
+honest miner, and stands where it may; the others stand above nobody. The exit code is 1 if it does not, or if a run
+failed.
 """
 
 import argparse
@@ -36,6 +38,7 @@ from trials.running import Result, Store
 STATE = Path(__file__).resolve().parent / "results" / "ranking-arena-cells"
 BEGIN, END = "<!-- arena: written by benchmarks/ranking_arena.py -->", "<!-- /arena -->"
 SHARED = ("copy", "copy_noise", "sybils", "mimic_copies")  # several names, one gradient
+COMPUTED = ("sybils",)  # of which one name is owed what an honest miner is
 COMMON = (
     *("--model.preset", "nano", "--data.source", "sample", "--device", "cpu", "--run.threads", "1", "--rounds", "30"),
     *("--data.windows", "1", "--run.eval_every", "30", "--run.eval_windows", "8", "--run.score_windows", "2"),
@@ -59,7 +62,8 @@ class Row:
     @property
     def holds(self) -> bool:
         """Whether none ends above an honest miner, and sharers of one gradient are paid for one at most."""
-        return self.above == 0 and (self.attack not in SHARED or self.together <= 1.0)
+        owed = 1 if self.attack in COMPUTED else 0
+        return self.above <= owed and (self.attack not in SHARED or self.together <= 1.0)
 
 
 def main() -> int:

@@ -41,6 +41,16 @@ def test_sharers_of_one_gradient_are_paid_for_one(attack: str, holds: bool) -> N
     assert row.holds is holds
 
 
+@pytest.mark.parametrize(("hostile", "holds"), [([2, 5], True), ([2, 3], False)])
+def test_of_sybils_who_computed_one_gradient_one_may_stand_among_the_honest(hostile: list[int], holds: bool) -> None:
+    honest = sorted({1, 2, 3, 4, 5} - {*hostile})
+    found = {cell("sybils"): result(cell("sybils"), [*hostile], honest, [0.1, 0.0, 0.3, 0.3, 0.3])}
+    (row,) = ranking_arena.judged(found)
+    assert row.holds is holds
+    (other,) = ranking_arena.judged({cell("copy"): result(cell("copy"), [*hostile], honest, [0.1, 0.0, 0.3, 0.3, 0.3])})
+    assert not other.holds
+
+
 def test_what_a_run_printed_is_read_by_sides() -> None:
     miners = [
         {"hotkey": "a", "hostile": True, "rank": None, "rating": None, "weight": 0.0, "pay": None},
