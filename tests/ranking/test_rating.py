@@ -46,8 +46,8 @@ def test_winners_rise_losers_fall_and_all_become_surer() -> None:
     assert all(rating.sigma < RULE.sigma for rating in after.values())
 
 
-def test_ratings_settle_as_fast_as_what_a_round_tells_allows() -> None:
-    """Weng and Lin's update of the variance with gamma 1, worked out by hand: not slower, the more miners there are."""
+def test_a_round_makes_surer_by_all_that_it_tells() -> None:
+    """Weng and Lin's update of the variance with gamma 1, worked out by hand."""
     for n in (2, 6, 24):
         names = [Hotkey(f"m{i:02d}") for i in range(n)]
         after = play(dict.fromkeys(names, newcomer(RULE)), {name: -float(i) for i, name in enumerate(names)}, [], RULE)

@@ -30,7 +30,7 @@ def table_lines(number: int, lines: Sequence[Rank]) -> list[str]:
         )
         for line in lines
     ]
-    names = ("", "miner", "rating", "score", "pay", "reliable", "own", "counts", "present", "refused")
+    names = ("", "miner", "rating", "score", "pay", "reliable", "own", "own text", "present", "refused")
     return [f"Ranking after round {number}", "", *_columns([names, *rows])]
 
 

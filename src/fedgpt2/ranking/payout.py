@@ -23,8 +23,7 @@ U16_MAX = 65535
 def merit(rating: Rating, conduct: Conduct, trusted: float, rule: Ranking) -> float:
     """The score: what is surely believed of a miner, as far as it can be relied on and does its own work.
 
-    `trusted` is what part of its credit counts by now, for what it proves (proven.py) and what audits say (audit.py):
-    what was won before pays no longer than that.
+    `trusted` is what part of its credit audits leave it (audit.py): what was won before they told counts no more.
     """
     ordinal = max(0.0, rating.ordinal(rule.caution))
     return ordinal * conduct.reliability.value(1.0) * conduct.share.value(1.0) * trusted

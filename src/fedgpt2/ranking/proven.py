@@ -11,8 +11,6 @@ compared, and counts the more, the nearer the miner is known to come to what the
 of |g|, for a round with a steep loss must not outweigh the others. Nobody gains beyond a share of 1: those who prove
 more than the median are told apart by the whole effect alone.
 
-The last share counts in the pay as well (payout.py): who replays under a good name has it no longer than its share.
-
 LEAST leaves little to a scrap of the text behind a replay. Up to the median the share falls faster than what is proved,
 so free vectors mixed into honest work cost more than they bring: a share that is full before the median leaves room
 for as much padding.
@@ -29,7 +27,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
-from types import MappingProxyType
 
 from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.types import Hotkey
@@ -40,8 +37,6 @@ __all__ = ["FLOOR", "LEAST", "proof", "shares", "weighed"]
 # vectors are well apart; honest gradients have hundredths and more.
 FLOOR = 1e-3
 LEAST = 3 / 8  # of the median: with this, or less, there is no share
-
-_NOBODY: Mapping[Hotkey, float] = MappingProxyType({})
 
 
 def proof(mark: Mark, gradient_norm: float) -> float | None:
@@ -57,23 +52,25 @@ def proof(mark: Mark, gradient_norm: float) -> float | None:
     return min(1.0, max(-1.0, value)) if math.isfinite(value) else None
 
 
-def shares(proven: Mapping[Hotkey, float], others: Mapping[Hotkey, float] = _NOBODY) -> dict[Hotkey, float]:
-    """What part of its credit counts for each miner compared, 0 to 1, by what each has proved; one alone too.
-
-    `others` are held to the same median and have no part in it. Where nobody was compared, nobody has a share.
-    """
+def shares(proven: Mapping[Hotkey, float]) -> dict[Hotkey, float]:
+    """What part of its credit counts for each miner compared, 0 to 1, by what each has proved; one alone too."""
     if not proven:
         return {}
     middle = max(median(proven.values()), FLOOR)
-    return {
-        hotkey: min(1.0, max(0.0, (each / middle - LEAST) / (1.0 - LEAST)))
-        for hotkey, each in {**proven, **others}.items()
-    }
+    return {hotkey: min(1.0, max(0.0, (each / middle - LEAST) / (1.0 - LEAST))) for hotkey, each in proven.items()}
 
 
-def weighed(marks: Mapping[Hotkey, Mark], counted: Mapping[Hotkey, float]) -> dict[Hotkey, Mark]:
-    """The marks, each score times the part of it that counts; nothing of a score counts of which nothing is known."""
+def weighed(
+    marks: Mapping[Hotkey, Mark], proven: Mapping[Hotkey, float], trusted: Mapping[Hotkey, float]
+) -> dict[Hotkey, Mark]:
+    """The marks, each score times its share and its grounding (audit.py), by all that is known, this round included.
+
+    A miner with a score and nothing proved has no share: none of its credit counts.
+    """
+    compared = [hotkey for hotkey, mark in marks.items() if mark.score is not None]
+    parts = shares({hotkey: proven.get(hotkey, 0.0) for hotkey in compared})
+    factors = {hotkey: part * trusted.get(hotkey, 1.0) for hotkey, part in parts.items()}
     return {
-        hotkey: mark if mark.score is None else replace(mark, score=mark.score * counted.get(hotkey, 0.0))
+        hotkey: mark if mark.score is None else replace(mark, score=mark.score * factors[hotkey])
         for hotkey, mark in marks.items()
     }

@@ -11,9 +11,9 @@ from statistics import median
 from fedgpt2.config import Ranking
 from fedgpt2.ranking.audit import MEMORY, Known, bounds, grounding, groundings
 from fedgpt2.ranking.evidence import Evidence, rule_of
-from fedgpt2.ranking.marks import Mark, Verdict, marks, waived
+from fedgpt2.ranking.marks import Mark, marks, waived
 from fedgpt2.ranking.payout import merit, pay, to_u16, weights
-from fedgpt2.ranking.proven import proof, shares, weighed
+from fedgpt2.ranking.proven import proof, weighed
 from fedgpt2.ranking.rating import Rating, newcomer, places, play
 from fedgpt2.ranking.reliability import Average, Conduct, observe
 from fedgpt2.types import Hotkey
@@ -34,7 +34,7 @@ class Standing:
     score: Average = field(default_factory=Average)  # of its rounds, for ranking.smooth
     proven: Average = field(default_factory=Average)  # what it adds of its own, as parts of the gradient's length
     grounded: Average = field(default_factory=Average)  # what it does for its own text beyond any, in the same unit
-    trusted: float = 1.0  # what part of its credit counted, by proof and audits, when it was last measured
+    trusted: float = 1.0  # what part of its credit audits left it, when it was last compared
     matches: int = 0  # rounds in which it was compared with others
 
 
@@ -60,7 +60,7 @@ class Entry:
     grounded: float | None  # what it has done for its own text beyond any; None before its first audit
     reliability: float
     share: float
-    trusted: float  # what part of its credit counts, by proof and audits
+    trusted: float  # what part of its credit audits leave it
     weight: float  # of the payout, after the round
 
 
@@ -83,7 +83,7 @@ class Rank:
     clean_rounds: int
     rounds: int
     refusals: int
-    trusted: float = 1.0  # what part of its credit counts, by proof and audits
+    trusted: float = 1.0  # what part of its credit audits leave it
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,10 @@ def advance(table: Table, evidence: Evidence, rule: Ranking | None = None) -> tu
     standings = {**standings, **_prove(standings, made, rule, evidence)}
     standings = {**standings, **_audited(standings, made, evidence)}
     if rule.score == "proven":
-        counted = _counted(standings, made, evidence)
-        made = weighed(made, counted)
-        standings |= {hotkey: replace(standings[hotkey], trusted=part) for hotkey, part in counted.items()}
+        proven = {hotkey: standings[hotkey].proven.value(0.0) for hotkey in made}
+        trusted = groundings(_audits(standings, evidence, _scored(made)))
+        made = weighed(made, proven, trusted)
+        standings |= {hotkey: replace(standings[hotkey], trusted=part) for hotkey, part in trusted.items()}
     standings, reached = _compare(standings, made, rule, evidence)
     after = Table(evidence.round, standings, rule)
     return after, _entries(after, made, before, reached)
@@ -131,16 +132,6 @@ def _prove(
         for hotkey, value in found.items()
         if value is not None
     }
-
-
-def _counted(
-    standings: Mapping[Hotkey, Standing], made: Mapping[Hotkey, Mark], evidence: Evidence
-) -> dict[Hotkey, float]:
-    """What part of its credit counts for each miner whose gradient was measured, a replay's included: share, audits."""
-    trusted = groundings(_audits(standings, evidence, _scored(made)))
-    proven = {hotkey: standings[hotkey].proven.value(0.0) for hotkey in trusted}
-    replays = {h: standings[h].proven.value(0.0) for h, mark in made.items() if mark.verdict is Verdict.REPLAY}
-    return {hotkey: part * trusted.get(hotkey, 1.0) for hotkey, part in shares(proven, replays).items()}
 
 
 def _scored(made: Mapping[Hotkey, Mark]) -> list[Hotkey]:
@@ -249,7 +240,7 @@ def ranks(table: Table) -> list[Rank]:
 
 
 def _better(hotkey: Hotkey, table: Table) -> tuple[bool, bool, float, str]:
-    """Those whose rounds were mostly faults, copies, without their text or with little of their own come last.
+    """Those whose rounds were mostly faults, copies, replays or without their text come last.
 
     Before them comes who was never compared.
     """
