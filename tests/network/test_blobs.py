@@ -62,7 +62,7 @@ def test_slices_grow_while_each_is_taken_at_once_and_not_after_a_wait(monkeypatc
         sizes.append(part.nbytes)
         now[0] += 5.0 if sum(sizes) > 40 * SLICE_BYTES else 0.01
     slow = next(i for i in range(len(sizes)) if sum(sizes[: i + 1]) > 40 * SLICE_BYTES)
-    assert sizes[1:9] == [SLICE_BYTES] * 8  # as much as the buffers of a connection may hold is taken at once by any
+    assert sizes[1:9] == [SLICE_BYTES] * 8
     assert max(sizes[:slow]) == sizes[slow] == LONGEST_SLICE
     assert {*sizes[slow + 1 : -1]} == {SLICE_BYTES}
     assert sum(sizes) == blob.ref.length

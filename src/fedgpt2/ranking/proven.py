@@ -8,7 +8,7 @@
 The whole effect <g, x> / |x| of one round orders honest miners best, and pays a replay of the last aggregate nearly as
 much; what is left outside of what is free pays no replay, but is noisy in a single round. So the whole effect is
 compared, and counts the more, the nearer the miner is known to come to what the median adds of its own. Taken as a part
-of |g|, for a round with a steep loss must not outweigh the others. Nobody gains beyond a share of 1: those who prove
+of |g|, for the length of the gradient must not outweigh the others. Nobody gains beyond a share of 1: those who prove
 more than the median are told apart by the whole effect alone.
 
 LEAST leaves little to a scrap of the text behind a replay. Up to the median the share falls faster than what is proved,
