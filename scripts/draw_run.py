@@ -1,4 +1,4 @@
-"""Draw a run: held-out loss over tokens, and what became of each miner's gradients.
+"""Draw a run: held-out loss over tokens, and each miner's rating over rounds.
 
     python scripts/draw_run.py RUN_DIR OUT.svg        (needs matplotlib)
 
@@ -9,6 +9,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
@@ -30,7 +31,7 @@ def main(run: Path, out: Path) -> int:
     )
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=(3, 2), layout="constrained")
     _losses(left, rows, _unigram(run))
-    _miners(right, rows)
+    _ratings(right, rows)
     figure.savefig(out, metadata={"Date": None})
     return 0
 
@@ -60,21 +61,26 @@ def _losses(axes: Axes, rows: list[Row], unigram: float | None) -> None:
     axes.legend(frameon=False)
 
 
-def _miners(axes: Axes, rows: list[Row]) -> None:
-    fates: dict[str, Counter[str]] = {}
+def _ratings(axes: Axes, rows: list[Row]) -> None:
+    """Each miner's rating with its deviation, round by round; in the order of the last ranking."""
+    rounds: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         for miner in row["miners"]:  # type: ignore[attr-defined]
-            fates.setdefault(miner["axon"], Counter())[miner["status"]] += 1
-    ranked = sorted(fates.items(), key=lambda item: item[1]["admitted"])
-    names = [axon for axon, _ in ranked]
-    start = [0] * len(ranked)
-    for status, colour in (("admitted", "#1f4e79"), ("refused", "#b03a2e"), ("failed", "#c9c9c9")):
-        counts = [fate[status] for _, fate in ranked]
-        if any(counts):
-            axes.barh(names, counts, left=start, color=colour, label=status, height=0.6)
-        start = [a + b for a, b in zip(start, counts, strict=True)]
-    axes.set(xlabel="rounds, by what became of the miner's gradient")
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+            rounds.setdefault(miner["axon"], []).append({"round": row["round"], **miner})
+    ranked = sorted(rounds.items(), key=lambda item: item[1][-1]["rank"] or len(rounds))
+    for _, seen in ranked:
+        fates = Counter(each["status"] for each in seen)
+        rated = [each for each in seen if each["rating"] is not None]
+        at, rating, sigma = ([each[name] for each in rated] for name in ("round", "rating", "sigma"))
+        colour = "#b03a2e" if fates["refused"] else "#1f4e79"
+        words = f"{seen[-1]['rank']}: {fates['admitted']} admitted" + f", {fates['refused']} refused" * bool(
+            fates["refused"]
+        )
+        (line,) = axes.plot(at, rating, color=colour, lw=1.5, label=words, alpha=0.9)
+        low, high = ([r + sign * s for r, s in zip(rating, sigma, strict=True)] for sign in (-1, 1))
+        axes.fill_between(at, low, high, color=line.get_color(), alpha=0.08, lw=0)
+    axes.set(xlabel="rounds", ylabel="rating, ± one deviation")
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=7)
 
 
 if __name__ == "__main__":
