@@ -73,10 +73,8 @@ def _ratings(axes: Axes, rows: list[Row]) -> None:
         rated = [each for each in seen if each["rating"] is not None]
         at, rating, sigma = ([each[name] for each in rated] for name in ("round", "rating", "sigma"))
         colour = "#b03a2e" if fates["refused"] else "#1f4e79"
-        words = f"{seen[-1]['rank']}: {fates['admitted']} admitted" + f", {fates['refused']} refused" * bool(
-            fates["refused"]
-        )
-        (line,) = axes.plot(at, rating, color=colour, lw=1.5, label=words, alpha=0.9)
+        words = ", ".join(f"{count} {status}" for status, count in sorted(fates.items()))
+        (line,) = axes.plot(at, rating, color=colour, lw=1.5, label=f"{seen[-1]['rank']}: {words}", alpha=0.9)
         low, high = ([r + sign * s for r, s in zip(rating, sigma, strict=True)] for sign in (-1, 1))
         axes.fill_between(at, low, high, color=line.get_color(), alpha=0.08, lw=0)
     axes.set(xlabel="rounds", ylabel="rating, ± one deviation")

@@ -9,13 +9,13 @@ import pytest
 from openskill.models import PlackettLuce
 
 import ranking_study
-from credit.collect import SLOTS, collect, graded_names, inner_products
-from credit.judge import honest_names, truth
+from credit.collect import HONEST, SLOTS, collect, graded_names, inner_products
+from credit.judge import equals, honest_names, truth
 from credit.liars import LIES, contributions, effort
 from credit.rating import Rating, kendall, rate
 from credit.scores import BASES, Evidence, Score, compared, marks, measured
 from credit.shipped import Rounds, graded_texts, name_of, paid, ranked, taus
-from credit.study import BEGIN, CHOSEN, END, GANG, SCORES, _shipped
+from credit.study import BEGIN, CHOSEN, END, GANG, RATINGS, SCORES, _ratings, _shipped
 from fedgpt2.config import Ranking
 from fedgpt2.errors import UsageError
 from fedgpt2.ranking.credit import credits
@@ -72,6 +72,21 @@ def test_many_ratings_at_once_are_openskills(damped: bool) -> None:
     np.testing.assert_allclose(mu[0, -1], [player.mu for player in players], rtol=1e-12)
     np.testing.assert_allclose(sigma[0, -1], [player.sigma for player in players], rtol=1e-12)
     np.testing.assert_allclose(mu[1, -1], mu[0, -1, ::-1], rtol=1e-12)
+
+
+def test_equals_are_unpaid_until_ratings_are_sure(evidence: Evidence) -> None:
+    sure, unsure = Rating(sigma=1e-3, damped=False), Rating(sigma=25.0, damped=False)
+    assert [equals([evidence, evidence], Score(), settings) for settings in (sure, unsure)] == [0.0, HONEST]
+    group = {"ratings": {words: _rated(i) for i, words in enumerate(RATINGS)}}
+    lines = _ratings({"one": group})
+    assert len(lines) == 2 + len(RATINGS)
+    assert lines[2] == "| openskill's | 0.50 (0.25) · 0.50 (0.25) · 0.0 |"
+    assert lines[-1].endswith(f" · {len(RATINGS) - 1}.0 |")
+
+
+def _rated(unpaid: int) -> dict[str, object]:
+    tau = {"mean": 0.5, "low": 0.25}
+    return {"adds": tau, "six_adds": tau, "equals_unpaid": float(unpaid)}
 
 
 def test_scores_are_those_of_the_vectors(evidence: Evidence, dense: dict[str, np.ndarray]) -> None:

@@ -7,9 +7,9 @@
 
 The whole effect <g, x> / |x| of one round orders honest miners best, and pays a replay of the last aggregate nearly as
 much; what is left outside of what is free pays no replay, but is noisy in a single round. So the whole effect is
-compared, and counts the more, the nearer the miner is known to come to what the median adds of its own. Taken as a part
-of |g|, for the length of the gradient must not outweigh the others. Nobody gains beyond a share of 1: those who prove
-more than the median are told apart by the whole effect alone.
+compared, and counts the more, the nearer the miner is known to come to what the median adds of its own. That is taken
+as a part of |g|, so that the gradient's length does not weigh. Nobody gains beyond a share of 1: those who prove more
+than the median are told apart by the whole effect alone.
 
 LEAST leaves little to a scrap of the text behind a replay. Up to the median the share falls faster than what is proved,
 so free vectors mixed into honest work cost more than they bring: a share that is full before the median leaves room
