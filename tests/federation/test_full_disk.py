@@ -1,5 +1,6 @@
 """A full disk: one clear line, a non-zero exit, and all up to the last round is there when room is made."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -60,8 +61,11 @@ def test_no_room_for_a_miners_receipt(federation, miners):
     validator = federation.validator([miners[0], poor], rounds=0)
     assert poor.complaint(1) == (f"fedgpt2 miner: {receipts.parent}: no space left; what was written before is intact")
     receipts.unlink()
-    federation.miner("M1", port=poor.port).wait_for("admitted by")
+    federation.miner("M1", port=poor.port).wait_for("admitted by", times=2)
     validator.interrupt()
+    rounds = [json.loads(json.loads(line)["payload"])["round"] for line in receipts.read_text().splitlines()]
+    assert rounds[0] == 1  # the one there was no room for
+    assert rounds == sorted(set(rounds))
 
 
 @pytest.fixture

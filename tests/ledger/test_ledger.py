@@ -9,7 +9,9 @@ import pytest
 
 from fedgpt2.errors import DiskFullError, RunDirectoryError
 from fedgpt2.ledger.journal import Journal
-from fedgpt2.ledger.ledger import Admission, Ledger
+from fedgpt2.ledger.ledger import Admission, Ledger, Receipts
+from fedgpt2.ledger.outbox import Outbox
+from fedgpt2.protocol.messages import Receipt
 from fedgpt2.types import Digest, Hotkey
 
 
@@ -99,6 +101,88 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(ledger: Ledger) -> None
     with pytest.raises(DiskFullError, match="no space left"):
         ledger.commit_round(2, 0, {"round": 2, "text": "x" * 100_000}, None)
     assert [json.loads(body) for body in ledger.rounds()] == [{"round": 1}]
+
+
+def receipts(number: int, *hotkeys: str) -> Receipts:
+    """Of one round, for these miners."""
+    return lambda head: {
+        Hotkey(hotkey): Receipt(
+            run_id="ab" * 32,
+            round=number,
+            sender="v",
+            receiver=hotkey,
+            work_id=f"{number}{hotkey}".encode().hex().rjust(64, "0"),
+            status="admitted",
+            applied=True,
+            model="3" * 64,
+            ledger_head=head,
+        )
+        for hotkey in hotkeys
+    }
+
+
+def reopened(folder: Path) -> Outbox:
+    """What waits, as a validator finds it that starts now."""
+    ledger = Ledger(folder / "ledger.sqlite")
+    try:
+        return ledger.outbox
+    finally:
+        ledger.close()
+
+
+def rounds_of(outbox: Outbox, hotkey: str) -> list[int]:
+    return [receipt.round for receipt in outbox.waiting(hotkey)]
+
+
+def test_receipts_wait_in_the_ledger_until_they_have_arrived(ledger: Ledger, tmp_path: Path) -> None:
+    head = ledger.commit_round(1, 0, {"round": 1}, None, None, receipts(1, "a", "b"))
+    ledger.commit_round(2, 0, {"round": 2}, None, None, receipts(2, "b"))
+    first, second = ledger.outbox.waiting("b")
+    assert (first.ledger_head, second.ledger_head) == (head, ledger.head)
+    ledger.outbox.arrived(first)
+    assert rounds_of(reopened(tmp_path), "b") == [1, 2]  # if it were killed now
+    ledger.commit_round(3, 0, {"round": 3}, None, None, receipts(3, "b"))
+    assert rounds_of(reopened(tmp_path), "b") == [2, 3]
+    ledger.outbox.arrived(second)
+    ledger.settle()
+    ledger.settle()
+    again = reopened(tmp_path)
+    assert (rounds_of(again, "a"), rounds_of(again, "b")) == ([1], [3])
+    assert ledger.broken_entry() is None
+
+
+def test_rounds_taken_back_have_receipts_all_the_same(ledger: Ledger) -> None:
+    ledger.commit_round(1, 0, {"round": 1}, None, None, receipts(1, "a"))
+    ledger.commit_resume(0, 1)
+    assert rounds_of(ledger.outbox, "a") == [1]
+
+
+def test_a_round_there_was_no_room_for_has_no_receipts(ledger: Ledger) -> None:
+    ledger.commit_round(1, 0, {"round": 1}, None, None, receipts(1, "a"))
+    ledger.outbox.arrived(*ledger.outbox.waiting("a"))
+    ((pages,),) = ledger._rows("PRAGMA page_count")
+    ledger._rows(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(DiskFullError):
+        ledger.commit_round(2, 0, {"round": 2, "text": "x" * 100_000}, None, None, receipts(2, "a"))
+    assert ledger.outbox.waiting("a") == []
+    assert len(ledger.outbox.gone()) == 1
+
+
+def test_a_damaged_receipt_is_one_clear_line(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.commit_round(1, 0, {"round": 1}, None, None, receipts(1, "a"))
+    ledger._rows("UPDATE outbox SET receipt = '{'")
+    with pytest.raises(RunDirectoryError, match="a receipt that waits to be sent is damaged: "):
+        reopened(tmp_path)
+
+
+def test_of_a_miner_that_never_takes_any_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedgpt2.ledger.outbox.KEPT", 3)
+    outbox = Outbox(receipt for number in range(1, 6) for receipt in receipts(number, "a")(Digest("4" * 64)).values())
+    assert rounds_of(outbox, "a") == [3, 4, 5]
+    assert len(outbox.gone()) == 2
+    outbox.noted(outbox.gone())
+    assert outbox.gone() == ()
+    assert outbox.waiting("nobody") == []
 
 
 def test_journal_follows_the_ledger(tmp_path: Path) -> None:

@@ -52,13 +52,29 @@ def test_the_runs_remembered_are_bounded(folder, monkeypatch):
 
 def test_receipts_are_lines_and_their_file_is_capped(folder):
     journal = Journal(folder, receipts_bytes=1000)
-    for _ in range(20):
-        journal.keep_receipt(RECEIPT)
+    for number in range(20):
+        assert journal.keep_receipt(RECEIPT, f"{number:064x}")
     journal.close()
     kept = [(folder / name).read_text().splitlines() for name in ("receipts.jsonl", "receipts.1.jsonl")]
     assert all(json.loads(line)["kind"] == "receipt" for lines in kept for line in lines)
     assert all((folder / name).stat().st_size <= 1000 for name in ("receipts.jsonl", "receipts.1.jsonl"))
     assert sum(map(len, kept)) >= 3
+
+
+def test_a_receipt_that_comes_again_is_kept_once(folder, monkeypatch):
+    monkeypatch.setattr(module, "_RECEIPTS_KNOWN", 3)
+    other = msgspec.structs.replace(RECEIPT, signer="another")
+    journal = Journal(folder)
+    assert journal.keep_receipt(RECEIPT, "1" * 64)
+    journal.close()
+    journal = Journal(folder)
+    assert not journal.keep_receipt(RECEIPT, "1" * 64)
+    assert journal.keep_receipt(other, "1" * 64)  # what another validator says of it is no news of this one's
+    assert len((folder / "receipts.jsonl").read_text().splitlines()) == 2
+    for number in range(2, 6):
+        assert journal.keep_receipt(RECEIPT, f"{number:064x}")
+    assert journal._database.execute("SELECT COUNT(*) FROM receipted").fetchone() == (3,)
+    journal.close()
 
 
 def test_a_folder_that_cannot_be_used_is_one_line(tmp_path):
@@ -93,7 +109,7 @@ def test_a_full_disk_has_its_own_error(folder, monkeypatch):
 
     monkeypatch.setattr("os.write", full)
     with pytest.raises(DiskFullError, match="no space left"):
-        journal.keep_receipt(RECEIPT)
+        journal.keep_receipt(RECEIPT, "1" * 64)
     journal.close()
 
 

@@ -68,7 +68,8 @@ class ToldPeers:
     """`Peers` whose miners are functions from tickets to outcomes."""
 
     behaviours: dict
-    receipts: list = field(default_factory=list)
+    receipts: list = field(default_factory=list)  # of each delivery the newest, by receiver
+    posted: list = field(default_factory=list)  # every one, in order
     tickets: list = field(default_factory=list)
 
     async def present(self, at_least):
@@ -78,8 +79,12 @@ class ToldPeers:
         self.tickets.append(tickets)
         return [self.behaviours[ticket.seat.hotkey](ticket) for ticket in tickets]
 
-    def deliver(self, receipts):
-        self.receipts.append(receipts)
+    def deliver(self, outbox):
+        waiting = [receipt for hotkey in self.behaviours for receipt in outbox.waiting(hotkey)]
+        self.receipts.append({receipt.receiver: receipt for receipt in waiting})
+        self.posted += waiting
+        for receipt in waiting:
+            outbox.arrived(receipt)
 
 
 @pytest.fixture(scope="session")

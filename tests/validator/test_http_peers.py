@@ -8,6 +8,7 @@ import pytest
 from fedgpt2.config import Axons, Limits
 from fedgpt2.errors import Culprit, DiskFullError, NetworkError, NoMinersError, Reason, Refused
 from fedgpt2.identity.pins import KeyBook
+from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.network.address import parse
 from fedgpt2.protocol.messages import Info, Receipt, decode
 from fedgpt2.validator import http_peers
@@ -285,28 +286,74 @@ async def test_a_stop_takes_every_exchange_with_it(monkeypatch, tickets):
 # --- receipts ---
 
 
-async def test_receipts_go_to_those_present_and_a_failure_is_a_notice(monkeypatch, tickets):
+def receipt(hotkey, number=1):
+    return Receipt(
+        run_id="1" * 64,
+        round=number,
+        sender=SIGNER.hotkey,
+        receiver=hotkey,
+        work_id=f"{number}{MINERS.index(hotkey)}".rjust(64, "0"),
+        status="admitted",
+        applied=True,
+        model="3" * 64,
+        ledger_head="4" * 64,
+    )
 
+
+def got(client):
+    """Receipts an axon was given."""
+    assert {envelope.kind for envelope in client.receipts} <= {"receipt"}
+    return [decode(envelope.payload, Receipt) for envelope in client.receipts]
+
+
+async def test_receipts_go_to_those_present_and_wait_for_the_others(monkeypatch):
     async with Peers([MINERS[0], MINERS[1], REFUSED], monkeypatch) as told:
         await told.peers.present(2)
         told.clients[1].refuses_receipts = NetworkError(Reason.CUT_OFF, "gone")
-        receipts = {
-            hotkey: Receipt(
-                run_id="1" * 64,
-                round=1,
-                sender=SIGNER.hotkey,
-                receiver=hotkey,
-                work_id="2" * 64,
-                status="admitted",
-                applied=True,
-                model="3" * 64,
-                ledger_head="4" * 64,
-            )
-            for hotkey in MINERS[:3]
-        }
-        told.peers.deliver(receipts)
+        outbox = Outbox(receipt(hotkey) for hotkey in MINERS[:3])
+        told.peers.deliver(outbox)
         await asyncio.sleep(0.05)
-        (envelope,) = told.clients[0].receipts
-        assert (envelope.kind, decode(envelope.payload, Receipt)) == ("receipt", receipts[MINERS[0]])
-        assert told.clients[2].receipts == []
+        assert [got(client) for client in told.clients] == [[receipt(MINERS[0])], [], []]
         assert "127.0.0.1:9001: receipt of round 1 not delivered (cut_off: gone)" in told.notices
+        assert [outbox.waiting(hotkey) for hotkey in MINERS[:3]] == [[], [receipt(MINERS[1])], [receipt(MINERS[2])]]
+
+        told.clients[1].refuses_receipts, told.clients[2].shows = None, MINERS[2]
+        await told.peers.present(3)
+        outbox.add(receipt(hotkey, 2) for hotkey in MINERS[:3])
+        told.peers.deliver(outbox)
+        await asyncio.sleep(0.05)
+        for client, hotkey in zip(told.clients, MINERS, strict=False):
+            assert got(client) == [receipt(hotkey), receipt(hotkey, 2)]
+            assert outbox.waiting(hotkey) == []
+
+
+async def test_a_receipt_that_a_miner_will_not_have_is_not_sent_again(monkeypatch):
+    async with Peers([MINERS[0]], monkeypatch) as told:
+        await told.peers.present(1)
+        told.clients[0].refuses_receipts = Refused(Reason.BAD_MESSAGE, "no such field", Culprit.VALIDATOR)
+        outbox = Outbox([receipt(MINERS[0])])
+        told.peers.deliver(outbox)
+        await asyncio.sleep(0.05)
+        assert outbox.waiting(MINERS[0]) == []
+        assert told.notices == ["127.0.0.1:9000: receipt of round 1 not delivered (bad_message: no such field)"]
+
+
+async def test_a_slow_miners_receipts_are_on_their_way_once(monkeypatch):
+    async with Peers([MINERS[0]], monkeypatch) as told:
+        await told.peers.present(1)
+        let = asyncio.Event()
+        take = told.clients[0].deliver_receipt
+
+        async def slowly(envelope):
+            await let.wait()
+            await take(envelope)
+
+        told.clients[0].deliver_receipt = slowly
+        outbox = Outbox([receipt(MINERS[0])])
+        told.peers.deliver(outbox)
+        await asyncio.sleep(0.02)
+        outbox.add([receipt(MINERS[0], 2)])
+        told.peers.deliver(outbox)
+        let.set()
+        await asyncio.sleep(0.05)
+        assert [each.round for each in got(told.clients[0])] == [1, 2]

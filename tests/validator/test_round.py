@@ -98,6 +98,28 @@ async def test_every_miner_with_an_order_gets_a_receipt_after_the_commit(running
     assert (receipts[MINERS[0]].weight, receipts[MINERS[0]].tokens) == (0.5, 256)
 
 
+async def test_receipts_outlive_a_validator_that_is_killed_before_they_leave(running, config, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    with running(config, MIXED) as run:
+        monkeypatch.setattr(run.peers, "deliver", killed)
+        with pytest.raises(Killed):
+            await run_round(run, 1, 0, Stop())
+    with running(config, MIXED) as run:
+        assert run.directory.ledger.last_round() == 1
+        await run_round(run, 2, 0, Stop())
+        ((head,),) = run.directory.ledger._rows("SELECT head FROM entries WHERE kind = 'round' AND round = 1")
+    for hotkey in MINERS[:4]:
+        first, second = (receipt for receipt in run.peers.posted if receipt.receiver == hotkey)
+        assert (first.round, first.ledger_head, second.round) == (1, head, 2)
+    with running(config, MIXED) as run:
+        assert run.directory.ledger.outbox.waiting(MINERS[0]) == []
+
+
 def scrawler(ticket):
     """A miner whose tensors are of a type that no encoding of Unicode can write."""
     with pytest.raises(ProtocolError) as caught:

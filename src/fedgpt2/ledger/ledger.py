@@ -3,23 +3,28 @@
 Entries form a hash chain: head_n = SHA-256(head_{n-1} ‖ body_n), head_0 = SHA-256(run_id). An entry is a finished
 round, a checkpoint written after one, or a resume that takes rounds after the last checkpoint back; nothing is ever
 rewritten, so a head in a receipt stays checkable for good. The ratings beside them are only a copy, for quick looks,
-of what follows from the entries.
+of what follows from the entries; receipts lie there until they have arrived (outbox.py).
 """
 
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
 
-from fedgpt2.errors import DiskFullError, RunDirectoryError
+from fedgpt2.errors import DiskFullError, ProtocolError, RunDirectoryError
+from fedgpt2.ledger.outbox import Outbox
+from fedgpt2.protocol.messages import Receipt, decode, encode
 from fedgpt2.types import Digest, Hotkey
 
-__all__ = ["Admission", "Ledger"]
+__all__ = ["Admission", "Ledger", "Receipts"]
+
+Receipts = Callable[[Digest], Mapping[Hotkey, Receipt]]  # head of the chain -> a receipt a miner
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -34,6 +39,8 @@ CREATE TABLE IF NOT EXISTS entries (
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, checkpoint TEXT, body TEXT NOT NULL, head TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS ratings (
     hotkey TEXT PRIMARY KEY, round INTEGER NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS outbox (
+    work_id TEXT PRIMARY KEY, seq INTEGER NOT NULL, receipt TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -156,14 +163,15 @@ class Ledger:
         row: Mapping[str, object],
         checkpoint: str | None,
         ratings: Mapping[Hotkey, Mapping[str, object]] | None = None,
+        receipts: Receipts | None = None,
     ) -> Digest:
-        """Commit a finished round, and the ratings after it by hotkey; returns the new head.
+        """Commit a finished round, the ratings after it by hotkey, and what `receipts` makes of the new head, returned.
 
         Raises RunDirectoryError unless it is the next one.
         """
         if number != self.last_round() + 1:
             raise RunDirectoryError(f"{self._path}: round {number} after round {self.last_round()}")
-        return self._append("round", number, attempt, checkpoint, row, ratings or {})
+        return self._append("round", number, attempt, checkpoint, row, ratings or {}, receipts)
 
     def commit_checkpoint(self, number: int, attempt: int, checkpoint: str) -> Digest:
         """Name a checkpoint of the last round, written after the round was committed."""
@@ -181,11 +189,14 @@ class Ledger:
         checkpoint: str | None,
         row: Mapping[str, object],
         ratings: Mapping[Hotkey, Mapping[str, object]] | None = None,
+        receipts: Receipts | None = None,
     ) -> Digest:
         body = json.dumps(row, separators=(",", ":"), allow_nan=False)
         head = Digest(hashlib.sha256(self.head.encode() + body.encode()).hexdigest())
+        made = list(receipts(head).values()) if receipts else []
+        gone = self.outbox.gone()
         with self._transaction() as db:
-            db.execute(
+            cursor = db.execute(
                 "INSERT INTO entries (kind, round, attempt, checkpoint, body, head) VALUES (?, ?, ?, ?, ?, ?)",
                 (kind, number, attempt, checkpoint, body, head),
             )
@@ -195,7 +206,30 @@ class Ledger:
                     "INSERT INTO ratings VALUES (?, ?, ?)",
                     [(key, number, json.dumps(each, allow_nan=False)) for key, each in ratings.items()],
                 )
+            _forget(db, gone)
+            db.executemany(
+                "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?)",
+                [(receipt.work_id, cursor.lastrowid, encode(receipt).decode()) for receipt in made],
+            )
+        self.outbox.noted(gone)
+        self.outbox.add(made)
         return head
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        """Receipts of this run that have not arrived. Raises RunDirectoryError for one that is damaged."""
+        rows = self._rows("SELECT receipt FROM outbox ORDER BY seq, work_id")
+        try:
+            return Outbox(decode(str(text), Receipt) for (text,) in rows)
+        except ProtocolError as error:
+            raise RunDirectoryError(f"{self._path}: a receipt that waits to be sent is damaged: {error}") from error
+
+    def settle(self) -> None:
+        """Note the receipts that have arrived; the next commit would."""
+        if gone := self.outbox.gone():
+            with self._transaction() as db:
+                _forget(db, gone)
+            self.outbox.noted(gone)
 
     def ratings(self) -> dict[Hotkey, str] | None:
         """Each miner's rating after the last round that stands, as JSON; None where it was not kept."""
@@ -257,6 +291,10 @@ class Ledger:
     def holds_head(self, head: str) -> bool:
         """Whether a head is one of the chain's, as that in every receipt of this run must be."""
         return bool(self._rows("SELECT 1 FROM entries WHERE head = ?", head))
+
+
+def _forget(db: sqlite3.Connection, receipts: Collection[str]) -> None:
+    db.executemany("DELETE FROM outbox WHERE work_id = ?", [(work_id,) for work_id in receipts])
 
 
 class _Told(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """What a miner remembers over a restart: the newest order taken of each run, and its receipts.
 
-DIR/journal.sqlite     one row a (validator, run_id); written before an order is answered
+DIR/journal.sqlite     one row a (validator, run_id), written before an order is answered; which receipts came
 DIR/receipts.jsonl     signed receipts as they came, a line each; past its cap the file becomes receipts.1.jsonl
 """
 
@@ -20,6 +20,7 @@ __all__ = ["Journal"]
 
 RECEIPTS_BYTES = 16 << 20
 _RUNS_KEPT = 10_000
+_RECEIPTS_KNOWN = 10_000
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 _SCHEMA = """
@@ -30,6 +31,11 @@ CREATE TABLE IF NOT EXISTS taken (
     round     INTEGER NOT NULL,
     work_id   TEXT NOT NULL,
     PRIMARY KEY (validator, run_id)
+);
+CREATE TABLE IF NOT EXISTS receipted (
+    validator TEXT NOT NULL,
+    work_id   TEXT NOT NULL,
+    PRIMARY KEY (validator, work_id)
 )
 """
 
@@ -47,7 +53,7 @@ class Journal:
             self._database = sqlite3.connect(directory / "journal.sqlite", isolation_level=None)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
-            self._database.execute(_SCHEMA)
+            self._database.executescript(_SCHEMA)
 
     def newest(self, order: Order) -> Taken | None:
         """The newest order taken of this order's run, or None."""
@@ -70,10 +76,14 @@ class Journal:
                 (_RUNS_KEPT,),
             )
 
-    def keep_receipt(self, envelope: Envelope) -> None:
-        """Append a receipt; the oldest go when the file and its predecessor are full."""
+    def keep_receipt(self, envelope: Envelope, work_id: str) -> bool:
+        """Append a receipt; the oldest go when the file and its predecessor are full. False for one that is there."""
         line = encode(envelope) + b"\n"
         with self._one_line():
+            if self._database.execute(
+                "SELECT 1 FROM receipted WHERE validator = ? AND work_id = ?", (envelope.signer, work_id)
+            ).fetchone():
+                return False
             if self._receipts.exists() and self._receipts.stat().st_size + len(line) > self._receipts_bytes:
                 self._receipts.replace(self._directory / "receipts.1.jsonl")
             descriptor = os.open(self._receipts, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -81,6 +91,11 @@ class Journal:
                 os.write(descriptor, line)
             finally:
                 os.close(descriptor)
+            self._database.execute("INSERT INTO receipted VALUES (?, ?)", (envelope.signer, work_id))
+            self._database.execute(
+                "DELETE FROM receipted WHERE rowid <= (SELECT MAX(rowid) FROM receipted) - ?", (_RECEIPTS_KNOWN,)
+            )
+        return True
 
     def close(self) -> None:
         """Close the database."""

@@ -22,9 +22,10 @@ from fedgpt2.data.assignment import Assignment
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import Culprit, NetworkError, NoMinersError, PeerError, Reason, Refused
+from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.model.state import FlatState
 from fedgpt2.network.threads import off_loop
-from fedgpt2.protocol.messages import Order, Receipt
+from fedgpt2.protocol.messages import Order
 from fedgpt2.simulate.arrival import Body, Claims, receive
 from fedgpt2.simulate.crowd import Crowd, Engine
 from fedgpt2.simulate.roster import Roster, number
@@ -78,9 +79,12 @@ class SimulatedPeers:
         finally:
             halt.set()
 
-    def deliver(self, receipts: Mapping[Hotkey, Receipt]) -> None:
-        """Liars remember what weight they had when a step was last taken."""
-        weights = {hotkey: receipt.weight for hotkey, receipt in receipts.items()}
+    def deliver(self, outbox: Outbox) -> None:
+        """All arrive. Liars remember what weight they had when a step was last taken."""
+        receipts = [receipt for hotkey in self.roster.hotkeys for receipt in outbox.waiting(hotkey)]
+        for receipt in receipts:
+            outbox.arrived(receipt)
+        weights = {Hotkey(receipt.receiver): receipt.weight for receipt in receipts}
         if any(weights.values()):
             self._shares = weights
 

@@ -15,6 +15,7 @@ from fedgpt2.config import Axons, Limits
 from fedgpt2.errors import NetworkError, NoMinersError, PeerError, Reason, Refused
 from fedgpt2.identity.pins import KeyBook
 from fedgpt2.identity.signing import Signer
+from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.network.address import Address
 from fedgpt2.network.client import AxonClient
 from fedgpt2.protocol.messages import Receipt
@@ -56,6 +57,7 @@ class HttpPeers:
         self._trouble: dict[str, str] = {}  # axon -> why nobody does
         self._changed = asyncio.Event()
         self._buffers: dict[Hotkey, torch.Tensor] = {}
+        self._posting: set[Hotkey] = set()  # miners whose receipts are on their way
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None  # what ended a background task
 
@@ -187,18 +189,30 @@ class HttpPeers:
 
     # --- after a round ---
 
-    def deliver(self, receipts: Mapping[Hotkey, Receipt]) -> None:
-        """Send receipts in the background to those who are present."""
+    def deliver(self, outbox: Outbox) -> None:
+        """Send what waits for those who are present, in the background; for the others it goes on waiting."""
         for seat in self._seats.values():
-            if seat.hotkey in receipts:
-                self._spawn(self._deliver(seat, receipts[seat.hotkey]), name="receipt")
+            if seat.hotkey not in self._posting and outbox.waiting(seat.hotkey):
+                self._posting.add(seat.hotkey)
+                self._spawn(self._post(seat, outbox), name="receipt")
 
-    async def _deliver(self, seat: Seat, receipt: Receipt) -> None:
+    async def _post(self, seat: Seat, outbox: Outbox) -> None:
+        """Send one miner's receipts, oldest first, until one does not arrive."""
+        try:
+            while (waiting := outbox.waiting(seat.hotkey)) and await self._arrives(seat, waiting[0]):
+                outbox.arrived(waiting[0])
+        finally:
+            self._posting.discard(seat.hotkey)
+
+    async def _arrives(self, seat: Seat, receipt: Receipt) -> bool:
+        """Whether a receipt need not be sent again: the miner has it, or says that it will not have it."""
         try:
             async with asyncio.timeout(_RECEIPT_SECONDS):
                 await self._clients[seat.axon].deliver_receipt(self._signer.seal("receipt", receipt))
         except (PeerError, TimeoutError) as error:
             self._notice(f"{seat.axon}: receipt of round {receipt.round} not delivered ({error or 'timed out'})")
+            return isinstance(error, Refused)
+        return True
 
     def _spawn(self, work: Coroutine[None, None, None], name: str = "peer") -> None:
         task = asyncio.create_task(work, name=name)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedgpt2.errors import PeerError
-from fedgpt2.protocol.messages import BlobRef, Contribution, Envelope, Order, Receipt
+from fedgpt2.ledger.outbox import Outbox
+from fedgpt2.protocol.messages import BlobRef, Contribution, Envelope, Order
 from fedgpt2.protocol.tensors import Layout
 from fedgpt2.types import Digest, Hotkey, WorkId
 
@@ -93,6 +94,6 @@ class Peers(Protocol):
         """
         ...
 
-    def deliver(self, receipts: Mapping[Hotkey, Receipt]) -> None:
-        """Send receipts, without holding up the caller."""
+    def deliver(self, outbox: Outbox) -> None:
+        """Send the receipts that wait, without holding up the caller; those that arrive are taken out."""
         ...

@@ -140,7 +140,7 @@ def receipts(
     judged: Judged,
     head: Digest,
 ) -> dict[Hotkey, Receipt]:
-    """A receipt for every miner that was given an order."""
+    """A receipt for every miner that was given an order; `head` is the ledger's with this round in it."""
     made = {}
     for verdict in verdicts:
         ticket, failure = verdict.outcome.ticket, verdict.failure

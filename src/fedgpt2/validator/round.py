@@ -5,6 +5,7 @@ Who could hurt the model, and where it is stopped: `admission` lists what a cont
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from fedgpt2.aggregation.combine import quorum
 from fedgpt2.ledger.ledger import Admission
@@ -79,10 +80,11 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     checkpoint = await off_loop(directory.save, number, training, {"attempt": attempt}) if due else None
     clock.mark("checkpoint")
     row = {**row, "seconds": clock.seconds()}
-    head = directory.commit(number, attempt, row, checkpoint, config.checkpoint.keep, kept(judged.table))
+    said = partial(receipts, directory.run_id, run.orders.signer.hotkey, row, verdicts, step, judged)
+    directory.commit(number, attempt, row, checkpoint, config.checkpoint.keep, kept(judged.table), said)
     run.ranking.table = judged.table
     run.absences.add(number, lapses(verdicts))
-    run.peers.deliver(receipts(directory.run_id, run.orders.signer.hotkey, row, verdicts, step, judged, head))
+    run.peers.deliver(directory.ledger.outbox)
     return row
 
 

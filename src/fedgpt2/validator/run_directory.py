@@ -24,8 +24,8 @@ from fedgpt2.ledger import checkpoints
 from fedgpt2.ledger.checkpoints import Checkpoint
 from fedgpt2.ledger.files import disk_errors, write_durably
 from fedgpt2.ledger.journal import Journal
-from fedgpt2.ledger.ledger import Ledger
-from fedgpt2.types import Digest, Hotkey, Schema
+from fedgpt2.ledger.ledger import Ledger, Receipts
+from fedgpt2.types import Hotkey, Schema
 from fedgpt2.validator.training import Training
 
 __all__ = ["RunDirectory", "open_run_directory"]
@@ -115,13 +115,13 @@ class RunDirectory:
         checkpoint: str | None,
         keep: int,
         ratings: Mapping[Hotkey, Mapping[str, object]] | None = None,
-    ) -> Digest:
-        """Commit a finished round: the ledger first, then what derives from it. Returns the new head."""
-        head = self.ledger.commit_round(number, attempt, row, checkpoint, ratings)
+        receipts: Receipts | None = None,
+    ) -> None:
+        """Commit a finished round: the ledger first, receipts and all, then what derives from it."""
+        self.ledger.commit_round(number, attempt, row, checkpoint, ratings, receipts)
         self.journal.append(json.dumps(row, separators=(",", ":"), allow_nan=False))
         if checkpoint is not None:
             self._prune(keep)
-        return head
 
     def save_last(self, training: Training, keep: int) -> None:
         """Write a checkpoint of the last committed round, unless there is one or nothing happened yet."""
@@ -167,6 +167,7 @@ def open_run_directory(
             earlier = _earlier_keys(facts or {}, key, ledger.last_round())
             _write_json(path / "config.json", {**_facts(config, ledger, key, identity), "earlier_keys": earlier})
             yield RunDirectory(path, ledger, key)
+            ledger.settle()
         finally:
             ledger.close()
 
