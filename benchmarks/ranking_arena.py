@@ -7,9 +7,10 @@ Trains `nano` on the embedded text for 30 rounds with 12 miners, 3 of them hosti
 all are there it writes benchmarks/results/ranking-arena-DATE.json and, into FILE, its table between markers.
 
 It holds if no hostile miner ends above an honest one, and if those who share one gradient together are paid no more
-than an honest miner is on average. `sybils` share a gradient that they did compute: the name that keeps it is one
-honest miner, and stands where it may; the others stand above nobody. The exit code is 1 if it does not, or if a run
-failed.
+than an honest miner is on average. `sybils` and its kin share the work of one honest miner: one name of theirs may
+stand where that puts it, the others stand above nobody; and either all are paid no more than an honest miner is on
+average, or all but one are paid nothing: what one honest miner is paid depends on its luck. The exit code is 1 if it
+does not hold, or if a run failed.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from rich.console import Console
 import record
 from fedgpt2.cli.bench.report import commit, hardware
 from fedgpt2.errors import FedGPT2Error
-from fedgpt2.simulate.names import NAMES
+from fedgpt2.simulate.names import NAMES, SYBILS
 from trials.cells import BYZANTINE, Cell
 from trials.page import woven
 from trials.progress import watched
@@ -37,8 +38,7 @@ from trials.running import Result, Store
 
 STATE = Path(__file__).resolve().parent / "results" / "ranking-arena-cells"
 BEGIN, END = "<!-- arena: written by benchmarks/ranking_arena.py -->", "<!-- /arena -->"
-SHARED = ("copy", "copy_noise", "sybils", "mimic_copies")  # several names, one gradient
-COMPUTED = ("sybils",)  # of which one name is owed what an honest miner is
+SHARED = ("copy", "copy_noise", "mimic_copies")  # several names, one gradient, that an honest miner computed
 COMMON = (
     *("--model.preset", "nano", "--data.source", "sample", "--device", "cpu", "--run.threads", "1", "--rounds", "30"),
     *("--data.windows", "1", "--run.eval_every", "30", "--run.eval_windows", "8", "--run.score_windows", "2"),
@@ -58,12 +58,14 @@ class Row:
     above: int  # hostile miners above some honest one, the most of any seed
     best: int  # the best place a hostile miner reached
     together: float  # pay of all hostile miners over an honest one's mean, the most of any seed
+    beside: float  # the same of all but the best paid of them
 
     @property
     def holds(self) -> bool:
-        """Whether none ends above an honest miner, and sharers of one gradient are paid for one at most."""
-        owed = 1 if self.attack in COMPUTED else 0
-        return self.above <= owed and (self.attack not in SHARED or self.together <= 1.0)
+        """Whether none ends above an honest miner, and sharers of one gradient, or of its work, are paid for one."""
+        if self.attack in SYBILS:
+            return self.above <= 1 and (self.together <= 1.0 or self.beside == 0.0)
+        return self.above == 0 and (self.attack not in SHARED or self.together <= 1.0)
 
 
 def main() -> int:
@@ -103,15 +105,23 @@ def _row(attack: str, results: Sequence[Result]) -> Row | None:
     if not results:
         return None
     if not all(r.ranks for r in results):  # a training that diverged ranks nobody, and shows nothing
-        return Row(attack, len(results), BYZANTINE, 1, math.inf)
+        return Row(attack, len(results), BYZANTINE, 1, math.inf, math.inf)
     places = [(_places(r, "hostile"), max(_places(r, "honest"))) for r in results]
+    pays = [_pays(r) for r in results]
     return Row(
         attack=attack,
         seeds=len(results),
         above=max(sum(place < last for place in hostile) for hostile, last in places),
         best=min(place for hostile, _ in places for place in hostile),
-        together=max(sum(r.pay["hostile"]) / max(fmean(r.pay["honest"]), 1e-12) for r in results),
+        together=max(map(sum, pays)),
+        beside=max(sum(sorted(pay)[:-1]) for pay in pays),
     )
+
+
+def _pays(result: Result) -> list[float]:
+    """What the hostile miners are paid, over an honest one's mean."""
+    mean = max(fmean(result.pay["honest"]), 1e-12)
+    return [pay / mean for pay in result.pay["hostile"]]
 
 
 def _places(result: Result, side: str) -> list[int]:
@@ -122,9 +132,11 @@ def _places(result: Result, side: str) -> list[int]:
 
 def table(rows: Sequence[Row]) -> list[str]:
     """The rows in Markdown."""
-    lines = ["| attack | seeds | above an honest miner | best place | pay, all three | |", "|---|---|---|---|---|---|"]
+    names = ("attack", "seeds", "above an honest miner", "best place", "pay, all three", "without the best", "")
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in rows:
-        cells = [row.attack, str(row.seeds), str(row.above), str(row.best), f"{row.together:.2f}"]
+        pays = (f"{row.together:.2f}", f"{row.beside:.2f}")
+        cells = [row.attack, str(row.seeds), str(row.above), str(row.best), *pays]
         lines.append(f"| {' | '.join(cells)} | {'holds' if row.holds else 'broken'} |")
     return lines
 
@@ -137,13 +149,13 @@ def _document(rows: Sequence[Row], results: Mapping[Cell, Result]) -> dict[str, 
         "settings": list(COMMON),
         "cell_commits": sorted({result.commit for result in results.values()}),
         "cpu_minutes": round(sum(result.cpu_seconds for result in results.values()) / 60, 1),
-        "rows": [{**vars(row), "together": _number(row.together), "holds": row.holds} for row in rows],
+        "rows": [{**{name: _number(value) for name, value in vars(row).items()}, "holds": row.holds} for row in rows],
         "holds": bool(rows) and all(row.holds for row in rows),
     }
 
 
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _number(value: str | float) -> str | float | None:
+    return None if value == math.inf else value
 
 
 def _write(document: Mapping[str, Any], rows: Sequence[Row], page: Path | None, console: Console) -> None:

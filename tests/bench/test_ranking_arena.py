@@ -33,11 +33,19 @@ def test_one_hostile_miner_above_an_honest_one_breaks_the_row() -> None:
     assert rows[0].together == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize(("attack", "holds"), [("sybils", False), ("tiny_batch", True)])
+@pytest.mark.parametrize(("attack", "holds"), [("copy", False), ("sybils_pool", False), ("tiny_batch", True)])
 def test_sharers_of_one_gradient_are_paid_for_one(attack: str, holds: bool) -> None:
     found = {cell(attack): result(cell(attack), [4, 5], [1, 2, 3], [0.2, 0.2, 0.2, 0.2, 0.2])}
     (row,) = ranking_arena.judged(found)
-    assert row.together == pytest.approx(2.0)
+    assert (row.together, row.beside) == (pytest.approx(2.0), pytest.approx(1.0))
+    assert row.holds is holds
+
+
+@pytest.mark.parametrize(("second", "holds"), [(0.0, True), (0.001, False)])
+def test_one_name_of_sybils_may_have_an_honest_miners_luck(second: float, holds: bool) -> None:
+    found = {cell("sybils"): result(cell("sybils"), [1, 5], [2, 3, 4], [0.5, second, 0.2, 0.2, 0.1])}
+    (row,) = ranking_arena.judged(found)
+    assert row.together > 2.9
     assert row.holds is holds
 
 

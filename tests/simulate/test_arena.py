@@ -36,6 +36,7 @@ def test_the_arena_is_what_is_told_of_it():
     assert tuple(ARENA) == names.NAMES
     assert set(names.ADAPTIVE) == {"opt_ipm", "opt_alie", "min_max", "time_coupled", "score_aware"}
     assert sorted((*names.ADAPTIVE, *names.FIXED)) == sorted(names.NAMES)
+    assert {name for name in names.NAMES if name.startswith("sybils")} == names.SYBILS
     assert all("\n" not in profile.about and profile.source for profile in names.PROFILES.values())
 
 

@@ -41,6 +41,33 @@ def test_sybils_compute_once():
     assert torch.equal(sent[0], own(stage, 1, 0))
 
 
+def test_sybils_apart_send_one_gradient_behind_noise_of_their_own():
+    stage = Stage()
+    (sent,) = play(liars("sybils_apart"), stage, 1)
+    assert len(stage.asked) == 1
+    row = own(stage, 1, 0)
+    assert [float((each - row).norm() / row.norm()) for each in sent] == pytest.approx([0.25] * 3, rel=0.05)
+    assert cosine(sent[0] - row, sent[1] - row) == pytest.approx(0.0, abs=0.05)
+
+
+@pytest.mark.parametrize(("n", "length", "pool"), [(6, 17, (6, 17)), (2, 16, (3, 11)), (1, 2, (3, 2))])
+def test_a_pool_of_sybils_computes_on_a_part_of_each_ones_text(n, length, pool):
+    stage = Stage()
+    texts = [np.full((n, length), i, np.uint16) for i in range(3)]
+    (sent,) = [rows(liars("sybils_pool")(moved(stage.scene(1), windows=lambda i: texts[i])))]
+    ((_, asked),) = stage.asked
+    assert asked.shape == pool
+    assert sorted(set(asked[:, 0].tolist())) == [0, 1, 2]
+    assert len(sent) == 3
+
+
+def test_split_sybils_do_one_miners_work_in_all():
+    stage = Stage()
+    texts = [np.full((6, 17), i, np.uint16) for i in range(3)]
+    liars("sybils_split")(moved(stage.scene(1), windows=lambda i: texts[i]))
+    assert [(asked.shape, int(asked[0, 0])) for _, asked in stage.asked] == [((2, 17), i) for i in range(3)]
+
+
 @pytest.mark.parametrize(
     ("n", "length", "shape"), [(16, 17, (2, 17)), (8, 17, (1, 17)), (2, 17, (1, 5)), (1, 5, (1, 2))]
 )

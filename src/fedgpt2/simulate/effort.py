@@ -15,7 +15,7 @@ from fedgpt2.aggregation.gram import norm
 from fedgpt2.config import Limits
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import PeerError
-from fedgpt2.simulate.desk import seal
+from fedgpt2.simulate.desk import Desk, seal
 from fedgpt2.simulate.scene import Reply, Scene
 from fedgpt2.types import ModelShape
 
@@ -23,13 +23,17 @@ __all__ = [
     "First",
     "Old",
     "Sybils",
+    "SybilsApart",
     "Working",
     "bound",
     "everyone",
+    "first",
     "own",
+    "pooled",
     "random_tokens",
     "scaled",
     "scrap",
+    "split",
 ]
 
 Work = Callable[[Scene, int], Float32[Tensor, " d"]]  # scene, which liar -> what it sends
@@ -57,6 +61,18 @@ class Sybils:
         """The first one's, from each."""
         row = own(scene, 0)
         return everyone(scene, lambda scene, i: row)
+
+
+@dataclass
+class SybilsApart:
+    """One row, the work of one miner, in all their names, each with noise enough for a vote of its own."""
+
+    row: Callable[[Scene], Float32[Tensor, " d"]]
+    desk: Desk = field(default_factory=Desk)
+
+    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+        """The row, from each."""
+        return self.desk.apart(scene, self.row(scene))
 
 
 @dataclass
@@ -94,6 +110,17 @@ def everyone(scene: Scene, work: Work) -> Sequence[Reply]:
     return [seal(order, work(scene, i)) for i, order in enumerate(scene.orders)]
 
 
+def first(scene: Scene) -> Float32[Tensor, " d"]:
+    """The honest gradient of the first liar."""
+    return own(scene, 0)
+
+
+def pooled(scene: Scene) -> Float32[Tensor, " d"]:
+    """The gradient of one miner's amount of text, an equal part of each liar's."""
+    parts = [_part(scene.windows(i), scene.f) for i in range(scene.f)]
+    return scene.gradient(scene.weights, np.concatenate(parts))
+
+
 def own(scene: Scene, i: int) -> Float32[Tensor, " d"]:
     """The honest gradient of liar `i`."""
     return scene.gradient(scene.weights, scene.windows(i))
@@ -101,7 +128,12 @@ def own(scene: Scene, i: int) -> Float32[Tensor, " d"]:
 
 def scrap(scene: Scene, i: int) -> Float32[Tensor, " d"]:
     """Liar i's gradient on an eighth of its text: whole windows, or the beginning of one."""
-    return scene.gradient(scene.weights, _eighth(scene.windows(i)))
+    return scene.gradient(scene.weights, _part(scene.windows(i), _SCRAP))
+
+
+def split(scene: Scene, i: int) -> Float32[Tensor, " d"]:
+    """Liar i's gradient on a part of its text, such that all of them together do one miner's work."""
+    return scene.gradient(scene.weights, _part(scene.windows(i), scene.f))
 
 
 def random_tokens(scene: Scene, i: int) -> Float32[Tensor, " d"]:
@@ -120,11 +152,12 @@ def bound(scene: Scene, i: int) -> Float32[Tensor, " d"]:
     return row * (0.999 * Limits().gradient_norm / max(norm(row), 1e-30))  # as exact as the bound itself
 
 
-def _eighth(windows: Tokens) -> Tokens:
+def _part(windows: Tokens, parts: int) -> Tokens:
+    """One of `parts`: whole windows, or the beginning of one."""
     n, length = len(windows), windows.shape[1] - 1
-    if n >= _SCRAP:
-        return windows[: n // _SCRAP]
-    return windows[:1, : max(1, n * length // _SCRAP) + 1]
+    if n >= parts:
+        return windows[: n // parts]
+    return windows[:1, : max(1, n * length // parts) + 1]
 
 
 def _drawn(windows: Tokens, model: ModelShape, rng: torch.Generator) -> Tokens:

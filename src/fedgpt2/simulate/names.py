@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["ADAPTIVE", "ALONE", "FIXED", "NAMES", "PROFILES", "Profile"]
+__all__ = ["ADAPTIVE", "ALONE", "FIXED", "NAMES", "PROFILES", "SYBILS", "Profile"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,9 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
         "copy": Profile("an honest miner's answer, bit by bit"),
         "copy_noise": Profile("an honest miner's gradient with 1 % noise"),
         "sybils": Profile("one gradient, honestly computed, in everybody's name"),
+        "sybils_apart": Profile("the same, each with noise enough for a vote"),
+        "sybils_pool": Profile("one miner's work: a gradient of a part of each one's text, each with noise for a vote"),
+        "sybils_split": Profile("one miner's work: from each a gradient of a part of its own text"),
         "tiny_batch": Profile("an honest gradient of an eighth of the text assigned"),
         "wrong_data": Profile("the gradient of random tokens"),
         # patience
@@ -116,6 +119,9 @@ NAMES: tuple[str, ...] = tuple(PROFILES)
 ADAPTIVE: tuple[str, ...] = tuple(name for name, profile in PROFILES.items() if profile.adaptive)
 FIXED: tuple[str, ...] = tuple(name for name, profile in PROFILES.items() if not profile.adaptive)
 
-_TOGETHER = frozenset({"sign_flip_copies", "mimic", "mimic_copies", "copy", "copy_noise", "sybils"})
+SYBILS = frozenset({"sybils", "sybils_apart", "sybils_pool", "sybils_split"})
+"""Those in which one miner's work is sent in several names."""
+
+_TOGETHER = frozenset({"sign_flip_copies", "mimic", "mimic_copies", "copy", "copy_noise"}) | SYBILS
 ALONE: tuple[str, ...] = tuple(name for name in NAMES if name not in _TOGETHER)
 """Those for a miner that knows no other."""
