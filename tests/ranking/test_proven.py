@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedgpt2.ranking.credit import Credit, credits
 from fedgpt2.ranking.evidence import Evidence, Free, as_row, read_evidence
 from fedgpt2.ranking.marks import Mark, Verdict
-from fedgpt2.ranking.proven import FLOOR, LEAST, proof, shares, weighed
+from fedgpt2.ranking.proven import FLOOR, FULL, LEAST, proof, shares, weighed
 from fedgpt2.ranking.table import Entry, advance, fold, ranks
 from tests.ranking.worlds import MOMENT, evidence, noisy_rounds, refused, rule, shuffled
 
@@ -130,7 +130,7 @@ def _renamed(miner, one: str, other: str):
 
 
 def ramp(part: float) -> float:
-    return min(1.0, max(0.0, (part - LEAST) / (1.0 - LEAST)))
+    return min(1.0, max(0.0, (part - LEAST) / (FULL - LEAST)))
 
 
 @given(st.dictionaries(st.text("abcdef", min_size=1), st.floats(-1.0, 1.0), max_size=7))
@@ -144,16 +144,16 @@ def test_shares_are_parts_of_the_median(proven: dict[str, float]) -> None:
 def test_rounding_errors_are_no_proof() -> None:
     assert shares({"a": 1e-7, "b": -1e-7, "c": 2e-17}) == {"a": 0.0, "b": 0.0, "c": 0.0}
     assert shares({"a": 1e-7}) == {"a": 0.0}
-    assert shares({"a": 0.6875 * FLOOR}) == {"a": pytest.approx(0.5)}
+    assert shares({"a": 0.5625 * FLOOR}) == {"a": pytest.approx(0.5)}
     assert shares({"a": 0.2}) == {"a": 1.0}
     assert shares({"a": -0.2}) == {"a": 0.0}
     assert shares({"a": -0.2, "b": -0.1, "c": 0.3}) == {"a": 0.0, "b": 0.0, "c": 1.0}
     assert shares({}) == {}
 
 
-def test_shares_fall_faster_than_what_is_proved_and_end_at_three_eighths() -> None:
-    found = shares({"a": 0.08, "b": 0.08, "c": 0.08, "d": 0.09, "most": 0.07, "half": 0.04, "scrap": 0.03})
-    assert found == pytest.approx({"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0, "most": 0.8, "half": 0.2, "scrap": 0.0})
+def test_shares_are_full_from_three_quarters_of_the_median_on_and_end_at_three_eighths() -> None:
+    found = shares({"a": 0.08, "b": 0.08, "c": 0.08, "d": 0.09, "most": 0.06, "some": 0.05, "scrap": 0.03})
+    assert found == pytest.approx({"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0, "most": 1.0, "some": 2 / 3, "scrap": 0.0})
 
 
 def test_a_round_of_replays_alone_moves_no_rating_apart() -> None:
@@ -173,7 +173,7 @@ def test_newcomers_are_known_by_their_first_round() -> None:
     assert late.products is not None
     assert entry.proven == pytest.approx(entry.mark.credit.added / late.products.gradient_norm)
     assert entry.mark.score is not None
-    assert entry.mark.score <= max(0.0, entry.mark.credit.raw)
+    assert entry.mark.score <= max(0.0, entry.mark.credit.half_added)
     assert table.standings["new"].proven.weight == pytest.approx(1 / 20)
 
 
@@ -213,7 +213,8 @@ def test_the_score_is_the_product_of_what_a_receipt_says(seed: int) -> None:
         for hotkey, entry in made.items():
             assert entry.mark.credit is not None
             share = ramp(proven[hotkey] / middle)
-            assert entry.mark.score == pytest.approx(max(0.0, entry.mark.credit.raw) * share)
+            both = entry.mark.credit.raw + entry.mark.credit.added
+            assert entry.mark.score == pytest.approx(max(0.0, both / 2) * share)
 
 
 @given(SEEDS, st.integers(1, 5))

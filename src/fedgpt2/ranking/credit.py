@@ -49,6 +49,11 @@ class Credit:
     added: float  # <g, x'> / |x|
     own: float  # |x'| / |x|
 
+    @property
+    def half_added(self) -> float:
+        """Half of the whole effect, half of what is added."""
+        return (self.raw + self.added) / 2
+
 
 def check_rule(rule: Ranking) -> None:
     """Raise UsageError unless the settings name a score and a basis that exist."""

@@ -29,7 +29,7 @@ class Verdict(StrEnum):
 class Mark:
     """A miner's round. `score` is what is compared; None where there is nothing that can be.
 
-    By the rule `proven` that is the whole effect until the miner's share, which other rounds tell of, is multiplied in.
+    By the rule `proven` its share and grounding, of which other rounds tell, are multiplied in at last.
     """
 
     verdict: Verdict
@@ -119,7 +119,8 @@ def _scores(
     if rule.score == "raw":
         return _finite(raw, own)
     if rule.score == "proven":
-        return {hotkey: max(0.0, score) for hotkey, score in _finite(raw, own).items()}
+        half = {hotkey: credit.half_added for hotkey, credit in measured.items()}
+        return {hotkey: max(0.0, score) for hotkey, score in _finite(half, own).items()}
     added = {hotkey: credit.added for hotkey, credit in measured.items()}
     if rule.score == "leave_one_out":
         added = leave_one_out(evidence, rule, sorted(own))

@@ -2,18 +2,19 @@
 
     a_i = <g, x'_i> / |x_i| / |g|                        what it adds of its own, in a round; 0 for a replay
     N_i = mean of a_i over its rounds, later ones more   (`ranking.memory`)
-    share_i = clip((N_i / max(median of N, FLOOR) - LEAST) / (1 - LEAST), 0, 1)     the median over those compared
-    score_i = max(0, <g, x_i> / |x_i|) share_i grounded_i          grounded_i: audit.py
+    share_i = clip((N_i / max(median of N, FLOOR) - LEAST) / (FULL - LEAST), 0, 1)  the median over those compared
+    score_i = max(0, <g, x_i> + <g, x'_i>) / 2 |x_i| share_i grounded_i             grounded_i: audit.py
 
 The whole effect <g, x> / |x| of one round orders honest miners best, and pays a replay of the last aggregate nearly as
-much; what is left outside of what is free pays no replay, but is noisy in a single round. So the whole effect is
-compared, and counts the more, the nearer the miner is known to come to what the median adds of its own. That is taken
-as a part of |g|, so that the gradient's length does not weigh. Nobody gains beyond a share of 1: those who prove more
-than the median are told apart by the whole effect alone.
+much; what is left outside of what is free pays no replay, but is noisy in a single round. So half of each is compared,
+and counts the more, the nearer the miner is known to come to what the median adds of its own. That is taken as a part
+of |g|, so that the gradient's length does not weigh. Nobody gains beyond a share of 1.
 
-LEAST leaves little to a scrap of the text behind a replay. Up to the median the share falls faster than what is proved,
-so free vectors mixed into honest work cost more than they bring: a share that is full before the median leaves room
-for as much padding.
+FULL is below the median: half of all honest miners are, by chance, and in a mean over 20 rounds by a quarter. Room for
+padding is the price: free vectors mixed into honest work raise the first half, and the share does not fall at once.
+What they lower is the second half, hence half of each: neither a replay nor its negative mixed in is worth the while.
+
+LEAST leaves little to a scrap of the text behind a replay.
 
 a_i is by the whole |x|, so a replay that was bent (its largest entries, some tensors louder) proves no more than the
 part of its length that is no replay: |a_i| <= |x'_i| / |x_i|. By |x'| its proof would be that of a full length. Free
@@ -31,12 +32,12 @@ from statistics import median
 from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.types import Hotkey
 
-__all__ = ["FLOOR", "LEAST", "proof", "shares", "weighed"]
+__all__ = ["FLOOR", "FULL", "LEAST", "proof", "shares", "weighed"]
 
 # Of |g|: a hundred times what the errors of inner products (2e-6 of the lengths) may make of nothing, where the free
 # vectors are well apart; honest gradients have hundredths and more.
 FLOOR = 1e-3
-LEAST = 3 / 8  # of the median: with this, or less, there is no share
+LEAST, FULL = 3 / 8, 3 / 4  # of the median: no share up to the one, all of it from the other on
 
 
 def proof(mark: Mark, gradient_norm: float) -> float | None:
@@ -57,7 +58,7 @@ def shares(proven: Mapping[Hotkey, float]) -> dict[Hotkey, float]:
     if not proven:
         return {}
     middle = max(median(proven.values()), FLOOR)
-    return {hotkey: min(1.0, max(0.0, (each / middle - LEAST) / (1.0 - LEAST))) for hotkey, each in proven.items()}
+    return {hotkey: min(1.0, max(0.0, (each / middle - LEAST) / (FULL - LEAST))) for hotkey, each in proven.items()}
 
 
 def weighed(

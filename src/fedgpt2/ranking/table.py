@@ -20,7 +20,7 @@ from fedgpt2.types import Hotkey
 
 __all__ = ["REVISION", "Entry", "History", "Rank", "Standing", "Table", "advance", "fold", "ranks"]
 
-REVISION = 3  # of the rule: one more with each change after which equal evidence and settings rank otherwise
+REVISION = 4  # of the rule: one more with each change after which equal evidence and settings rank otherwise
 
 _TRUSTED = 0.5  # of a grounding: with less a miner is not the keeper of what others sent, too
 
