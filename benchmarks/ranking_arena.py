@@ -9,8 +9,8 @@ all are there it writes benchmarks/results/ranking-arena-DATE.json and, into FIL
 It holds if no hostile miner ends above an honest one, and if those who share one gradient together are paid no more
 than an honest miner is on average. `sybils` and its kin share the work of one honest miner: one name of theirs may
 stand where that puts it, the others stand above nobody; and either all are paid no more than an honest miner is on
-average, or all but one are paid nothing: what one honest miner is paid depends on its luck. The exit code is 1 if it
-does not hold, or if a run failed.
+average, or all but one are paid nothing, and that one no more than some honest miner: what one is paid depends on its
+luck. Each seed is judged by itself. The exit code is 1 if it does not hold, or if a run failed.
 """
 
 import argparse
@@ -51,21 +51,15 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Row:
-    """One attack, all seeds."""
+    """One attack, all seeds: of each number the worst."""
 
     attack: str
     seeds: int
-    above: int  # hostile miners above some honest one, the most of any seed
+    above: int  # hostile miners above some honest one
     best: int  # the best place a hostile miner reached
-    together: float  # pay of all hostile miners over an honest one's mean, the most of any seed
+    together: float  # pay of all hostile miners over an honest one's mean
     beside: float  # the same of all but the best paid of them
-
-    @property
-    def holds(self) -> bool:
-        """Whether none ends above an honest miner, and sharers of one gradient, or of its work, are paid for one."""
-        if self.attack in SYBILS:
-            return self.above <= 1 and (self.together <= 1.0 or self.beside == 0.0)
-        return self.above == 0 and (self.attack not in SHARED or self.together <= 1.0)
+    holds: bool  # in every seed
 
 
 def main() -> int:
@@ -105,23 +99,38 @@ def _row(attack: str, results: Sequence[Result]) -> Row | None:
     if not results:
         return None
     if not all(r.ranks for r in results):  # a training that diverged ranks nobody, and shows nothing
-        return Row(attack, len(results), BYZANTINE, 1, math.inf, math.inf)
-    places = [(_places(r, "hostile"), max(_places(r, "honest"))) for r in results]
-    pays = [_pays(r) for r in results]
+        return Row(attack, len(results), BYZANTINE, 1, math.inf, math.inf, holds=False)
+    pays = [_pays(r, "hostile") for r in results]
     return Row(
         attack=attack,
         seeds=len(results),
-        above=max(sum(place < last for place in hostile) for hostile, last in places),
-        best=min(place for hostile, _ in places for place in hostile),
+        above=max(map(_above, results)),
+        best=min(place for r in results for place in _places(r, "hostile")),
         together=max(map(sum, pays)),
         beside=max(sum(sorted(pay)[:-1]) for pay in pays),
+        holds=all(_holds(attack, r) for r in results),
     )
 
 
-def _pays(result: Result) -> list[float]:
-    """What the hostile miners are paid, over an honest one's mean."""
+def _holds(attack: str, result: Result) -> bool:
+    """Whether none ends above an honest miner, and sharers of one gradient, or of its work, are paid for one."""
+    pays = sorted(_pays(result, "hostile"))
+    one = sum(pays) <= 1.0
+    if attack in SYBILS:
+        lucky = not any(pays[:-1]) and pays[-1] <= max(_pays(result, "honest"))
+        return _above(result) <= 1 and (one or lucky)
+    return _above(result) == 0 and (attack not in SHARED or one)
+
+
+def _above(result: Result) -> int:
+    last = max(_places(result, "honest"))
+    return sum(place < last for place in _places(result, "hostile"))
+
+
+def _pays(result: Result, side: str) -> list[float]:
+    """What the miners of a side are paid, over an honest one's mean."""
     mean = max(fmean(result.pay["honest"]), 1e-12)
-    return [pay / mean for pay in result.pay["hostile"]]
+    return [pay / mean for pay in result.pay[side]]
 
 
 def _places(result: Result, side: str) -> list[int]:
@@ -149,7 +158,7 @@ def _document(rows: Sequence[Row], results: Mapping[Cell, Result]) -> dict[str, 
         "settings": list(COMMON),
         "cell_commits": sorted({result.commit for result in results.values()}),
         "cpu_minutes": round(sum(result.cpu_seconds for result in results.values()) / 60, 1),
-        "rows": [{**{name: _number(value) for name, value in vars(row).items()}, "holds": row.holds} for row in rows],
+        "rows": [{name: _number(value) for name, value in vars(row).items()} for row in rows],
         "holds": bool(rows) and all(row.holds for row in rows),
     }
 

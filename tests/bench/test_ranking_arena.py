@@ -41,12 +41,30 @@ def test_sharers_of_one_gradient_are_paid_for_one(attack: str, holds: bool) -> N
     assert row.holds is holds
 
 
-@pytest.mark.parametrize(("second", "holds"), [(0.0, True), (0.001, False)])
-def test_one_name_of_sybils_may_have_an_honest_miners_luck(second: float, holds: bool) -> None:
-    found = {cell("sybils"): result(cell("sybils"), [1, 5], [2, 3, 4], [0.5, second, 0.2, 0.2, 0.1])}
-    (row,) = ranking_arena.judged(found)
-    assert row.together > 2.9
+@pytest.mark.parametrize(
+    ("pay", "holds"),
+    [
+        ([0.30, 0.00, 0.4, 0.2, 0.1], True),  # more than the mean, no more than the luckiest
+        ([0.30, 0.001, 0.4, 0.2, 0.1], False),
+        ([0.41, 0.00, 0.4, 0.2, 0.1], False),
+        ([0.10, 0.10, 0.4, 0.2, 0.2], True),  # two names paid, for less than one miner's work
+        ([1.00, 0.00, 0.0, 0.0, 0.0], False),
+    ],
+)
+def test_one_name_of_sybils_may_have_an_honest_miners_luck(pay: list[float], holds: bool) -> None:
+    (row,) = ranking_arena.judged({cell("sybils"): result(cell("sybils"), [2, 5], [1, 3, 4], pay)})
     assert row.holds is holds
+
+
+def test_each_seed_is_judged_by_itself() -> None:
+    found = {
+        cell("sybils"): result(cell("sybils"), [3, 5], [1, 2, 4], [0.05, 0.05, 0.4, 0.3, 0.2]),
+        cell("sybils", 2): result(cell("sybils", 2), [2, 5], [1, 3, 4], [0.35, 0.0, 0.4, 0.2, 0.05]),
+    }
+    (row,) = ranking_arena.judged(found)
+    assert row.together > 1.0
+    assert row.beside > 0.0
+    assert row.holds
 
 
 @pytest.mark.parametrize(("hostile", "holds"), [([2, 5], True), ([2, 3], False)])

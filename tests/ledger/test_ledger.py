@@ -151,13 +151,13 @@ def test_receipts_wait_in_the_ledger_until_they_have_arrived(ledger: Ledger, tmp
     assert ledger.broken_entry() is None
 
 
-def test_rounds_taken_back_have_receipts_all_the_same(ledger: Ledger) -> None:
+def test_rounds_taken_back_have_receipts_all_the_same(ledger: Ledger, tmp_path: Path) -> None:
     ledger.commit_round(1, 0, {"round": 1}, None, None, receipts(1, "a"))
     ledger.commit_resume(0, 1)
-    assert rounds_of(ledger.outbox, "a") == [1]
+    assert rounds_of(reopened(tmp_path), "a") == [1]
 
 
-def test_a_round_there_was_no_room_for_has_no_receipts(ledger: Ledger) -> None:
+def test_a_round_there_was_no_room_for_has_no_receipts(ledger: Ledger, tmp_path: Path) -> None:
     ledger.commit_round(1, 0, {"round": 1}, None, None, receipts(1, "a"))
     ledger.outbox.arrived(*ledger.outbox.waiting("a"))
     ((pages,),) = ledger._rows("PRAGMA page_count")
@@ -166,13 +166,14 @@ def test_a_round_there_was_no_room_for_has_no_receipts(ledger: Ledger) -> None:
         ledger.commit_round(2, 0, {"round": 2, "text": "x" * 100_000}, None, None, receipts(2, "a"))
     assert ledger.outbox.waiting("a") == []
     assert len(ledger.outbox.gone()) == 1
+    assert rounds_of(reopened(tmp_path), "a") == [1]  # nothing of the transaction happened
 
 
-def test_a_damaged_receipt_is_one_clear_line(ledger: Ledger, tmp_path: Path) -> None:
-    ledger.commit_round(1, 0, {"round": 1}, None, None, receipts(1, "a"))
-    ledger._rows("UPDATE outbox SET receipt = '{'")
-    with pytest.raises(RunDirectoryError, match="a receipt that waits to be sent is damaged: "):
-        reopened(tmp_path)
+def test_a_receipt_of_another_version_is_left_for_that(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.commit_round(1, 0, {"round": 1}, None, None, receipts(1, "a", "b"))
+    ledger._rows("UPDATE outbox SET receipt = json_set(receipt, '$.later', 1) WHERE receipt LIKE '%\"a\"%'")
+    assert (reopened(tmp_path).waiting("a"), rounds_of(reopened(tmp_path), "b")) == ([], [1])
+    assert ledger.unread() == 1
 
 
 def test_of_a_miner_that_never_takes_any_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What survives a restart, and what a full disk or a broken folder says."""
 
 import json
+import os
 import sqlite3
 
 import msgspec
@@ -53,7 +54,7 @@ def test_the_runs_remembered_are_bounded(folder, monkeypatch):
 def test_receipts_are_lines_and_their_file_is_capped(folder):
     journal = Journal(folder, receipts_bytes=1000)
     for number in range(20):
-        assert journal.keep_receipt(RECEIPT, f"{number:064x}")
+        assert journal.keep_receipt(said(number))
     journal.close()
     kept = [(folder / name).read_text().splitlines() for name in ("receipts.jsonl", "receipts.1.jsonl")]
     assert all(json.loads(line)["kind"] == "receipt" for lines in kept for line in lines)
@@ -61,19 +62,64 @@ def test_receipts_are_lines_and_their_file_is_capped(folder):
     assert sum(map(len, kept)) >= 3
 
 
+def lines(folder):
+    return (folder / "receipts.jsonl").read_text().splitlines()
+
+
 def test_a_receipt_that_comes_again_is_kept_once(folder, monkeypatch):
     monkeypatch.setattr(module, "_RECEIPTS_KNOWN", 3)
-    other = msgspec.structs.replace(RECEIPT, signer="another")
     journal = Journal(folder)
-    assert journal.keep_receipt(RECEIPT, "1" * 64)
+    assert journal.keep_receipt(RECEIPT)
     journal.close()
     journal = Journal(folder)
-    assert not journal.keep_receipt(RECEIPT, "1" * 64)
-    assert journal.keep_receipt(other, "1" * 64)  # what another validator says of it is no news of this one's
-    assert len((folder / "receipts.jsonl").read_text().splitlines()) == 2
-    for number in range(2, 6):
-        assert journal.keep_receipt(RECEIPT, f"{number:064x}")
+    assert not journal.keep_receipt(msgspec.structs.replace(RECEIPT, signature="ab" * 64))  # signed anew
+    assert journal.keep_receipt(msgspec.structs.replace(RECEIPT, signer="another"))
+    assert journal.keep_receipt(said(0))  # something else of the same work: proof that the validator lied once
+    assert len(lines(folder)) == 3
+    for number in range(1, 4):
+        assert journal.keep_receipt(said(number))
     assert journal._database.execute("SELECT COUNT(*) FROM receipted").fetchone() == (3,)
+    journal.close()
+
+
+def said(number):
+    return msgspec.structs.replace(RECEIPT, payload=f"{number}")
+
+
+def test_half_a_receipt_is_undone_and_comes_again_whole(folder, monkeypatch):
+    journal = Journal(folder)
+    journal.keep_receipt(said(1))
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr("os.write", lambda descriptor, line: write(descriptor, line[: len(line) // 2]))
+        with pytest.raises(DiskFullError):
+            journal.keep_receipt(said(2))
+    assert len(lines(folder)) == 1
+    assert journal.keep_receipt(said(2))
+    assert [json.loads(line)["payload"] for line in lines(folder)] == ["1", "2"]
+    journal.close()
+
+
+def test_a_kill_between_a_line_and_its_note_leaves_no_second_line(folder):
+    journal = Journal(folder)
+    journal.keep_receipt(said(1))
+    journal._database.execute("DELETE FROM receipted")
+    journal.close()
+    with (folder / "receipts.jsonl").open("a") as file:
+        file.write('{"kind":"rec')  # and half of another
+    journal = Journal(folder)
+    assert not journal.keep_receipt(said(1))
+    assert journal.keep_receipt(said(2))
+    assert [json.loads(line)["payload"] for line in lines(folder)] == ["1", "2"]
+    journal.close()
+
+
+def test_lines_of_somebody_else_are_left_alone(folder):
+    folder.mkdir(parents=True)
+    (folder / "receipts.jsonl").write_text("a note\n")
+    journal = Journal(folder)
+    assert journal.keep_receipt(RECEIPT)
+    assert lines(folder)[0] == "a note"
     journal.close()
 
 
@@ -109,7 +155,7 @@ def test_a_full_disk_has_its_own_error(folder, monkeypatch):
 
     monkeypatch.setattr("os.write", full)
     with pytest.raises(DiskFullError, match="no space left"):
-        journal.keep_receipt(RECEIPT, "1" * 64)
+        journal.keep_receipt(RECEIPT)
     journal.close()
 
 

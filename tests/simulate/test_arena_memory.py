@@ -61,6 +61,14 @@ def test_a_pool_of_sybils_computes_on_a_part_of_each_ones_text(n, length, pool):
     assert len(sent) == 3
 
 
+def test_a_pool_takes_as_much_from_each_where_texts_are_unequal():
+    stage = Stage()
+    texts = [np.full((n, 17), i, np.uint16) for i, n in enumerate((6, 2, 7))]
+    liars("sybils_pool")(moved(stage.scene(1), windows=lambda i: texts[i]))
+    ((_, asked),) = stage.asked
+    assert asked.shape == (3, 11)
+
+
 def test_split_sybils_do_one_miners_work_in_all():
     stage = Stage()
     texts = [np.full((6, 17), i, np.uint16) for i in range(3)]

@@ -13,6 +13,7 @@ from fedgpt2.config import Run as RunConfig
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import Culprit, NetworkError, Reason, Refused
 from fedgpt2.identity.signing import Signer
+from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import BlobRef, Contribution
 from fedgpt2.protocol.tensors import read_header
@@ -68,6 +69,7 @@ class ToldPeers:
     """`Peers` whose miners are functions from tickets to outcomes."""
 
     behaviours: dict
+    outbox: Outbox
     receipts: list = field(default_factory=list)  # of each delivery the newest, by receiver
     posted: list = field(default_factory=list)  # every one, in order
     tickets: list = field(default_factory=list)
@@ -79,12 +81,12 @@ class ToldPeers:
         self.tickets.append(tickets)
         return [self.behaviours[ticket.seat.hotkey](ticket) for ticket in tickets]
 
-    def deliver(self, outbox):
-        waiting = [receipt for hotkey in self.behaviours for receipt in outbox.waiting(hotkey)]
+    def deliver(self):
+        waiting = [receipt for hotkey in self.behaviours for receipt in self.outbox.waiting(hotkey)]
         self.receipts.append({receipt.receiver: receipt for receipt in waiting})
         self.posted += waiting
         for receipt in waiting:
-            outbox.arrived(receipt)
+            self.outbox.arrived(receipt)
 
 
 @pytest.fixture(scope="session")
@@ -146,7 +148,7 @@ def running(opened, corpus):
     @contextmanager
     def start(config, behaviours):
         with opened(config) as (directory, training, _):
-            peers = ToldPeers(dict(behaviours))
+            peers = ToldPeers(dict(behaviours), directory.ledger.outbox)
             orders = order_book(corpus, config, directory.run_id)
             report = corpus.report(directory.key, config.run.eval_windows)
             yield Run(config, directory, training, corpus, orders, peers, report)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import msgspec
 import pytest
 
 from fedgpt2.config import Axons, Limits
@@ -58,7 +59,7 @@ class ToldClient:
 class Peers:
     """HttpPeers over told axons: what was noticed and recorded."""
 
-    def __init__(self, shown, monkeypatch, *, recorded=(), record=None, **axons):
+    def __init__(self, shown, monkeypatch, *, recorded=(), record=None, outbox=None, **axons):
         self.clients = [ToldClient(shows) for shows in shown]
         made = iter(self.clients)
         monkeypatch.setattr(http_peers, "AxonClient", lambda *_: next(made))
@@ -71,6 +72,7 @@ class Peers:
             [parse(str(9000 + number)) for number in range(len(shown))],
             Limits(),
             KeyBook(dict(recorded)),
+            outbox=outbox or Outbox(),
             record=record or self.records.__setitem__,
             notice=self.notices.append,
         )
@@ -307,40 +309,81 @@ def got(client):
 
 
 async def test_receipts_go_to_those_present_and_wait_for_the_others(monkeypatch):
-    async with Peers([MINERS[0], MINERS[1], REFUSED], monkeypatch) as told:
-        await told.peers.present(2)
+    outbox = Outbox(receipt(hotkey) for hotkey in MINERS[:3])
+    async with Peers([MINERS[0], MINERS[1], REFUSED], monkeypatch, outbox=outbox) as told:
         told.clients[1].refuses_receipts = NetworkError(Reason.CUT_OFF, "gone")
-        outbox = Outbox(receipt(hotkey) for hotkey in MINERS[:3])
-        told.peers.deliver(outbox)
-        await asyncio.sleep(0.05)
+        await told.peers.present(2)
+        await asyncio.sleep(0.05)  # without a round: what an earlier validator left
         assert [got(client) for client in told.clients] == [[receipt(MINERS[0])], [], []]
-        assert "127.0.0.1:9001: receipt of round 1 not delivered (cut_off: gone)" in told.notices
+        assert "127.0.0.1:9001: receipt of round 1 not delivered (cut_off: gone); it is kept" in told.notices
         assert [outbox.waiting(hotkey) for hotkey in MINERS[:3]] == [[], [receipt(MINERS[1])], [receipt(MINERS[2])]]
 
         told.clients[1].refuses_receipts, told.clients[2].shows = None, MINERS[2]
-        await told.peers.present(3)
         outbox.add(receipt(hotkey, 2) for hotkey in MINERS[:3])
-        told.peers.deliver(outbox)
+        told.peers.deliver()
+        await told.peers.present(3)
         await asyncio.sleep(0.05)
         for client, hotkey in zip(told.clients, MINERS, strict=False):
             assert got(client) == [receipt(hotkey), receipt(hotkey, 2)]
-            assert outbox.waiting(hotkey) == []
+        assert not outbox
 
 
-async def test_a_receipt_that_a_miner_will_not_have_is_not_sent_again(monkeypatch):
-    async with Peers([MINERS[0]], monkeypatch) as told:
+@pytest.mark.parametrize(
+    ("reason", "kept"),
+    [
+        (Reason.BAD_MESSAGE, False),
+        (Reason.UNSUPPORTED_VERSION, False),
+        (Reason.TOO_LARGE, False),
+        (Reason.WRONG_RECEIVER, True),
+        (Reason.UNKNOWN_CALLER, True),
+        (Reason.STALE_REQUEST, True),
+        (Reason.FORWARDED, True),
+        (Reason.BAD_SIGNATURE, True),
+        (Reason.BUSY, True),
+        (Reason.TIMED_OUT, True),
+    ],
+)
+async def test_only_a_receipt_that_a_miner_cannot_read_is_given_up(monkeypatch, reason, kept):
+    outbox = Outbox([receipt(MINERS[0]), receipt(MINERS[0], 2)])
+    async with Peers([MINERS[0]], monkeypatch, outbox=outbox) as told:
+        told.clients[0].refuses_receipts = Refused(reason, "no", Culprit.VALIDATOR)
         await told.peers.present(1)
-        told.clients[0].refuses_receipts = Refused(Reason.BAD_MESSAGE, "no such field", Culprit.VALIDATOR)
-        outbox = Outbox([receipt(MINERS[0])])
-        told.peers.deliver(outbox)
+        await asyncio.sleep(0.02)
+        told.clients[0].shows = REFUSED  # or it would be introduced, and asked, once more
+        assert [each.round for each in outbox.waiting(MINERS[0])] == ([1, 2] if kept else [])
+        said = [line for line in told.notices if "receipt of round 1" in line]
+        assert ("; it is kept" in said[0]) is kept
+
+
+async def test_receipts_of_a_miner_that_is_gone_are_not_for_who_came_instead(monkeypatch):
+    outbox = Outbox([receipt(MINERS[0]), receipt(MINERS[0], 2)])
+    async with Peers([MINERS[0]], monkeypatch, outbox=outbox) as told:
+        take = told.clients[0].deliver_receipt
+
+        async def and_go(envelope):
+            await take(envelope)
+            told.peers._lost("127.0.0.1:9000", "gone")
+            told.clients[0].shows = MINERS[1]
+
+        told.clients[0].deliver_receipt = and_go
+        await told.peers.present(1)
         await asyncio.sleep(0.05)
-        assert outbox.waiting(MINERS[0]) == []
-        assert told.notices == ["127.0.0.1:9000: receipt of round 1 not delivered (bad_message: no such field)"]
+        assert [each.round for each in outbox.waiting(MINERS[0])] == [2]
+
+
+async def test_receipts_of_another_validators_key_are_left_alone(monkeypatch):
+    other = msgspec.structs.replace(receipt(MINERS[0]), sender=MINERS[3])
+    outbox = Outbox([other])
+    async with Peers([MINERS[0]], monkeypatch, outbox=outbox) as told:
+        await told.peers.present(1)
+        await asyncio.sleep(0.02)
+        assert told.clients[0].receipts == []
+    assert outbox.waiting(MINERS[0]) == [other]
 
 
 async def test_a_slow_miners_receipts_are_on_their_way_once(monkeypatch):
-    async with Peers([MINERS[0]], monkeypatch) as told:
-        await told.peers.present(1)
+    outbox = Outbox([receipt(MINERS[0])])
+    async with Peers([MINERS[0]], monkeypatch, outbox=outbox) as told:
         let = asyncio.Event()
         take = told.clients[0].deliver_receipt
 
@@ -349,11 +392,20 @@ async def test_a_slow_miners_receipts_are_on_their_way_once(monkeypatch):
             await take(envelope)
 
         told.clients[0].deliver_receipt = slowly
-        outbox = Outbox([receipt(MINERS[0])])
-        told.peers.deliver(outbox)
+        await told.peers.present(1)
         await asyncio.sleep(0.02)
         outbox.add([receipt(MINERS[0], 2)])
-        told.peers.deliver(outbox)
+        told.peers.deliver()
         let.set()
         await asyncio.sleep(0.05)
         assert [each.round for each in got(told.clients[0])] == [1, 2]
+
+
+async def test_a_run_that_is_over_waits_a_moment_for_receipts(monkeypatch):
+    outbox = Outbox([receipt(MINERS[0]), receipt(MINERS[1])])
+    began = time.monotonic()
+    async with Peers([MINERS[0], REFUSED], monkeypatch, outbox=outbox) as told:
+        pass  # nothing left to do: the run was finished before
+    assert [each.round for each in got(told.clients[0])] == [1]
+    assert outbox.waiting(MINERS[1]) == [receipt(MINERS[1])]
+    assert time.monotonic() - began < 0.9

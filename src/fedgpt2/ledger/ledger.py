@@ -165,7 +165,7 @@ class Ledger:
         ratings: Mapping[Hotkey, Mapping[str, object]] | None = None,
         receipts: Receipts | None = None,
     ) -> Digest:
-        """Commit a finished round, the ratings after it by hotkey, and what `receipts` makes of the new head, returned.
+        """Commit a finished round, the ratings after it by hotkey, and receipts of the new head; returns the head.
 
         Raises RunDirectoryError unless it is the next one.
         """
@@ -217,12 +217,19 @@ class Ledger:
 
     @cached_property
     def outbox(self) -> Outbox:
-        """Receipts of this run that have not arrived. Raises RunDirectoryError for one that is damaged."""
-        rows = self._rows("SELECT receipt FROM outbox ORDER BY seq, work_id")
-        try:
-            return Outbox(decode(str(text), Receipt) for (text,) in rows)
-        except ProtocolError as error:
-            raise RunDirectoryError(f"{self._path}: a receipt that waits to be sent is damaged: {error}") from error
+        """Receipts of this run that have not arrived, but for the `unread`."""
+        return Outbox(receipt for receipt in self._waiting() if receipt is not None)
+
+    def unread(self) -> int:
+        """How many receipts wait that this version cannot read; they are left for one that can."""
+        return sum(receipt is None for receipt in self._waiting())
+
+    def _waiting(self) -> Iterator[Receipt | None]:
+        for (text,) in self._rows("SELECT receipt FROM outbox ORDER BY seq, work_id"):
+            try:
+                yield decode(str(text), Receipt)
+            except ProtocolError:
+                yield None
 
     def settle(self) -> None:
         """Note the receipts that have arrived; the next commit would."""
@@ -293,8 +300,8 @@ class Ledger:
         return bool(self._rows("SELECT 1 FROM entries WHERE head = ?", head))
 
 
-def _forget(db: sqlite3.Connection, receipts: Collection[str]) -> None:
-    db.executemany("DELETE FROM outbox WHERE work_id = ?", [(work_id,) for work_id in receipts])
+def _forget(db: sqlite3.Connection, work: Collection[str]) -> None:
+    db.executemany("DELETE FROM outbox WHERE work_id = ?", [(work_id,) for work_id in work])
 
 
 class _Told(msgspec.Struct, frozen=True):

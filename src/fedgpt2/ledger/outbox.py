@@ -1,7 +1,7 @@
 """Receipts that are committed and have not arrived: what a link that is down, or a kill, can delay and not lose.
 
-A receipt is written by the transaction of its round and taken out once its miner has it. The taking out waits for the
-next transaction, so a validator that is killed in between sends it again: a receipt arrives at least once.
+A receipt is written by the transaction of its round and taken out when its miner has said that it has it. The taking
+out waits for the next transaction, so a validator that is killed in between sends it again: it arrives at least once.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from fedgpt2.protocol.messages import Receipt
 
 __all__ = ["KEPT", "Outbox"]
 
-KEPT = 1000  # receipts of one miner; of one that never takes any the oldest go
+KEPT = 100  # receipts of one miner; of one that never takes any the oldest go
 
 
 class Outbox:
@@ -18,7 +18,7 @@ class Outbox:
 
     def __init__(self, waiting: Iterable[Receipt] = ()) -> None:
         self._waiting: dict[str, dict[str, Receipt]] = {}  # hotkey -> work_id -> receipt, oldest first
-        self._gone: list[str] = []
+        self._gone: set[str] = set()
         self.add(waiting)
 
     def add(self, receipts: Iterable[Receipt]) -> None:
@@ -34,9 +34,13 @@ class Outbox:
         return list(self._waiting.get(hotkey, {}).values())
 
     def arrived(self, receipt: Receipt) -> None:
-        """Take a receipt out: its miner has it, or will never take it."""
+        """Take a receipt out: its miner has it, or cannot read it."""
         if self._waiting.get(receipt.receiver, {}).pop(receipt.work_id, None) is not None:
-            self._gone.append(receipt.work_id)
+            self._gone.add(receipt.work_id)
+
+    def __bool__(self) -> bool:
+        """Whether anything waits."""
+        return any(self._waiting.values())
 
     def gone(self) -> tuple[str, ...]:
         """The work of receipts taken out and not yet noted by the ledger."""
@@ -44,5 +48,4 @@ class Outbox:
 
     def noted(self, gone: Iterable[str]) -> None:
         """Forget these: the ledger has."""
-        told = set(gone)
-        self._gone = [work_id for work_id in self._gone if work_id not in told]
+        self._gone.difference_update(gone)

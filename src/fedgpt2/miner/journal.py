@@ -5,15 +5,16 @@ DIR/receipts.jsonl     signed receipts as they came, a line each; past its cap t
 """
 
 import errno
+import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedgpt2.errors import DiskFullError, FedGPT2Error, RunDirectoryError
+from fedgpt2.errors import DiskFullError, FedGPT2Error, ProtocolError, RunDirectoryError
 from fedgpt2.miner.orders import Taken
-from fedgpt2.protocol.messages import Envelope, Order, encode
+from fedgpt2.protocol.messages import Envelope, Order, decode, encode
 from fedgpt2.types import WorkId
 
 __all__ = ["Journal"]
@@ -33,9 +34,9 @@ CREATE TABLE IF NOT EXISTS taken (
     PRIMARY KEY (validator, run_id)
 );
 CREATE TABLE IF NOT EXISTS receipted (
-    validator TEXT NOT NULL,
-    work_id   TEXT NOT NULL,
-    PRIMARY KEY (validator, work_id)
+    signer  TEXT NOT NULL,
+    payload TEXT NOT NULL,
+    PRIMARY KEY (signer, payload)
 )
 """
 
@@ -54,6 +55,7 @@ class Journal:
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.executescript(_SCHEMA)
+            self._mend()
 
     def newest(self, order: Order) -> Taken | None:
         """The newest order taken of this order's run, or None."""
@@ -76,26 +78,39 @@ class Journal:
                 (_RUNS_KEPT,),
             )
 
-    def keep_receipt(self, envelope: Envelope, work_id: str) -> bool:
+    def keep_receipt(self, envelope: Envelope) -> bool:
         """Append a receipt; the oldest go when the file and its predecessor are full. False for one that is there."""
         line = encode(envelope) + b"\n"
         with self._one_line():
-            if self._database.execute(
-                "SELECT 1 FROM receipted WHERE validator = ? AND work_id = ?", (envelope.signer, work_id)
-            ).fetchone():
+            if self._known(envelope):
                 return False
             if self._receipts.exists() and self._receipts.stat().st_size + len(line) > self._receipts_bytes:
                 self._receipts.replace(self._directory / "receipts.1.jsonl")
-            descriptor = os.open(self._receipts, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                os.write(descriptor, line)
-            finally:
-                os.close(descriptor)
-            self._database.execute("INSERT INTO receipted VALUES (?, ?)", (envelope.signer, work_id))
-            self._database.execute(
-                "DELETE FROM receipted WHERE rowid <= (SELECT MAX(rowid) FROM receipted) - ?", (_RECEIPTS_KNOWN,)
-            )
+            _append(self._receipts, line)
+            self._note(envelope)
         return True
+
+    def _known(self, envelope: Envelope) -> bool:
+        found = self._database.execute("SELECT 1 FROM receipted WHERE signer = ? AND payload = ?", _key(envelope))
+        return found.fetchone() is not None
+
+    def _note(self, envelope: Envelope) -> None:
+        self._database.execute("INSERT OR IGNORE INTO receipted VALUES (?, ?)", _key(envelope))
+        self._database.execute(
+            "DELETE FROM receipted WHERE rowid <= (SELECT MAX(rowid) FROM receipted) - ?", (_RECEIPTS_KNOWN,)
+        )
+
+    def _mend(self) -> None:
+        """Undo half a line, and note the last whole one: what a kill or a full disk may have left."""
+        if not self._receipts.is_file():
+            return
+        with self._receipts.open("r+b") as file:
+            text = file.read()
+            file.truncate(text.rfind(b"\n") + 1)
+        lines = text.split(b"\n")[:-1]
+        with suppress(ProtocolError):  # nothing of ours
+            for line in lines[-1:]:
+                self._note(decode(line, Envelope))
 
     def close(self) -> None:
         """Close the database."""
@@ -115,3 +130,21 @@ class Journal:
         if full:
             return DiskFullError(f"{self._directory}: no space left; what was written before is intact")
         return RunDirectoryError(f"{self._directory}: cannot be used as --run.dir ({error})")
+
+
+def _key(envelope: Envelope) -> tuple[str, str]:
+    """What tells a receipt that is sent again, with another signature, from one that says something else."""
+    return envelope.signer, hashlib.sha256(envelope.payload.encode()).hexdigest()
+
+
+def _append(path: Path, line: bytes) -> None:
+    """All of the line, on disk when this returns, or none of it. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        written = os.write(descriptor, line)
+        if written < len(line):
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+            raise OSError(errno.ENOSPC, "no space for a whole line")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

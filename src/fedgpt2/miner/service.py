@@ -117,7 +117,7 @@ class Miner:
         receipt = open_envelope(envelope, "receipt", Receipt, signer=caller)
         if receipt.receiver != self.hotkey:
             raise Refused(Reason.WRONG_RECEIVER, f"the receipt is for {receipt.receiver[:60]}")
-        if not self._journal.keep_receipt(envelope, receipt.work_id):
+        if not self._journal.keep_receipt(envelope):
             return  # sent again by a validator that does not know it arrived
         why = f" ({receipt.reason}: {receipt.detail})" if receipt.reason else ""
         became = printable(f"{receipt.status} by {caller[:12]}{why}")

@@ -117,8 +117,9 @@ def first(scene: Scene) -> Float32[Tensor, " d"]:
 
 def pooled(scene: Scene) -> Float32[Tensor, " d"]:
     """The gradient of one miner's amount of text, an equal part of each liar's."""
-    parts = [_part(scene.windows(i), scene.f) for i in range(scene.f)]
-    return scene.gradient(scene.weights, np.concatenate(parts))
+    texts = [scene.windows(i) for i in range(scene.f)]
+    fewest = min(map(len, texts))
+    return scene.gradient(scene.weights, np.concatenate([_part(text[:fewest], scene.f) for text in texts]))
 
 
 def own(scene: Scene, i: int) -> Float32[Tensor, " d"]:

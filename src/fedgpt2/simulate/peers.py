@@ -49,6 +49,7 @@ class SimulatedPeers:
     seed: int
     liars: Liars | None  # None: the hostile ones are not there
     aggregate: Callable[[], Tensor | None]  # the last one formed
+    outbox: Outbox
     _shares: dict[Hotkey, float] = field(default_factory=dict)
     _before: Tensor | None = None
 
@@ -79,11 +80,11 @@ class SimulatedPeers:
         finally:
             halt.set()
 
-    def deliver(self, outbox: Outbox) -> None:
+    def deliver(self) -> None:
         """All arrive. Liars remember what weight they had when a step was last taken."""
-        receipts = [receipt for hotkey in self.roster.hotkeys for receipt in outbox.waiting(hotkey)]
+        receipts = [receipt for hotkey in self.roster.hotkeys for receipt in self.outbox.waiting(hotkey)]
         for receipt in receipts:
-            outbox.arrived(receipt)
+            self.outbox.arrived(receipt)
         weights = {Hotkey(receipt.receiver): receipt.weight for receipt in receipts}
         if any(weights.values()):
             self._shares = weights

@@ -24,6 +24,7 @@ from fedgpt2.data.sources import open_source, open_store
 from fedgpt2.errors import UsageError
 from fedgpt2.gradient import registry
 from fedgpt2.ledger.files import disk_errors
+from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.model.hardware import prepare
 from fedgpt2.network.loop import Stop
 from fedgpt2.network.threads import off_loop
@@ -128,7 +129,7 @@ class _Play:
             training = await off_loop(WatchedTraining, self.settings, self.device)
             done = await off_loop(directory.resume, self.settings, training, observer.notice)
             report = await unless(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))
-            peers = self._peers(corpus, training)
+            peers = self._peers(corpus, training, directory.ledger.outbox)
             run = build_run(self.settings, directory, training, corpus, validator_signer(seed), peers, report)
             scribe = Scribe(observer, self.roster.keys(self.roster.hostile), Gauge(training, peers.crowd))
             axons = [seat.axon for seat in peers.seats()]
@@ -140,7 +141,7 @@ class _Play:
             scribe.finished({**closing(run), **self._place()})
         return scribe.result(config, self.roster, finished=unfinished is None)
 
-    def _peers(self, corpus: Corpus, training: WatchedTraining) -> SimulatedPeers:
+    def _peers(self, corpus: Corpus, training: WatchedTraining, outbox: Outbox) -> SimulatedPeers:
         engine = Engine(self.config.model.shape, registry.build(self.config.gradient, self.device), self.device)
         honest, codecs = self.roster.honest, self.settings.codec
         behaviours = {place: self.behaviours[i] for place, i in enumerate(honest) if i in self.behaviours}
@@ -155,6 +156,7 @@ class _Play:
             seed=self.config.run.seed,
             liars=self.liars,
             aggregate=lambda: training.formed,
+            outbox=outbox,
         )
 
     def _place(self) -> Mapping[str, object]:

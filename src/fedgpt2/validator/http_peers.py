@@ -27,6 +27,8 @@ __all__ = ["HttpPeers"]
 
 _PROBE_SECONDS = 1.0  # between two tries to reach an axon that does not answer
 _RECEIPT_SECONDS = 10.0
+_PARTING_SECONDS = 1.0  # for receipts, when the run is over
+_UNREADABLE = (Reason.BAD_MESSAGE, Reason.UNSUPPORTED_VERSION, Reason.TOO_LARGE)  # of a receipt: for good
 _ABSENT = (Reason.UNREACHABLE, Reason.WRONG_RECEIVER)  # nobody is there, or somebody else: to be introduced again
 
 
@@ -42,6 +44,7 @@ class HttpPeers:
         limits: Limits,
         book: KeyBook,
         *,
+        outbox: Outbox,
         record: Callable[[str, Hotkey], None],
         notice: Callable[[str], None],
     ) -> None:
@@ -49,6 +52,7 @@ class HttpPeers:
         self._axons = axons
         self._limits = limits
         self._book = book
+        self._outbox = outbox
         self._record = record
         self._notice = notice
         self._clients = {str(address): AxonClient(session, signer, address, limits) for address in addresses}
@@ -67,10 +71,12 @@ class HttpPeers:
             self._spawn(self._watch(axon))
 
     async def close(self) -> None:
-        """End every task; receipts under way get a moment."""
-        receipts = {task for task in self._tasks if task.get_name() == "receipt"}
-        if receipts:
-            await asyncio.wait(receipts, timeout=1)
+        """End every task; receipts that wait get a moment, those of miners that are still to be found included."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PARTING_SECONDS):
+                while self._outbox and (self._posting or not self._all_probed()):
+                    self._changed.clear()
+                    await self._changed.wait()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -125,6 +131,7 @@ class HttpPeers:
         self._trouble.pop(axon, None)
         self._seats[axon] = Seat(shown, axon)
         self._changed.set()
+        self._send(self._seats[axon])
 
     def _in_trouble(self, axon: str, why: str) -> None:
         if self._trouble.get(axon) != why:
@@ -189,33 +196,49 @@ class HttpPeers:
 
     # --- after a round ---
 
-    def deliver(self, outbox: Outbox) -> None:
+    def deliver(self) -> None:
         """Send what waits for those who are present, in the background; for the others it goes on waiting."""
         for seat in self._seats.values():
-            if seat.hotkey not in self._posting and outbox.waiting(seat.hotkey):
-                self._posting.add(seat.hotkey)
-                self._spawn(self._post(seat, outbox), name="receipt")
+            self._send(seat)
 
-    async def _post(self, seat: Seat, outbox: Outbox) -> None:
-        """Send one miner's receipts, oldest first, until one does not arrive."""
+    def _send(self, seat: Seat) -> None:
+        if seat.hotkey not in self._posting and self._waiting(seat):
+            self._posting.add(seat.hotkey)
+            self._spawn(self._post(seat))
+
+    def _waiting(self, seat: Seat) -> list[Receipt]:
+        """What may be signed for a miner by this validator's key."""
+        return [r for r in self._outbox.waiting(seat.hotkey) if r.sender == self._signer.hotkey]
+
+    async def _post(self, seat: Seat) -> None:
+        """Send one miner's receipts, oldest first, while it is there and until one does not arrive."""
         try:
-            while (waiting := outbox.waiting(seat.hotkey)) and await self._arrives(seat, waiting[0]):
-                outbox.arrived(waiting[0])
+            while self._seats.get(seat.axon) == seat and (waiting := self._waiting(seat)):
+                if not await self._settled(seat, waiting[0]):
+                    break
+                self._outbox.arrived(waiting[0])
         finally:
             self._posting.discard(seat.hotkey)
+            self._changed.set()
 
-    async def _arrives(self, seat: Seat, receipt: Receipt) -> bool:
-        """Whether a receipt need not be sent again: the miner has it, or says that it will not have it."""
+    async def _settled(self, seat: Seat, receipt: Receipt) -> bool:
+        """Whether a receipt need not be sent again: the miner has it, or says that it cannot read it."""
         try:
             async with asyncio.timeout(_RECEIPT_SECONDS):
                 await self._clients[seat.axon].deliver_receipt(self._signer.seal("receipt", receipt))
         except (PeerError, TimeoutError) as error:
-            self._notice(f"{seat.axon}: receipt of round {receipt.round} not delivered ({error or 'timed out'})")
-            return isinstance(error, Refused)
+            if isinstance(error, PeerError) and error.reason in _ABSENT:
+                self._lost(seat.axon, str(error))
+            unreadable = isinstance(error, Refused) and error.reason in _UNREADABLE
+            again = "it will not be sent again" if unreadable else "it is kept"
+            self._notice(
+                f"{seat.axon}: receipt of round {receipt.round} not delivered ({error or 'timed out'}); {again}"
+            )
+            return unreadable
         return True
 
-    def _spawn(self, work: Coroutine[None, None, None], name: str = "peer") -> None:
-        task = asyncio.create_task(work, name=name)
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedgpt2.errors import PeerError
-from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.protocol.messages import BlobRef, Contribution, Envelope, Order
 from fedgpt2.protocol.tensors import Layout
 from fedgpt2.types import Digest, Hotkey, WorkId
@@ -94,6 +93,6 @@ class Peers(Protocol):
         """
         ...
 
-    def deliver(self, outbox: Outbox) -> None:
-        """Send the receipts that wait, without holding up the caller; those that arrive are taken out."""
+    def deliver(self) -> None:
+        """Send the receipts that wait in the outbox, without holding up the caller."""
         ...

@@ -104,7 +104,15 @@ async def _peers(
     record = directory.ledger.record_axon
     async with open_session(config.limits) as session:
         peers = HttpPeers(
-            session, signer, config.axons, addresses, config.limits, book, record=record, notice=observer.notice
+            session,
+            signer,
+            config.axons,
+            addresses,
+            config.limits,
+            book,
+            outbox=directory.ledger.outbox,
+            record=record,
+            notice=observer.notice,
         )
         peers.start()
         try:

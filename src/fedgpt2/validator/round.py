@@ -84,7 +84,7 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     directory.commit(number, attempt, row, checkpoint, config.checkpoint.keep, kept(judged.table), said)
     run.ranking.table = judged.table
     run.absences.add(number, lapses(verdicts))
-    run.peers.deliver(directory.ledger.outbox)
+    run.peers.deliver()
     return row
 
 

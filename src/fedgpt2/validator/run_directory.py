@@ -57,6 +57,8 @@ class RunDirectory:
         none of those that should be there is.
         """
         number = self._restore(training, notice)
+        if unread := self.ledger.unread():
+            notice(f"{unread} receipts that were not delivered are of another version: not sent by this one")
         orders = _order_settings(config)
         changed = self.ledger.meta("orders") not in (None, orders)
         if number < self.ledger.last_round() or changed:

@@ -21,6 +21,7 @@ from fedgpt2.errors import FedGPT2Error
 from fedgpt2.identity.pins import KeyBook
 from fedgpt2.identity.signing import Signer
 from fedgpt2.identity.wallet import open_hotkey
+from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.model.hardware import prepare
 from fedgpt2.network.address import parse
 from fedgpt2.network.client import open_session
@@ -78,6 +79,7 @@ async def _peers(config: ValidatorConfig, signer: Signer) -> AsyncIterator[HttpP
             addresses,
             config.limits,
             KeyBook({}),
+            outbox=Outbox(),
             record=lambda _axon, _hotkey: None,
             notice=lambda line: print(line, file=sys.stderr),
         )
