@@ -15,6 +15,7 @@ from credit.rating import Rating, kendall, rate
 from credit.scores import Evidence, Score, compared, marks, measured
 
 __all__ = [
+    "PADS",
     "Lies",
     "Order",
     "duty",
@@ -26,6 +27,7 @@ __all__ = [
     "interval",
     "lies",
     "order",
+    "padded",
     "patterns",
     "single_round",
     "true_changes",
@@ -37,6 +39,12 @@ Float64 = NDArray[np.float64]
 
 _PATTERNS = 20  # of who is there, when 6 of 16 are; the first is the one whose true loss changes were measured
 _ROUNDS_OF_LIES, _RESAMPLED = 30, 10
+_WORKED = 4  # of the honest miners, whose work is padded
+PADS = {"": ("agg/1", 0.0)} | {
+    f"{amount:+g} {name}": (name, amount)
+    for name in ("agg/1", "agg/2", "ema/0.5", "step/1")
+    for amount in (-0.25, 0.125, 0.25, 0.5)
+}
 _TRUTHS = ("", "_adds", "_realised")  # worth of the grades, what they add, worth in this very training
 _T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 10: 2.262, 12: 2.201}  # 97.5 %, by seeds
 
@@ -128,16 +136,49 @@ def _final(plain: Float64, own: Float64, score: Score, settings: Rating) -> Floa
     return rate(compared(plain, own, population, score), settings)[0][:, -1]
 
 
-def equals(kept: Sequence[Evidence], score: Score, settings: Rating) -> float:
-    """Of 12 equal miners, how many have a rating within three deviations of nothing after 30 rounds."""
+def equals(kept: Sequence[Evidence], score: Score, settings: Rating) -> tuple[float, float]:
+    """Of 12 equal miners after 30 rounds: how many are not paid, and the deviation of their pay over its mean."""
     found = []
     for evidence in kept:
         honest = np.array([evidence.vector(name) for name in honest_names()])
         plain, own = measured(evidence, honest, HONEST, score)
-        mu, deviation = rate(compared(plain[None], own[None], HONEST, score), settings)
-        after = min(_ROUNDS_OF_LIES, mu.shape[1]) - 1
-        found.append(np.sum(mu[0, after] - 3.0 * deviation[0, after] <= 0.0))
-    return float(np.mean(found))
+        pay = _pay(compared(plain[None], own[None], HONEST, score), settings)[0]
+        found.append((np.sum(pay == 0.0), pay.std() / max(pay.mean(), 1e-12)))
+    unpaid, spread = np.mean(found, axis=0)
+    return float(unpaid), float(spread)
+
+
+def _pay(scores: Float64, settings: Rating) -> Float64:
+    """Pay [s, n] after 30 rounds of scores [s, r, n], before the whole is made 1."""
+    mu, deviation = rate(scores[:, :_ROUNDS_OF_LIES], settings)
+    pay: Float64 = np.maximum(0.0, mu[:, -1] - 3.0 * deviation[:, -1]) ** 2
+    return pay
+
+
+def padded(kept: Sequence[Evidence], score: Score, settings: Rating) -> dict[str, float]:
+    """What honest work with some of what is free mixed in is paid, over the same work without; by what is mixed in.
+
+    It joins 12 honest miners, one of whom did the same work; that of four is taken in turn.
+    """
+    paid: dict[str, list[float]] = {}
+    for evidence in kept:
+        honest = np.array([evidence.vector(name) for name in honest_names()])
+        fair = np.broadcast_to(honest, (len(evidence.gram), *honest.shape))
+        mixed = {name: _mixed(evidence, fair[:, :: HONEST // _WORKED], *PADS[name]) for name in PADS}
+        x = np.concatenate([fair, *mixed.values()], axis=1)
+        plain, own = measured(evidence, x, HONEST, score)
+        pay = _pay(compared(_each(plain), _each(own), HONEST, score), settings)
+        for name, values in zip(mixed, (pay[:, -1] / pay.mean(1)).reshape(len(mixed), -1), strict=True):
+            paid.setdefault(name, []).append(float(values.mean()))
+    bare = np.mean(paid.pop(""))
+    return {name: float(np.mean(values) / bare) for name, values in paid.items()}
+
+
+def _mixed(evidence: Evidence, x: Float64, name: str, amount: float) -> Float64:
+    """Contributions [r, m, n] made one long, with `amount` of a row made one long."""
+    lengths = np.sqrt(np.einsum("rmi,rij,rmj->rm", x, evidence.gram, x))[:, :, None]
+    free = evidence.vector(name)
+    return x / lengths + amount * (free[None] / evidence.lengths(free)[:, None])[:, None]
 
 
 def gauntlet(kept: Sequence[Evidence], worth: Float64, adds: Float64, settings: Rating) -> dict[str, Float64]:

@@ -8,8 +8,8 @@ rows. With P the projection onto what is free, x' = x - P x and g the scoring gr
     others    as `own`, with the mean of the others of the round free as well (leave-one-out)
     round     as `own`, with this round's aggregate free as well (the residual to the robust mean)
     crowd     as `own`, g + the mean of the others' gradients (made as long as g) in place of g
-    proven    raw times the share that the rule gives to N / median of N, N the running mean of `own`; `proven whole`
-              takes that of `whole`
+    proven    raw times a share, from 0 at LEAST of the median of N to 1 at `full` of it, N the running mean of `own`;
+              `proven whole` takes that of `whole`, and may compare a part of it in place of raw
 
 <g - P g, x> = <g, x - P x>, so making the scoring gradient orthogonal instead is no other score; nor is the difference
 to another vector that is the same for all, for only places in a round count.
@@ -57,12 +57,15 @@ class Score:
     blend: float = 0.0  # share of raw in it
     smooth: int = 0  # rounds over which scores are averaged before they are compared; 0: none
     memory: int = 20  # rounds over which `proven` averages
+    raw: float = 1.0  # part of raw in what `proven` compares; the rest is what its N is the mean of
+    full: float = 1.0  # of the median of N: from there on the share is whole
 
     @property
     def name(self) -> str:
         """As tables say it."""
         parts = [self.kind, self.basis, f"+ {self.blend:g} raw" * bool(self.blend)]
         parts += [f"mean of {self.smooth}" * bool(self.smooth), f"memory {self.memory}" * (self.memory != 20)]
+        parts += [f"{self.raw:g} raw" * (self.raw != 1.0), f"full at {self.full:g}" * (self.full != 1.0)]
         return " ".join(part for part in parts if part)
 
 
@@ -132,9 +135,11 @@ def measured(evidence: Evidence, contributions: Float64, population: int, score:
     x = np.broadcast_to(contributions, (len(evidence.gram), *contributions.shape[-2:]))
     unit = evidence.lengths(evidence.vector(f"score/{score.tokens}"))[:, None]
     kind, _, by = score.kind.partition(" ")
-    plain = _marks(evidence, x, population, replace(score, kind="raw") if kind == "proven" else score) / unit
-    own = _marks(evidence, x, population, replace(score, kind=by or "own")) / unit if kind == "proven" else plain
-    return plain, own
+    if kind != "proven":
+        plain = _marks(evidence, x, population, score) / unit
+        return plain, plain
+    raw, own = (_marks(evidence, x, population, replace(score, kind=each)) / unit for each in ("raw", by or "own"))
+    return score.raw * raw + (1.0 - score.raw) * own, own
 
 
 def compared(plain: Float64, own: Float64, population: int, score: Score) -> Float64:
@@ -142,7 +147,7 @@ def compared(plain: Float64, own: Float64, population: int, score: Score) -> Flo
     if score.kind.startswith("proven"):
         mean = _running(own, 1.0 - 1.0 / score.memory)
         middle = np.nanmedian(np.where(np.isfinite(own), mean, np.nan)[..., :population], axis=-1, keepdims=True)
-        share = np.clip((mean / np.maximum(middle, FLOOR) - LEAST) / (1.0 - LEAST), 0.0, 1.0)
+        share = np.clip((mean / np.maximum(middle, FLOOR) - LEAST) / (score.full - LEAST), 0.0, 1.0)
         return np.maximum(plain, 0.0) * share
     if score.smooth:
         middle = np.nanmedian(plain[..., :population], axis=-1, keepdims=True)

@@ -166,30 +166,34 @@ def taus(kept: Sequence[Kept], worth: Float64, adds: Float64) -> dict[str, Float
     return {name: np.array(values) for name, values in found.items()}
 
 
-def paid(kept: Sequence[Kept]) -> dict[str, tuple[float, float, float]]:
-    """How often above an honest miner, pay over an honest one's mean, honest miners unpaid: by lie, and work by turns.
+Paid = tuple[float, float, float, float]
+
+
+def paid(kept: Sequence[Kept]) -> dict[str, Paid]:
+    """By lie, and work by turns: how often above an honest miner, pay over an honest one's mean; and of those honest
+    ones how many are not paid, and the deviation of their pay over its mean.
 
     A lie is told alone among 12 honest miners for 30 rounds; by turns works one of 12, over all rounds.
     """
-    made: dict[str, list[tuple[float, float, float]]] = {}
+    made: dict[str, list[Paid]] = {}
     for each in kept:
         honest = np.array([each.vector(name) for name in honest_names()])
         fair = np.broadcast_to(honest, (len(each.gram), *honest.shape))
         lies = contributions(each)
         for name, result in [*_told(each, fair, lies), *_turning(each, fair, lies)]:
             made.setdefault(name, []).append(result)
-    means = {name: np.mean(values, 0) for name, values in made.items()}
-    return {name: (float(above), float(pay), float(unpaid)) for name, (above, pay, unpaid) in means.items()}
+    means = {name: np.mean(values, 0).tolist() for name, values in made.items()}
+    return {name: (above, pay, unpaid, spread) for name, (above, pay, unpaid, spread) in means.items()}
 
 
-def _told(kept: Kept, fair: Float64, lies: Float64) -> Iterator[tuple[str, tuple[float, float, float]]]:
+def _told(kept: Kept, fair: Float64, lies: Float64) -> Iterator[tuple[str, Paid]]:
     early = np.ones((min(_ROUNDS_OF_LIES, len(fair)), HONEST + 1), dtype=np.bool_)
     for i, name in enumerate(LIES):
         rounds = Rounds.of(kept, np.concatenate([fair, lies[:, [i]]], axis=1), [*range(HONEST), LIAR])
         yield name, _last(ranked(rounds, early, Ranking(), b"lies"))
 
 
-def _turning(kept: Kept, fair: Float64, lies: Float64) -> Iterator[tuple[str, tuple[float, float, float]]]:
+def _turning(kept: Kept, fair: Float64, lies: Float64) -> Iterator[tuple[str, Paid]]:
     for name in ("loud/1", "agg/1 + 1 random"):
         for when, idle in _TURNS.items():
             x = fair.copy()
@@ -202,12 +206,13 @@ def _turning(kept: Kept, fair: Float64, lies: Float64) -> Iterator[tuple[str, tu
             )
 
 
-def _last(standing: Standing) -> tuple[float, float, float]:
-    """Of the last one: whether it is above another, and its pay over the others' mean; how many of those have none."""
+def _last(standing: Standing) -> Paid:
+    """Of the last one: whether it is above another, its pay over the others' mean; of those: unpaid, deviation."""
     place, weight = standing.place, standing.weight
     others = weight[:-1]
     return (
         float(place[-1] < place[:-1].max()),
         float(weight[-1] / max(others.mean(), 1e-12)),
         float(np.sum(others == 0)),
+        float(others.std() / max(others.mean(), 1e-12)),
     )

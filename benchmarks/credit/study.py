@@ -8,18 +8,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from credit.collect import graded_names
-from credit.judge import duty, equals, gang, gauntlet, interval, lies, order, single_round, true_changes, truth, worst
+from credit.judge import (
+    duty,
+    equals,
+    gang,
+    gauntlet,
+    interval,
+    lies,
+    order,
+    padded,
+    single_round,
+    true_changes,
+    truth,
+    worst,
+)
 from credit.liars import LIES, effort
 from credit.rating import Rating, kendall
 from credit.scores import Evidence, Score
 from credit.shipped import paid, taus
+from fedgpt2.ranking.proven import FULL
 
 __all__ = ["BEGIN", "CHOSEN", "END", "answers", "page"]
 
 BEGIN = "<!-- study: the tables of benchmarks/ranking_study.py go between these two lines -->"
 END = "<!-- end of study -->"
-CHOSEN = Score("proven whole", "M+A2")
-_COMPARED = (Score(), Score("proven", "M+A2"), CHOSEN)  # lie by lie
+CHOSEN = Score("proven whole", "M+A2", raw=0.5, full=FULL)
+SHARES = {
+    "**half and half, full at ¾**": CHOSEN,
+    "the whole effect, full at ¾": replace(CHOSEN, raw=1.0),
+    "what is added, full at ¾": replace(CHOSEN, raw=0.0),
+    "half and half, full at the median": replace(CHOSEN, full=1.0),
+    "the whole effect, full at the median": Score("proven whole", "M+A2"),
+    "half and half, full at 0.6": replace(CHOSEN, full=0.6),
+}
+_COMPARED = (Score(), Score("proven whole", "M+A2"), CHOSEN)  # lie by lie
 _WORTH, _ADDS = (
     Score(tokens=8192),
     Score("whole", "M+A2", tokens=8192),
@@ -48,12 +70,12 @@ SCORES = (
     *(Score(kind, "M+A2", smooth=10) for kind in ("whole", "own")),
     *(Score("proven", basis) for basis in ("M+A1", "M+A2", "M+A4")),
     *(Score("proven whole", basis) for basis in ("A1", "A2", "M", "M+A1", "M+A2", "M+A4")),
-    *(replace(CHOSEN, memory=memory) for memory in (10, 50)),
+    *(replace(CHOSEN, memory=memory) for memory in (20, 10, 50)),
 )
 _SHOWN = (
     *("raw", "whole A1", "whole A4", "whole A8", "whole M", "whole M+A1", "whole M+A2", "whole U4", "own M+A2"),
     *("own M+A2 + 0.5 raw", "novelty M+A2", "others M+A2", "round M+A2", "crowd M+A2", "own M+A2 mean of 10"),
-    *("proven M+A2", "proven whole M+A1", CHOSEN.name),
+    *("proven M+A2", "proven whole M+A1", "proven whole M+A2", CHOSEN.name),
 )
 
 Values = NDArray[np.float64]
@@ -83,6 +105,7 @@ def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
             for score in (Score(), Score("whole", "M+A2"), CHOSEN)
             for tokens in TOKENS
         },
+        "shares": {words: _share(kept, score, truths) for words, score in SHARES.items()},
         "ratings": {words: _rating(kept, settings, truths) for words, settings in RATINGS.items()},
         "duty": {
             score.name: {name: [_round(v) for v in values] for name, values in duty(kept, score, RATING).items()}
@@ -95,7 +118,16 @@ def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
 def _rating(kept: Sequence[Evidence], settings: Rating, truths: tuple[Values, Values]) -> dict[str, Any]:
     found = order(kept, CHOSEN, *truths, settings)
     taus = {name: _spread(getattr(found, name)) for name in ("adds", "six_adds", "everybody", "six")}
-    return {**taus, "equals_unpaid": _round(equals(kept, CHOSEN, settings))}
+    unpaid, spread = equals(kept, CHOSEN, settings)
+    return {**taus, "equals_unpaid": _round(unpaid), "equals_spread": _round(spread)}
+
+
+def _share(kept: Sequence[Evidence], score: Score, truths: tuple[Values, Values]) -> dict[str, Any]:
+    settings = RATINGS["gamma 1, drift 0.3"]  # the rule's
+    found, (unpaid, spread) = order(kept, score, *truths, settings), equals(kept, score, settings)
+    taus = {name: _spread(getattr(found, name)) for name in ("adds", "six_adds", "everybody", "six")}
+    pads = {name: _round(value) for name, value in padded(kept, score, settings).items()}
+    return {**taus, "equals_unpaid": _round(unpaid), "equals_spread": _round(spread), "padded": pads}
 
 
 def _score(kept: Sequence[Evidence], score: Score, truths: tuple[Values, Values]) -> dict[str, Any]:
@@ -119,6 +151,7 @@ def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> li
     groups = {title: found[group] for group, title in names.items()}
     for title, numbers in groups.items():
         lines += [f"**Tokens** ({title})", "", *_tokens(numbers), ""]
+    lines += ["**The share and the half**, without audits", "", *_shares(groups), ""]
     lines += ["**Ratings**, of the score of the rule", "", *_ratings(groups), ""]
     return [*lines, "**What is sent, and what it gets**", "", *_lies(groups)]
 
@@ -134,6 +167,7 @@ def _shipped(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for kind, words in (("0", "no work"), ("1/8", "⅛ of the work"), ("stale", "an old answer")):
         rows[f"{words}: above an honest miner · pay"] = [_most(g["shipped"]["lies"], kind) for g in every]
     rows["honest miners unpaid beside a lie, of 12"] = [_unpaid(g["shipped"]["lies"]) for g in every]
+    rows["deviation of their pay over its mean"] = [_spreads(g["shipped"]["lies"]) for g in every]
     for name in (n for n in every[0]["shipped"]["lies"] if n.startswith("works")):
         rows[name] = ["{:.2f} · {:.2f}".format(*g["shipped"]["lies"][name][:2]) for g in every]
     return [*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())]
@@ -155,13 +189,17 @@ def _taus(every: Sequence[Mapping[str, Any]], worth: str, words: str) -> dict[st
 def _most(lies: Mapping[str, Sequence[float]], kind: str) -> str:
     """The lie of an effort that is above an honest miner most often."""
     name = max((name for name in LIES if effort(name) == kind), key=lambda name: tuple(lies[name]))
-    above, pay, _ = lies[name]
+    above, pay, *_ = lies[name]
     return f"{above:.2f} · {pay:.2f} ({name})"
 
 
 def _unpaid(lies: Mapping[str, Sequence[float]]) -> str:
     unpaid = [lies[name][2] for name in LIES]
     return f"{np.mean(unpaid):.2f}, at most {max(unpaid):.2f}"
+
+
+def _spreads(lies: Mapping[str, Sequence[float]]) -> str:
+    return f"{np.mean([lies[name][3] for name in LIES]):.2f}"
 
 
 def _scores(group: Mapping[str, Any]) -> list[str]:
@@ -210,6 +248,20 @@ _LISTED = (
     *("agg/1 + 1 random", "stale/1", "stale/4", "small", "small x4", "small x8", "wiener"),
     *("small + 1 agg/1", "small + 2 agg/1", "small - 2 agg/1", "small + 1 loud/1", "small x8 + 1 agg/1"),
 )
+
+
+def _shares(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    said = "τ, all 16 · 6 of 16 · of 12 equals unpaid · deviation of their pay · best padding"
+    lines = [f"| compared | {' | '.join(f'{title}: {said}' for title in groups)} |", "|---|" + "---|" * len(groups)]
+    for words in SHARES:
+        cells = []
+        for group in groups.values():
+            one = group["shares"][words]
+            pad = max(one["padded"], key=lambda name: one["padded"][name])
+            fair = f"{one['equals_unpaid']:.1f} · {one['equals_spread']:.2f}"
+            cells.append(f"{_both(one['adds'])} · {_both(one['six_adds'])} · {fair} · {one['padded'][pad]:.2f} ({pad})")
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return lines
 
 
 def _ratings(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -4,22 +4,23 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from openskill.models import PlackettLuce
 
 import ranking_study
 from credit.collect import HONEST, SLOTS, collect, graded_names, inner_products
-from credit.judge import equals, honest_names, truth
+from credit.judge import PADS, _mixed, equals, honest_names, padded, truth
 from credit.liars import LIES, contributions, effort
 from credit.rating import Rating, kendall, rate
 from credit.scores import BASES, Evidence, Score, compared, marks, measured
 from credit.shipped import Rounds, graded_texts, name_of, paid, ranked, taus
-from credit.study import BEGIN, CHOSEN, END, GANG, RATINGS, SCORES, _ratings, _shipped
+from credit.study import BEGIN, CHOSEN, END, GANG, RATINGS, SCORES, SHARES, _ratings, _shares, _shipped
 from fedgpt2.config import Ranking
 from fedgpt2.errors import UsageError
 from fedgpt2.ranking.credit import credits
-from fedgpt2.ranking.table import Table
+from fedgpt2.ranking.table import Table, advance
 
 ROUNDS, D = 6, 400
 ROOT = Path(__file__).parents[2]
@@ -76,12 +77,40 @@ def test_many_ratings_at_once_are_openskills(damped: bool) -> None:
 
 def test_equals_are_unpaid_until_ratings_are_sure(evidence: Evidence) -> None:
     sure, unsure = Rating(sigma=1e-3, damped=False), Rating(sigma=25.0, damped=False)
-    assert [equals([evidence, evidence], Score(), settings) for settings in (sure, unsure)] == [0.0, HONEST]
+    assert [equals([evidence, evidence], Score(), settings)[0] for settings in (sure, unsure)] == [0.0, HONEST]
+    assert equals([evidence], Score(), sure)[1] < 1e-3
     group = {"ratings": {words: _rated(i) for i, words in enumerate(RATINGS)}}
     lines = _ratings({"one": group})
     assert len(lines) == 2 + len(RATINGS)
     assert lines[2] == "| openskill's | 0.50 (0.25) · 0.50 (0.25) · 0.0 |"
     assert lines[-1].endswith(f" · {len(RATINGS) - 1}.0 |")
+
+
+def test_padding_is_measured_against_the_same_work_without(evidence: Evidence, dense: dict[str, np.ndarray]) -> None:
+    sure = Rating(sigma=1e-6, damped=False)
+    found = padded([evidence], CHOSEN, sure)
+    assert set(found) == {*PADS} - {""}
+    np.testing.assert_allclose([*found.values()], 1.0, atol=1e-3)  # a rating that does not move pays all alike
+    x = np.broadcast_to(evidence.vector("full/3"), (ROUNDS, 1, len(dense)))
+    mixed = _mixed(evidence, x, "agg/2", -0.25)[2, 0] @ np.stack([rows[2] for rows in dense.values()])
+    own, free = dense["full/3"][2], dense["agg/2"][2]
+    np.testing.assert_allclose(mixed, own / np.linalg.norm(own) - 0.25 * free / np.linalg.norm(free), atol=1e-9)
+    shares = {"adds": {"mean": 0.5, "low": None}, "six_adds": {"mean": 0.5, "low": None}}
+    shares |= {"equals_unpaid": 0.25, "equals_spread": 0.5, "padded": {"a": 0.9, "b": 1.1}}
+    lines = _shares({"one": {"shares": dict.fromkeys(SHARES, shares)}})
+    assert lines[-1] == "| half and half, full at 0.6 | 0.50 · 0.50 · 0.2 · 0.50 · 1.10 (b) |"
+
+
+def test_the_chosen_score_is_the_rules(evidence: Evidence) -> None:
+    x = np.array([evidence.vector(name) for name in graded_names()])
+    rounds, rule = Rounds.of(evidence, x, graded_texts()), Ranking()
+    table = Table(rule=rule)
+    expected = marks(evidence, x, SLOTS, CHOSEN)
+    for r in range(ROUNDS):
+        given = msgspec.structs.replace(rounds.evidence(r, range(SLOTS), table, rule, b""), audits=())
+        table, made = advance(table, given, rule)
+        scores = [(made[name_of(i)].mark.score or 0.0) / rounds.unit[r] for i in range(SLOTS)]
+        np.testing.assert_allclose(scores, expected[r], rtol=1e-6, atol=1e-9)
 
 
 def _rated(unpaid: int) -> dict[str, object]:
