@@ -32,7 +32,7 @@ __all__ = ["BEGIN", "CHOSEN", "END", "answers", "page"]
 
 BEGIN = "<!-- study: the tables of benchmarks/ranking_study.py go between these two lines -->"
 END = "<!-- end of study -->"
-CHOSEN = Score("proven whole", "M+A2", raw=0.5, full=FULL)
+CHOSEN = Score("proven whole", "M+A2", raw=1 / 3, full=FULL)
 SHARES = {
     "**half and half, full at ¾**": CHOSEN,
     "the whole effect, full at ¾": replace(CHOSEN, raw=1.0),

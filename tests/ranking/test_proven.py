@@ -173,7 +173,7 @@ def test_newcomers_are_known_by_their_first_round() -> None:
     assert late.products is not None
     assert entry.proven == pytest.approx(entry.mark.credit.added / late.products.gradient_norm)
     assert entry.mark.score is not None
-    assert entry.mark.score <= max(0.0, entry.mark.credit.half_added)
+    assert entry.mark.score <= max(0.0, entry.mark.credit.mixed)
     assert table.standings["new"].proven.weight == pytest.approx(1 / 20)
 
 
@@ -213,8 +213,8 @@ def test_the_score_is_the_product_of_what_a_receipt_says(seed: int) -> None:
         for hotkey, entry in made.items():
             assert entry.mark.credit is not None
             share = ramp(proven[hotkey] / middle)
-            both = entry.mark.credit.raw + entry.mark.credit.added
-            assert entry.mark.score == pytest.approx(max(0.0, both / 2) * share)
+            mixed = (entry.mark.credit.raw + 2.0 * entry.mark.credit.added) / 3.0
+            assert entry.mark.score == pytest.approx(max(0.0, mixed) * share)
 
 
 @given(SEEDS, st.integers(1, 5))

@@ -50,9 +50,9 @@ class Credit:
     own: float  # |x'| / |x|
 
     @property
-    def half_added(self) -> float:
-        """Half of the whole effect, half of what is added."""
-        return (self.raw + self.added) / 2
+    def mixed(self) -> float:
+        """A third of the whole effect and two of what is added."""
+        return (self.raw + 2.0 * self.added) / 3.0
 
 
 def check_rule(rule: Ranking) -> None:

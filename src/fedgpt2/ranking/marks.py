@@ -119,8 +119,8 @@ def _scores(
     if rule.score == "raw":
         return _finite(raw, own)
     if rule.score == "proven":
-        half = {hotkey: credit.half_added for hotkey, credit in measured.items()}
-        return {hotkey: max(0.0, score) for hotkey, score in _finite(half, own).items()}
+        mixed = {hotkey: credit.mixed for hotkey, credit in measured.items()}
+        return {hotkey: max(0.0, score) for hotkey, score in _finite(mixed, own).items()}
     added = {hotkey: credit.added for hotkey, credit in measured.items()}
     if rule.score == "leave_one_out":
         added = leave_one_out(evidence, rule, sorted(own))

@@ -3,16 +3,16 @@
     a_i = <g, x'_i> / |x_i| / |g|                        what it adds of its own, in a round; 0 for a replay
     N_i = mean of a_i over its rounds, later ones more   (`ranking.memory`)
     share_i = clip((N_i / max(median of N, FLOOR) - LEAST) / (FULL - LEAST), 0, 1)  the median over those compared
-    score_i = max(0, <g, x_i> + <g, x'_i>) / 2 |x_i| share_i grounded_i             grounded_i: audit.py
+    score_i = max(0, <g, x_i> + 2 <g, x'_i>) / 3 |x_i| share_i grounded_i           grounded_i: audit.py
 
 The whole effect <g, x> / |x| of one round orders honest miners best, and pays a replay of the last aggregate nearly as
-much; what is left outside of what is free pays no replay, but is noisy in a single round. So half of each is compared,
-and counts the more, the nearer the miner is known to come to what the median adds of its own. That is taken as a part
-of |g|, so that the gradient's length does not weigh. Nobody gains beyond a share of 1.
+much; what is left outside of what is free pays no replay, but is noisy in a single round. So a third of the one and
+two of the other are compared, and count the more, the nearer the miner is known to come to what the median adds of its
+own. That is taken as a part of |g|, so that the gradient's length does not weigh. Nobody gains beyond a share of 1.
 
-FULL is below the median: half of all honest miners are, by chance, and in a mean over 20 rounds by a quarter. Room for
-padding is the price: free vectors mixed into honest work raise the first half, and the share does not fall at once.
-What they lower is the second half, hence half of each: neither a replay nor its negative mixed in is worth the while.
+FULL is below the median, for half of all honest miners are, by chance. Room for padding is the price: free vectors
+mixed into honest work raise the whole effect, and the share does not fall at once. They lower what is added, and their
+negatives the other way round; a third to two thirds is where neither is worth the while (docs/ranking.md).
 
 LEAST leaves little to a scrap of the text behind a replay.
 
