@@ -3,7 +3,7 @@
 Letters: s simulations, r rounds, m contributions, q seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,11 +39,15 @@ Float64 = NDArray[np.float64]
 
 _PATTERNS = 20  # of who is there, when 6 of 16 are; the first is the one whose true loss changes were measured
 _ROUNDS_OF_LIES, _RESAMPLED = 30, 10
-_WORKED = 4  # of the honest miners, whose work is padded
-PADS = {"": ("agg/1", 0.0)} | {
-    f"{amount:+g} {name}": (name, amount)
-    for name in ("agg/1", "agg/2", "ema/0.5", "step/1")
-    for amount in (-0.25, 0.125, 0.25, 0.5)
+PADS: Mapping[str, Mapping[str, float]] = {
+    **{
+        f"{amount:+g} {name}": {name: amount}
+        for name in ("agg/1", "agg/2", "ema/0.5", "step/1")
+        for amount in (-0.125, 0.125, 0.25)
+    },
+    "+0.1 agg/2 - 0.1 agg/1": {"agg/2": 0.1, "agg/1": -0.1},
+    "+0.1 agg/1 - 0.1 agg/2": {"agg/1": 0.1, "agg/2": -0.1},
+    "+0.1 agg/1 + 0.1 step/1": {"agg/1": 0.1, "step/1": 0.1},
 }
 _TRUTHS = ("", "_adds", "_realised")  # worth of the grades, what they add, worth in this very training
 _T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 10: 2.262, 12: 2.201}  # 97.5 %, by seeds
@@ -155,30 +159,41 @@ def _pay(scores: Float64, settings: Rating) -> Float64:
     return pay
 
 
-def padded(kept: Sequence[Evidence], score: Score, settings: Rating) -> dict[str, float]:
-    """What honest work with some of what is free mixed in is paid, over the same work without; by what is mixed in.
+def padded(kept: Sequence[Evidence], score: Score, settings: Rating) -> dict[str, tuple[float, float]]:
+    """What honest work with some of what is free mixed in is paid, over the same work without, by what is mixed in.
 
-    It joins 12 honest miners, one of whom did the same work; that of four is taken in turn.
+    Means over seeds, and their standard errors. One of 12 equal miners pads, every second of them in turn.
     """
-    paid: dict[str, list[float]] = {}
+    gained: dict[str, list[float]] = {name: [] for name in PADS}
     for evidence in kept:
         honest = np.array([evidence.vector(name) for name in honest_names()])
         fair = np.broadcast_to(honest, (len(evidence.gram), *honest.shape))
-        mixed = {name: _mixed(evidence, fair[:, :: HONEST // _WORKED], *PADS[name]) for name in PADS}
-        x = np.concatenate([fair, *mixed.values()], axis=1)
-        plain, own = measured(evidence, x, HONEST, score)
-        pay = _pay(compared(_each(plain), _each(own), HONEST, score), settings)
-        for name, values in zip(mixed, (pay[:, -1] / pay.mean(1)).reshape(len(mixed), -1), strict=True):
-            paid.setdefault(name, []).append(float(values.mean()))
-    bare = np.mean(paid.pop(""))
-    return {name: float(np.mean(values) / bare) for name, values in paid.items()}
+        mixed = [_mixed(evidence, fair[:, ::2], pad) for pad in PADS.values()]
+        plain, own = measured(evidence, np.concatenate([fair, *mixed], axis=1), HONEST, score)
+        bare = _pay(compared(plain[None, :, :HONEST], own[None, :, :HONEST], HONEST, score), settings)[0]
+        places = np.tile(np.arange(HONEST)[::2], len(PADS))
+        pay = _pay(compared(_in_place(plain, places), _in_place(own, places), HONEST, score), settings)
+        shares = pay[np.arange(len(places)), places] / np.maximum(pay.mean(1), 1e-12)
+        before = max(float(np.mean(bare[::2]) / bare.mean()), 1e-12)
+        for name, values in zip(PADS, shares.reshape(len(PADS), -1), strict=True):
+            gained[name].append(float(values.mean()) / before)
+    return {name: (float(np.mean(v)), float(np.std(v) / max(1, len(v) - 1) ** 0.5)) for name, v in gained.items()}
 
 
-def _mixed(evidence: Evidence, x: Float64, name: str, amount: float) -> Float64:
-    """Contributions [r, m, n] made one long, with `amount` of a row made one long."""
-    lengths = np.sqrt(np.einsum("rmi,rij,rmj->rm", x, evidence.gram, x))[:, :, None]
-    free = evidence.vector(name)
-    return x / lengths + amount * (free[None] / evidence.lengths(free)[:, None])[:, None]
+def _mixed(evidence: Evidence, x: Float64, pad: Mapping[str, float]) -> Float64:
+    """Contributions [r, m, n] made one long, with amounts of rows made one long."""
+    made = x / np.sqrt(np.einsum("rmi,rij,rmj->rm", x, evidence.gram, x))[:, :, None]
+    for name, amount in pad.items():
+        free = evidence.vector(name)
+        made = made + amount * (free[None] / evidence.lengths(free)[:, None])[:, None]
+    return made
+
+
+def _in_place(values: Float64, places: NDArray[np.int64]) -> Float64:
+    """[l, r, 12] of [r, 12 + l]: the honest miners, one of whom, at `places` [l], sends the further one instead."""
+    tables = np.broadcast_to(values[None, :, :HONEST], (len(places), len(values), HONEST)).copy()
+    tables[np.arange(len(places)), :, places] = values[:, HONEST:].T
+    return tables
 
 
 def gauntlet(kept: Sequence[Evidence], worth: Float64, adds: Float64, settings: Rating) -> dict[str, Float64]:

@@ -8,8 +8,8 @@ rows. With P the projection onto what is free, x' = x - P x and g the scoring gr
     others    as `own`, with the mean of the others of the round free as well (leave-one-out)
     round     as `own`, with this round's aggregate free as well (the residual to the robust mean)
     crowd     as `own`, g + the mean of the others' gradients (made as long as g) in place of g
-    proven    raw times a share, from 0 at LEAST of the median of N to 1 at `full` of it, N the running mean of `own`;
-              `proven whole` takes that of `whole`, and may compare a part of it in place of raw
+    proven    `Score.raw` of raw and the rest of `own`, times a share that goes from 0 at LEAST of the median of N to 1
+              at `full` of it, N the running mean of `own`; `proven whole` takes `whole` for `own`
 
 <g - P g, x> = <g, x - P x>, so making the scoring gradient orthogonal instead is no other score; nor is the difference
 to another vector that is the same for all, for only places in a round count.
@@ -65,7 +65,7 @@ class Score:
         """As tables say it."""
         parts = [self.kind, self.basis, f"+ {self.blend:g} raw" * bool(self.blend)]
         parts += [f"mean of {self.smooth}" * bool(self.smooth), f"memory {self.memory}" * (self.memory != 20)]
-        parts += [f"{self.raw:g} raw" * (self.raw != 1.0), f"full at {self.full:g}" * (self.full != 1.0)]
+        parts += [f"{self.raw:.2g} raw" * (self.raw != 1.0), f"full at {self.full:g}" * (self.full != 1.0)]
         return " ".join(part for part in parts if part)
 
 

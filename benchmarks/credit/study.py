@@ -34,12 +34,12 @@ BEGIN = "<!-- study: the tables of benchmarks/ranking_study.py go between these 
 END = "<!-- end of study -->"
 CHOSEN = Score("proven whole", "M+A2", raw=1 / 3, full=FULL)
 SHARES = {
-    "**half and half, full at ¾**": CHOSEN,
-    "the whole effect, full at ¾": replace(CHOSEN, raw=1.0),
-    "what is added, full at ¾": replace(CHOSEN, raw=0.0),
-    "half and half, full at the median": replace(CHOSEN, full=1.0),
-    "the whole effect, full at the median": Score("proven whole", "M+A2"),
-    "half and half, full at 0.6": replace(CHOSEN, full=0.6),
+    "**a third of the whole effect, full at ¾**": CHOSEN,
+    "half of it, full at ¾": replace(CHOSEN, raw=0.5),
+    "all of it, full at ¾": replace(CHOSEN, raw=1.0),
+    "none of it, full at ¾": replace(CHOSEN, raw=0.0),
+    "a third of it, full at the median": replace(CHOSEN, full=1.0),
+    "all of it, full at the median": Score("proven whole", "M+A2"),
 }
 _COMPARED = (Score(), Score("proven whole", "M+A2"), CHOSEN)  # lie by lie
 _WORTH, _ADDS = (
@@ -126,7 +126,7 @@ def _share(kept: Sequence[Evidence], score: Score, truths: tuple[Values, Values]
     settings = RATINGS["gamma 1, drift 0.3"]  # the rule's
     found, (unpaid, spread) = order(kept, score, *truths, settings), equals(kept, score, settings)
     taus = {name: _spread(getattr(found, name)) for name in ("adds", "six_adds", "everybody", "six")}
-    pads = {name: _round(value) for name, value in padded(kept, score, settings).items()}
+    pads = {name: [_round(value) for value in gained] for name, gained in padded(kept, score, settings).items()}
     return {**taus, "equals_unpaid": _round(unpaid), "equals_spread": _round(spread), "padded": pads}
 
 
@@ -151,7 +151,7 @@ def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> li
     groups = {title: found[group] for group, title in names.items()}
     for title, numbers in groups.items():
         lines += [f"**Tokens** ({title})", "", *_tokens(numbers), ""]
-    lines += ["**The share and the half**, without audits", "", *_shares(groups), ""]
+    lines += ["**What is compared, and from where on a share is full**, without audits", "", *_shares(groups), ""]
     lines += ["**Ratings**, of the score of the rule", "", *_ratings(groups), ""]
     return [*lines, "**What is sent, and what it gets**", "", *_lies(groups)]
 
@@ -251,15 +251,16 @@ _LISTED = (
 
 
 def _shares(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    said = "τ, all 16 · 6 of 16 · of 12 equals unpaid · deviation of their pay · best padding"
+    said = "τ, all 16 · 6 of 16 · of 12 equals unpaid · deviation of their pay · pay of the best padding over none"
     lines = [f"| compared | {' | '.join(f'{title}: {said}' for title in groups)} |", "|---|" + "---|" * len(groups)]
     for words in SHARES:
         cells = []
         for group in groups.values():
             one = group["shares"][words]
-            pad = max(one["padded"], key=lambda name: one["padded"][name])
+            pad = max(one["padded"], key=lambda name: one["padded"][name][0])
+            gained = "{:.2f} ± {:.2f} ({})".format(*one["padded"][pad], pad)
             fair = f"{one['equals_unpaid']:.1f} · {one['equals_spread']:.2f}"
-            cells.append(f"{_both(one['adds'])} · {_both(one['six_adds'])} · {fair} · {one['padded'][pad]:.2f} ({pad})")
+            cells.append(f"{_both(one['adds'])} · {_both(one['six_adds'])} · {fair} · {gained}")
         lines.append(f"| {words} | {' | '.join(cells)} |")
     return lines
 

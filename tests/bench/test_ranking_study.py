@@ -89,16 +89,23 @@ def test_equals_are_unpaid_until_ratings_are_sure(evidence: Evidence) -> None:
 def test_padding_is_measured_against_the_same_work_without(evidence: Evidence, dense: dict[str, np.ndarray]) -> None:
     sure = Rating(sigma=1e-6, damped=False)
     found = padded([evidence], CHOSEN, sure)
-    assert set(found) == {*PADS} - {""}
-    np.testing.assert_allclose([*found.values()], 1.0, atol=1e-3)  # a rating that does not move pays all alike
+    assert set(found) == {*PADS}
+    np.testing.assert_allclose([*found.values()], [(1.0, 0.0)] * len(PADS), atol=1e-3)  # ratings that do not move
     x = np.broadcast_to(evidence.vector("full/3"), (ROUNDS, 1, len(dense)))
-    mixed = _mixed(evidence, x, "agg/2", -0.25)[2, 0] @ np.stack([rows[2] for rows in dense.values()])
-    own, free = dense["full/3"][2], dense["agg/2"][2]
-    np.testing.assert_allclose(mixed, own / np.linalg.norm(own) - 0.25 * free / np.linalg.norm(free), atol=1e-9)
+    mixed = _mixed(evidence, x, {"agg/2": -0.25, "agg/1": 0.5})[2, 0] @ np.stack([rows[2] for rows in dense.values()])
+    own, two, one = (dense[name][2] / np.linalg.norm(dense[name][2]) for name in ("full/3", "agg/2", "agg/1"))
+    np.testing.assert_allclose(mixed, own - 0.25 * two + 0.5 * one, atol=1e-9)
     shares = {"adds": {"mean": 0.5, "low": None}, "six_adds": {"mean": 0.5, "low": None}}
-    shares |= {"equals_unpaid": 0.25, "equals_spread": 0.5, "padded": {"a": 0.9, "b": 1.1}}
+    shares |= {"equals_unpaid": 0.25, "equals_spread": 0.5, "padded": {"a": [0.9, 0.1], "b": [1.1, 0.05]}}
     lines = _shares({"one": {"shares": dict.fromkeys(SHARES, shares)}})
-    assert lines[-1] == "| half and half, full at 0.6 | 0.50 · 0.50 · 0.2 · 0.50 · 1.10 (b) |"
+    assert lines[-1] == "| all of it, full at the median | 0.50 · 0.50 · 0.2 · 0.50 · 1.10 ± 0.05 (b) |"
+
+
+def test_who_pads_does_so_in_place_of_its_work(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("credit.judge.PADS", {"nothing": {}, "much of a replay": {"agg/1": 50.0}})
+    found = padded([evidence, evidence], CHOSEN, Rating(tau=0.3, damped=False))
+    assert found["nothing"] == (pytest.approx(1.0), pytest.approx(0.0))
+    assert found["much of a replay"][0] < 0.1
 
 
 def test_the_chosen_score_is_the_rules(evidence: Evidence) -> None:
