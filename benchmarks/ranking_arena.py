@@ -57,7 +57,8 @@ class Row:
     seeds: int
     above: int  # hostile miners above some honest one
     best: int  # the best place a hostile miner reached
-    together: float  # pay of all hostile miners over an honest one's mean
+    mean: float  # pay of all hostile miners over an honest one's mean, on average over seeds
+    together: float  # the same, the most
     beside: float  # the same of all but the best paid of them
     holds: bool  # in every seed
 
@@ -99,13 +100,14 @@ def _row(attack: str, results: Sequence[Result]) -> Row | None:
     if not results:
         return None
     if not all(r.ranks for r in results):  # a training that diverged ranks nobody, and shows nothing
-        return Row(attack, len(results), BYZANTINE, 1, math.inf, math.inf, holds=False)
+        return Row(attack, len(results), BYZANTINE, 1, math.inf, math.inf, math.inf, holds=False)
     pays = [_pays(r, "hostile") for r in results]
     return Row(
         attack=attack,
         seeds=len(results),
         above=max(map(_above, results)),
         best=min(place for r in results for place in _places(r, "hostile")),
+        mean=fmean(map(sum, pays)),
         together=max(map(sum, pays)),
         beside=max(sum(sorted(pay)[:-1]) for pay in pays),
         holds=all(_holds(attack, r) for r in results),
@@ -141,10 +143,11 @@ def _places(result: Result, side: str) -> list[int]:
 
 def table(rows: Sequence[Row]) -> list[str]:
     """The rows in Markdown."""
-    names = ("attack", "seeds", "above an honest miner", "best place", "pay, all three", "without the best", "")
+    paid = ("pay of all three, mean", "at most", "without the best")
+    names = ("attack", "seeds", "above an honest miner", "best place", *paid, "")
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in rows:
-        pays = (f"{row.together:.2f}", f"{row.beside:.2f}")
+        pays = (f"{pay:.2f}" for pay in (row.mean, row.together, row.beside))
         cells = [row.attack, str(row.seeds), str(row.above), str(row.best), *pays]
         lines.append(f"| {' | '.join(cells)} | {'holds' if row.holds else 'broken'} |")
     return lines

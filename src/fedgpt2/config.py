@@ -193,8 +193,9 @@ class Ranking:
     )
     score: str = setting(
         "proven",
-        "what a round compares: proven (a third of the whole effect and two of what is added to what is free, as far as "
-        "the miner is known to add), projected (what is added), raw (the whole effect), leave_one_out, or losses (of the sampled alone)",
+        "what a round compares: proven (a third of the whole effect and two of what is added to what is free, as far "
+        "as the miner is known to add), projected (what is added), raw (the whole effect), leave_one_out, or losses "
+        "(of the sampled alone)",
     )
     basis: str = setting(
         "aggregate+moment", "what counts as free: aggregate (recent ones), moment, mean, update, score, by +; or none"

@@ -114,6 +114,20 @@ def test_a_kill_between_a_line_and_its_note_leaves_no_second_line(folder):
     journal.close()
 
 
+def test_a_line_that_lacks_its_end_is_whole(folder):
+    journal = Journal(folder)
+    journal.keep_receipt(said(1))
+    journal.keep_receipt(said(2))
+    journal.close()
+    path = folder / "receipts.jsonl"
+    path.write_bytes(path.read_bytes()[:-1])
+    journal = Journal(folder)
+    assert not journal.keep_receipt(said(2))
+    assert journal.keep_receipt(said(3))
+    assert [json.loads(line)["payload"] for line in lines(folder)] == ["1", "2", "3"]
+    journal.close()
+
+
 def test_lines_of_somebody_else_are_left_alone(folder):
     folder.mkdir(parents=True)
     (folder / "receipts.jsonl").write_text("a note\n")

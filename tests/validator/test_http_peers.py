@@ -329,30 +329,45 @@ async def test_receipts_go_to_those_present_and_wait_for_the_others(monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("reason", "kept"),
+    ("reason", "culprit", "kept"),
     [
-        (Reason.BAD_MESSAGE, False),
-        (Reason.UNSUPPORTED_VERSION, False),
-        (Reason.TOO_LARGE, False),
-        (Reason.WRONG_RECEIVER, True),
-        (Reason.UNKNOWN_CALLER, True),
-        (Reason.STALE_REQUEST, True),
-        (Reason.FORWARDED, True),
-        (Reason.BAD_SIGNATURE, True),
-        (Reason.BUSY, True),
-        (Reason.TIMED_OUT, True),
+        (Reason.BAD_MESSAGE, Culprit.VALIDATOR, False),
+        (Reason.UNSUPPORTED_VERSION, Culprit.VALIDATOR, False),
+        (Reason.TOO_LARGE, Culprit.VALIDATOR, False),
+        (Reason.BAD_MESSAGE, Culprit.MINER, True),  # a word for a reason that we do not know
+        (Reason.WRONG_RECEIVER, Culprit.VALIDATOR, True),
+        (Reason.UNKNOWN_CALLER, Culprit.VALIDATOR, True),
+        (Reason.STALE_REQUEST, Culprit.VALIDATOR, True),
+        (Reason.FORWARDED, Culprit.NETWORK, True),
+        (Reason.BAD_SIGNATURE, Culprit.VALIDATOR, True),
+        (Reason.TIMED_OUT, Culprit.NETWORK, True),
     ],
 )
-async def test_only_a_receipt_that_a_miner_cannot_read_is_given_up(monkeypatch, reason, kept):
+async def test_only_a_receipt_that_a_miner_cannot_read_is_given_up(monkeypatch, reason, culprit, kept):
     outbox = Outbox([receipt(MINERS[0]), receipt(MINERS[0], 2)])
     async with Peers([MINERS[0]], monkeypatch, outbox=outbox) as told:
-        told.clients[0].refuses_receipts = Refused(reason, "no", Culprit.VALIDATOR)
-        await told.peers.present(1)
+        told.clients[0].refuses_receipts = Refused(reason, "no", culprit)
+        assert await told.hotkeys() == [MINERS[0]]
         await asyncio.sleep(0.02)
-        told.clients[0].shows = REFUSED  # or it would be introduced, and asked, once more
+        assert [each.round for each in outbox.waiting(MINERS[0])] == ([1, 2] if kept else [2])
+        (line,) = told.notices  # one a round, however often it is found again
+        assert ("; it is kept" in line) is kept
+        told.peers._lost("127.0.0.1:9000", "gone")
+        await asyncio.sleep(0.05)
+        assert await told.hotkeys() == [MINERS[0]]
+        assert sum("receipt of round" in line for line in told.notices) == 1
+        told.peers.deliver()
+        await asyncio.sleep(0.02)
         assert [each.round for each in outbox.waiting(MINERS[0])] == ([1, 2] if kept else [])
-        said = [line for line in told.notices if "receipt of round 1" in line]
-        assert ("; it is kept" in said[0]) is kept
+
+
+async def test_a_miner_too_slow_for_a_receipt_is_named(monkeypatch):
+    monkeypatch.setattr(http_peers, "_RECEIPT_SECONDS", 0.01)
+    async with Peers([MINERS[0]], monkeypatch, outbox=Outbox([receipt(MINERS[0])])) as told:
+        told.clients[0].deliver_receipt = lambda _: asyncio.sleep(1)
+        await told.peers.present(1)
+        await asyncio.sleep(0.05)
+        assert told.notices == ["127.0.0.1:9000: receipt of round 1 not delivered (timed out); it is kept"]
 
 
 async def test_receipts_of_a_miner_that_is_gone_are_not_for_who_came_instead(monkeypatch):

@@ -9,7 +9,7 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedgpt2.errors import DiskFullError, FedGPT2Error, ProtocolError, RunDirectoryError
@@ -86,7 +86,10 @@ class Journal:
                 return False
             if self._receipts.exists() and self._receipts.stat().st_size + len(line) > self._receipts_bytes:
                 self._receipts.replace(self._directory / "receipts.1.jsonl")
+            new = not self._receipts.exists()
             _append(self._receipts, line)
+            if new:
+                _sync(self._directory)
             self._note(envelope)
         return True
 
@@ -101,16 +104,18 @@ class Journal:
         )
 
     def _mend(self) -> None:
-        """Undo half a line, and note the last whole one: what a kill or a full disk may have left."""
+        """End or undo half a line, and note the last whole one: what a kill or a full disk may have left."""
         if not self._receipts.is_file():
             return
-        with self._receipts.open("r+b") as file:
-            text = file.read()
-            file.truncate(text.rfind(b"\n") + 1)
-        lines = text.split(b"\n")[:-1]
-        with suppress(ProtocolError):  # nothing of ours
-            for line in lines[-1:]:
-                self._note(decode(line, Envelope))
+        text = self._receipts.read_bytes()
+        whole, half = text[: text.rfind(b"\n") + 1], text[text.rfind(b"\n") + 1 :]
+        if half and _read(half) is not None:
+            whole, half = text + b"\n", b""
+            _append(self._receipts, b"\n")
+        if half:
+            os.truncate(self._receipts, len(whole))
+        if (last := _read(whole.rstrip(b"\n").rpartition(b"\n")[2])) is not None:
+            self._note(last)
 
     def close(self) -> None:
         """Close the database."""
@@ -132,6 +137,14 @@ class Journal:
         return RunDirectoryError(f"{self._directory}: cannot be used as --run.dir ({error})")
 
 
+def _read(line: bytes) -> Envelope | None:
+    """A line of receipts.jsonl; None for what is none, or not whole."""
+    try:
+        return decode(line, Envelope)
+    except ProtocolError:
+        return None
+
+
 def _key(envelope: Envelope) -> tuple[str, str]:
     """What tells a receipt that is sent again, with another signature, from one that says something else."""
     return envelope.signer, hashlib.sha256(envelope.payload.encode()).hexdigest()
@@ -145,6 +158,15 @@ def _append(path: Path, line: bytes) -> None:
         if written < len(line):
             os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
             raise OSError(errno.ENOSPC, "no space for a whole line")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(directory: Path) -> None:
+    """Put the names of its files on disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

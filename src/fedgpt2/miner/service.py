@@ -117,11 +117,10 @@ class Miner:
         receipt = open_envelope(envelope, "receipt", Receipt, signer=caller)
         if receipt.receiver != self.hotkey:
             raise Refused(Reason.WRONG_RECEIVER, f"the receipt is for {receipt.receiver[:60]}")
-        if not self._journal.keep_receipt(envelope):
-            return  # sent again by a validator that does not know it arrived
-        why = f" ({receipt.reason}: {receipt.detail})" if receipt.reason else ""
-        became = printable(f"{receipt.status} by {caller[:12]}{why}")
-        self._say(f"round {receipt.round}: {became}, weight {receipt.weight:.3f}")
+        if self._journal.keep_receipt(envelope):  # else a validator sent it again that does not know it arrived
+            why = f" ({receipt.reason}: {receipt.detail})" if receipt.reason else ""
+            became = printable(f"{receipt.status} by {caller[:12]}{why}")
+            self._say(f"round {receipt.round}: {became}, weight {receipt.weight:.3f}")
         for job in (self._current, self._previous):
             if job is not None and job.plan.work_id == receipt.work_id and job.plan.order.sender == caller:
                 await self._drop(job)

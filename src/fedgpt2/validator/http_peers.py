@@ -12,7 +12,7 @@ import aiohttp
 import torch
 
 from fedgpt2.config import Axons, Limits
-from fedgpt2.errors import NetworkError, NoMinersError, PeerError, Reason, Refused
+from fedgpt2.errors import Culprit, NetworkError, NoMinersError, PeerError, Reason, Refused
 from fedgpt2.identity.pins import KeyBook
 from fedgpt2.identity.signing import Signer
 from fedgpt2.ledger.outbox import Outbox
@@ -62,6 +62,7 @@ class HttpPeers:
         self._changed = asyncio.Event()
         self._buffers: dict[Hotkey, torch.Tensor] = {}
         self._posting: set[Hotkey] = set()  # miners whose receipts are on their way
+        self._refusing: set[Hotkey] = set()  # those of whom one did not arrive since the last round
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None  # what ended a background task
 
@@ -198,11 +199,13 @@ class HttpPeers:
 
     def deliver(self) -> None:
         """Send what waits for those who are present, in the background; for the others it goes on waiting."""
+        self._refusing.clear()
         for seat in self._seats.values():
             self._send(seat)
 
     def _send(self, seat: Seat) -> None:
-        if seat.hotkey not in self._posting and self._waiting(seat):
+        """Once a round, and when the miner is found; not again before the next round if one does not arrive."""
+        if seat.hotkey not in self._posting | self._refusing and self._waiting(seat):
             self._posting.add(seat.hotkey)
             self._spawn(self._post(seat))
 
@@ -214,27 +217,27 @@ class HttpPeers:
         """Send one miner's receipts, oldest first, while it is there and until one does not arrive."""
         try:
             while self._seats.get(seat.axon) == seat and (waiting := self._waiting(seat)):
-                if not await self._settled(seat, waiting[0]):
+                if not await self._arrives(seat, waiting[0]):
+                    self._refusing.add(seat.hotkey)
                     break
                 self._outbox.arrived(waiting[0])
         finally:
             self._posting.discard(seat.hotkey)
             self._changed.set()
 
-    async def _settled(self, seat: Seat, receipt: Receipt) -> bool:
-        """Whether a receipt need not be sent again: the miner has it, or says that it cannot read it."""
+    async def _arrives(self, seat: Seat, receipt: Receipt) -> bool:
+        """Whether the miner has the receipt now; one that it says it cannot read is not sent again."""
         try:
             async with asyncio.timeout(_RECEIPT_SECONDS):
                 await self._clients[seat.axon].deliver_receipt(self._signer.seal("receipt", receipt))
         except (PeerError, TimeoutError) as error:
-            if isinstance(error, PeerError) and error.reason in _ABSENT:
-                self._lost(seat.axon, str(error))
-            unreadable = isinstance(error, Refused) and error.reason in _UNREADABLE
+            unreadable = isinstance(error, Refused) and error.reason in _UNREADABLE and error.culprit != Culprit.MINER
+            if unreadable:
+                self._outbox.arrived(receipt)
             again = "it will not be sent again" if unreadable else "it is kept"
-            self._notice(
-                f"{seat.axon}: receipt of round {receipt.round} not delivered ({error or 'timed out'}); {again}"
-            )
-            return unreadable
+            why = str(error) or "timed out"
+            self._notice(f"{seat.axon}: receipt of round {receipt.round} not delivered ({why}); {again}")
+            return False
         return True
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

@@ -19,7 +19,7 @@ from fedgpt2 import __version__
 from fedgpt2.config import ValidatorConfig
 from fedgpt2.data.manifest import Manifest
 from fedgpt2.data.pools import key_digest, new_key
-from fedgpt2.errors import CheckpointError, RunDirectoryError
+from fedgpt2.errors import CheckpointError, DiskFullError, RunDirectoryError
 from fedgpt2.ledger import checkpoints
 from fedgpt2.ledger.checkpoints import Checkpoint
 from fedgpt2.ledger.files import disk_errors, write_durably
@@ -169,7 +169,8 @@ def open_run_directory(
             earlier = _earlier_keys(facts or {}, key, ledger.last_round())
             _write_json(path / "config.json", {**_facts(config, ledger, key, identity), "earlier_keys": earlier})
             yield RunDirectory(path, ledger, key)
-            ledger.settle()
+            with contextlib.suppress(DiskFullError):  # they would be sent once more, no more than that
+                ledger.settle()
         finally:
             ledger.close()
 
