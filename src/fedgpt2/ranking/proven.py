@@ -12,7 +12,7 @@ own. That is taken as a part of |g|, so that the gradient's length does not weig
 
 FULL is below the median, for half of all honest miners are, by chance. Room for padding is the price: free vectors
 mixed into honest work raise the whole effect, and the share does not fall at once. They lower what is added, and their
-negatives the other way round; a third to two thirds is where neither is worth the while (docs/ranking.md).
+negatives the other way round; a third to two thirds is where neither is worth much (docs/ranking.md).
 
 LEAST leaves little to a scrap of the text behind a replay.
 
