@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedgpt2.errors import DiskFullError, FedGPT2Error, ProtocolError, RunDirectoryError
+from fedgpt2.ledger.files import fsync_folder
 from fedgpt2.miner.orders import Taken
 from fedgpt2.protocol.messages import Envelope, Order, decode, encode
 from fedgpt2.types import WorkId
@@ -89,7 +90,7 @@ class Journal:
             new = not self._receipts.exists()
             _append(self._receipts, line)
             if new:
-                _sync(self._directory)
+                fsync_folder(self._directory)
             self._note(envelope)
         return True
 
@@ -158,15 +159,6 @@ def _append(path: Path, line: bytes) -> None:
         if written < len(line):
             os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
             raise OSError(errno.ENOSPC, "no space for a whole line")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync(directory: Path) -> None:
-    """Put the names of its files on disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
