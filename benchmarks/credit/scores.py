@@ -9,7 +9,8 @@ rows. With P the projection onto what is free, x' = x - P x and g the scoring gr
     round     as `own`, with this round's aggregate free as well (the residual to the robust mean)
     crowd     as `own`, g + the mean of the others' gradients (made as long as g) in place of g
     proven    `Score.raw` of raw and the rest of `own`, times a share that goes from 0 at LEAST of the median of N to 1
-              at `full` of it, N the running mean of `own`; `proven whole` takes `whole` for `own`
+              at `full` of it, N the running mean of `own`, or of raw where that is less and below 0, no round counting
+              for more than `bound` allows; `proven whole` takes `whole` for `own`
 
 <g - P g, x> = <g, x - P x>, so making the scoring gradient orthogonal instead is no other score; nor is the difference
 to another vector that is the same for all, for only places in a round count.
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgpt2.ranking.proven import FLOOR, LEAST
+from fedgpt2.ranking.proven import BOUND, FLOOR, LEAST, UNTOLD
 
 __all__ = ["BASES", "Evidence", "Score", "compared", "marks", "measured"]
 
@@ -127,7 +128,7 @@ class _Parts:
 
 
 def measured(evidence: Evidence, contributions: Float64, population: int, score: Score) -> tuple[Float64, Float64]:
-    """What is compared and, for `proven`, the own credit behind it: [r, m] each, as parts of |g|.
+    """What is compared and, for `proven`, what a round says of the own credit: [r, m] each, as parts of |g|.
 
     Of contributions with coefficients [r, m, n] (or [m, n]) the first `population` are there; each of the rest is
     looked at as if it alone had come in addition.
@@ -139,13 +140,13 @@ def measured(evidence: Evidence, contributions: Float64, population: int, score:
         plain = _marks(evidence, x, population, score) / unit
         return plain, plain
     raw, own = (_marks(evidence, x, population, replace(score, kind=each)) / unit for each in ("raw", by or "own"))
-    return score.raw * raw + (1.0 - score.raw) * own, own
+    return score.raw * raw + (1.0 - score.raw) * own, np.where(raw < 0.0, np.minimum(raw, own), own)
 
 
 def compared(plain: Float64, own: Float64, population: int, score: Score) -> Float64:
     """Scores [..., r, m] from what `measured` gave; who is absent has NaN in both."""
     if score.kind.startswith("proven"):
-        mean = _running(own, 1.0 - 1.0 / score.memory)
+        mean = _running(own, 1.0 - 1.0 / score.memory, population)
         middle = np.nanmedian(np.where(np.isfinite(own), mean, np.nan)[..., :population], axis=-1, keepdims=True)
         share = np.clip((mean / np.maximum(middle, FLOOR) - LEAST) / (score.full - LEAST), 0.0, 1.0)
         return np.maximum(plain, 0.0) * share
@@ -160,13 +161,23 @@ def marks(evidence: Evidence, contributions: Float64, population: int, score: Sc
     return compared(*measured(evidence, contributions, population, score), population, score)
 
 
-def _running(values: Float64, decay: float) -> Float64:
-    """Running means along the rounds of [..., r, m], without bias at the start; rounds of absence do not count."""
+def _running(values: Float64, decay: float, population: int = 0) -> Float64:
+    """Running means along the rounds of [..., r, m], without bias at the start; rounds of absence do not count.
+
+    With a population none counts for more than BOUND times the median of the means before it, or than UNTOLD.
+    """
     total, weight = np.zeros_like(values[..., 0, :]), np.zeros_like(values[..., 0, :])
     means = []
     for r in range(values.shape[-2]):
-        here = np.isfinite(values[..., r, :])
-        total = np.where(here, decay * total + (1.0 - decay) * np.nan_to_num(values[..., r, :]), total)
+        now = values[..., r, :]
+        here = np.isfinite(now)
+        if population and r:
+            known = np.where(here & (weight > 0.0), total / np.maximum(weight, _NOTHING), np.nan)[..., :population]
+            some = np.isfinite(known).any(-1, keepdims=True)
+            middle = np.nanmedian(np.where(some, known, 0.0), axis=-1, keepdims=True)
+            most = np.where(some, np.maximum(BOUND * middle, UNTOLD), 1.0)
+            now = np.clip(now, -most, most)
+        total = np.where(here, decay * total + (1.0 - decay) * np.nan_to_num(now), total)
         weight = np.where(here, decay * weight + 1.0 - decay, weight)
         means.append(total / np.maximum(weight, _NOTHING))
     return np.stack(means, axis=-2)

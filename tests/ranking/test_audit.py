@@ -9,12 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgpt2.ranking.audit import BOUND, ENOUGH, LEAST, MEMORY, TELLING, UNTOLD, Known, bounds, grounding, groundings
+from fedgpt2.ranking.audit import (
+    ENOUGH,
+    FRESH,
+    HIGHEST,
+    LEAST,
+    LOWEST,
+    TELLING,
+    Known,
+    Told,
+    grounding,
+    groundings,
+    heard,
+)
 from fedgpt2.ranking.credit import Credit
 from fedgpt2.ranking.evidence import Audit, Evidence, as_row, read_evidence
 from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.ranking.rating import Rating
-from fedgpt2.ranking.reliability import Average
 from fedgpt2.ranking.table import Standing, Table, advance, fold, ranks
 from tests.ranking.worlds import AGGREGATE, evidence, rule
 
@@ -30,16 +41,20 @@ def audit(hotkey: str, text: np.ndarray, x: np.ndarray) -> Audit:
     return Audit(hotkey=hotkey, windows=(0,), before=5.0, after=5.0 - drop, length=LENGTH)
 
 
-def known(*values: float, tokens: int = 1024) -> Known:
-    """A miner with these audits."""
-    return Known(mean_of(*values), tokens)
+def audited(shown: dict[str, list[float]], tokens: dict[str, int] | None = None) -> dict[str, Known]:
+    """Miners whose audits showed this, round by round; the first ones of all come first."""
+    told = {name: Told() for name in shown}
+    given = {name: 1024 for name in shown} | (tokens or {})
+    for number in range(max((len(values) for values in shown.values()), default=0)):
+        now = {name: values[number] for name, values in shown.items() if number < len(values)}
+        told |= heard({name: Known(told[name], given[name]) for name in shown}, now, number + 1)
+    return {name: Known(told[name], given[name]) for name in shown}
 
 
-def mean_of(*values: float) -> Average:
-    mean = Average()
-    for value in values:
-        mean = mean.add(value, MEMORY)
-    return mean
+def told_of(times: int, part: float) -> Told:
+    """What is left of many audits that all showed this part of the median, of 1."""
+    found = audited({"honest": [1.0] * times, "other": [1.0] * times, "it": [part] * times})
+    return found["it"].told
 
 
 def world(rounds: int, seed: int, lie: str, sample: int = 3) -> list[Evidence]:
@@ -82,9 +97,9 @@ def test_without_audits_a_mean_of_the_others_would_be_the_best() -> None:
 
 def test_what_was_won_before_audits_told_is_not_paid() -> None:
     """Good work for 30 rounds, then a mean of the others: the rating is still the old one, the score is not."""
-    draw, standing = np.random.default_rng(5), Standing(Rating(40.0, 1.0), grounded=mean_of(*[1.0] * 20))
+    draw, standing = np.random.default_rng(5), Standing(Rating(40.0, 1.0), grounded=told_of(20, 1.0))
     fooled = evidence(2, {name: draw.normal(size=D) for name in ("a", "b", "c", "liar")}, draw.normal(size=D))
-    told = replace(standing, grounded=mean_of(*[0.0] * 60))
+    told = replace(standing, grounded=told_of(60, 0.0))
     table = Table(1, {name: told if name == "liar" else standing for name in ("a", "b", "c", "liar")})
     after, entries = advance(table, fooled, rule())
     lines = {line.hotkey: line for line in ranks(after)}
@@ -102,46 +117,81 @@ def test_honest_miners_lose_next_to_nothing_by_audits(seed: int) -> None:
 
 
 def test_large_batches_hold_no_noise_that_shows_and_nobody_is_asked_for_it() -> None:
-    low = {"a": known(TELLING / 2), "b": known(0.0), "c": known(TELLING / 2)}
+    low = audited({"a": [TELLING / 2], "b": [0.0], "c": [TELLING / 2]})
     assert set(groundings(low).values()) == {1.0}
     assert groundings({}) == {}
-    assert groundings({"a": known(1.0, tokens=0)}) == {"a": 1.0}
+    assert groundings(audited({"a": [1.0]}, {"a": 0})) == {"a": 1.0}
 
 
 def test_few_audits_are_drawn_towards_the_median_and_who_has_none_is_trusted() -> None:
-    found = groundings({"a": known(1.0), "b": known(1.0), "c": known(0.0), "d": known(*[0.0] * 60), "new": known()})
-    doubt = (TELLING / 0.5) ** 2  # the median of what they show is 0.5
-    assert found["a"] == found["b"] == found["new"] == 1.0
-    assert found["c"] == pytest.approx((doubt / (1 + doubt) - LEAST) / (ENOUGH - LEAST))
-    assert found["d"] == 0.0
+    honest = {f"h{i}": [0.4] * 60 for i in range(5)}
+    found = groundings(audited(honest | {"once": [0.0], "always": [0.0] * 60, "new": []}))
+    doubt = (TELLING / 0.4) ** 2
+    assert {found[name] for name in (*honest, "new")} == {1.0}
+    assert found["once"] == pytest.approx((doubt / (1 + doubt) - LEAST) / (ENOUGH - LEAST))
+    assert found["always"] == 0.0
 
 
 def test_where_noise_is_loud_one_audit_tells() -> None:
-    loud, low = ({"a": known(m), "b": known(m), "c": known(m), "liar": known(0.0)} for m in (2.0, 0.31))
+    loud, low = (audited({"a": [m], "b": [m], "c": [m], "liar": [0.0]}) for m in (2.0, 0.31))
     assert groundings(loud)["liar"] < 0.05
     assert groundings(low)["liar"] > 0.4
 
 
 def test_one_lucky_audit_does_not_make_up_for_many() -> None:
     """A liar's text may happen to be like the scoring windows: once in a while its audit says anything."""
-    honest = {f"h{i}": known(*[1.0] * 8) for i in range(4)}
-    most = bounds(honest | {"liar": known(*[0.0] * 7)})["liar"]
-    assert most == BOUND
-    assert groundings(honest | {"liar": known(*[0.0] * 7, most)})["liar"] < 0.1
-    assert bounds({"first": known()}) == {"first": 4.0}
-    assert bounds({"a": known(2.0, tokens=1024), "b": known(1.0, tokens=2048)}) == {"a": 3.0, "b": 1.5}
+    honest = {f"h{i}": [1.0] * 8 for i in range(4)}
+    found = audited(honest | {"liar": [*[0.0] * 7, 40.0]})
+    assert groundings(found)["liar"] < 0.1
+    assert audited(honest | {"first": [40.0]})["first"].told.mean.value(0.0) == HIGHEST
+
+
+def test_one_bad_audit_does_not_cost_an_honest_miner_its_name() -> None:
+    honest = {f"h{i}": [1.0] * 8 for i in range(4)}
+    assert audited(honest | {"first": [-40.0]})["first"].told.mean.value(0.0) == LOWEST
+    assert groundings(audited(honest | {"unlucky": [1.0, 1.0, -40.0]}))["unlucky"] > 0.6
+    assert groundings(audited(honest | {"unlucky": [1.0, 1.0, -40.0, 1.0]}))["unlucky"] > 0.9
+
+
+@given(SEEDS, st.floats(1.05, 1.5))
+def test_when_audits_came_makes_no_difference_while_what_they_show_grows(seed: int, growth: float) -> None:
+    """One was audited early and never since, the others all along: none is held to what it could not show then."""
+    draw = np.random.default_rng(seed)
+    shows = [0.5 * growth**number for number in range(12)]
+    rounds = {f"h{i}": [one * draw.uniform(0.9, 1.1) for one in shows] for i in range(8)}
+    found = groundings(audited(rounds | {"early": shows[:2]}))
+    assert set(found.values()) == {1.0}
 
 
 def test_one_batch_of_two_texts_does_not_do_for_two_names() -> None:
-    honest = {f"h{i}": known(*[1.0] * 8) for i in range(6)}
-    found = groundings(honest | {"one": known(*[0.5] * 8), "other": known(*[0.5] * 8)})
+    honest = {f"h{i}": [1.0] * 8 for i in range(6)}
+    found = groundings(audited(honest | {"one": [0.5] * 8, "other": [0.5] * 8}))
     assert found["h0"] == 1.0
-    assert found["one"] == found["other"] < 0.8
+    assert found["one"] == found["other"] < 0.55
 
 
 def test_more_text_has_less_noise_and_counts_the_more() -> None:
-    found = groundings({"a": known(1.0), "b": known(1.0), "c": known(1.0), "large": known(0.125, tokens=8192)})
+    found = groundings(audited({"a": [1.0], "b": [1.0], "c": [1.0], "large": [0.125]}, {"large": 8192}))
     assert set(found.values()) == {1.0}
+
+
+@given(SEEDS)
+def test_new_names_do_not_change_what_an_audit_shows_by_asking_for_audits(seed: int) -> None:
+    """Each round three names that were never there show nothing, and are audited at once; none of them comes again."""
+    draw = np.random.default_rng(seed)
+    told = {f"h{i}": Told() for i in range(9)}
+    for number in range(1, 20):
+        new = {f"new{number}-{i}": Told() for i in range(3)}
+        asked = [*new, f"h{draw.integers(9)}"]
+        known = {name: Known(each, 1024) for name, each in (told | new).items()}
+        made = heard(known, {name: float(name[0] == "h") for name in asked}, number)
+        told |= {name: each for name, each in made.items() if name in told}
+    assert FRESH > 3
+    known = {name: Known(each, 1024) for name, each in told.items()}
+    liar = heard({**known, "liar": Known(Told(), 1024)}, {"liar": 0.0}, 20)["liar"]
+    for number in range(21, 26):
+        liar = heard({**known, "liar": Known(liar, 1024)}, {"liar": 0.0}, number)["liar"]
+    assert groundings({**known, "liar": Known(liar, 1024)})["liar"] < 0.1
 
 
 def test_who_does_not_use_its_text_is_not_the_keeper_of_anothers() -> None:
@@ -165,23 +215,31 @@ def test_who_does_not_use_its_text_is_not_the_keeper_of_anothers() -> None:
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.floats(0, 1e3), st.floats(0, 1e6))
 def test_no_audit_says_more_than_the_bounds(before: float, after: float, length: float, unit: float) -> None:
     value = grounding(OWN, Audit(hotkey="a", windows=(1,), before=before, after=after, length=length), unit)
-    assert value is None or -1.0 <= value <= 4.0
+    assert value is None or math.isfinite(value)
+    if value is not None:
+        (told,) = heard({"a": Known(Told(), 1024)}, {"a": value}, 1).values()
+        assert LOWEST <= told.mean.value(0.0) <= HIGHEST
 
 
 def test_where_noise_begins_to_show_they_are_asked_for_it_by_degrees() -> None:
     parts = []
     for shown in (0.5, 0.75, 1.0, 1.5):
-        honest = {f"h{i}": known(*[shown * TELLING] * 8) for i in range(4)}
-        parts.append(groundings(honest | {"liar": known(*[0.0] * 60)})["liar"])
+        honest = {f"h{i}": [shown * TELLING] * 60 for i in range(4)}
+        parts.append(groundings(audited(honest | {"liar": [0.0] * 60}))["liar"])
     assert parts == pytest.approx([1.0, 0.5, 0.0, 0.0])
 
 
 def test_a_low_start_does_not_hold_down_what_the_others_show() -> None:
-    """The first two audits are of liars; then honest ones begin to tell, and are believed within their first two."""
-    start = {"liar": known(0.02), "other": known(0.02), **{f"h{i}": known() for i in range(8)}}
-    most = bounds(start)["h0"]
-    assert most == UNTOLD
-    assert groundings(start | {f"h{i}": known(most) for i in range(8)})["liar"] < 0.1
+    """The first two audits are of liars; then honest ones begin to tell, and are believed within their first."""
+    start = {"liar": [0.02], "other": [0.02], **{f"h{i}": [] for i in range(8)}}
+    found = audited(start)
+    told = {name: each.told for name, each in found.items()}
+    told |= heard(found, {f"h{i}": 0.9 for i in range(8)}, 2)
+    liars = {name: Known(each, 1024) for name, each in told.items()}
+    for number in range(3, 6):
+        told |= heard(liars, {"liar": 0.02}, number)
+        liars = {name: Known(each, 1024) for name, each in told.items()}
+    assert groundings(liars)["liar"] < groundings(liars)["h0"] == 1.0
 
 
 def test_it_says_nothing_of_what_was_not_measured_and_a_replay_is_made_without_any_text() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from fedgpt2.ranking.credit import Credit, credits
 from fedgpt2.ranking.evidence import Evidence, Free, as_row, read_evidence
 from fedgpt2.ranking.marks import Mark, Verdict
-from fedgpt2.ranking.proven import FLOOR, FULL, LEAST, proof, shares, weighed
-from fedgpt2.ranking.table import Entry, advance, fold, ranks
+from fedgpt2.ranking.proven import BOUND, FLOOR, FULL, LEAST, UNTOLD, bound, proof, shares, weighed
+from fedgpt2.ranking.table import Entry, Table, advance, fold, ranks
 from tests.ranking.worlds import MOMENT, evidence, noisy_rounds, refused, rule, shuffled
 
 D = 60
@@ -59,9 +59,41 @@ def test_free_vectors_change_what_is_proved_by_the_length_alone(seed: int, k: in
     draw = np.random.default_rng(seed)
     free, x, g = basis(draw, k), draw.normal(size=D), draw.normal(size=D)
     padded = x + sum(a * v for a, (_, v) in zip(amounts, free, strict=False))
-    (plain, own), (found, _) = proved(x, g, free), proved(padded, g, free)
-    assert found * np.linalg.norm(padded) == pytest.approx(plain * np.linalg.norm(x), abs=1e-9 * np.linalg.norm(padded))
-    assert abs(found) <= abs(plain) / own + 1e-9
+    plain, found = (credits(evidence(1, {"m": each}, g, free), PROVEN)["m"] for each in (x, padded))
+    length, unit = float(np.linalg.norm(padded)), float(np.linalg.norm(g))
+    assert found.added * length == pytest.approx(plain.added * np.linalg.norm(x), abs=1e-9 * length * unit)
+    assert proved(padded, g, free)[0] <= max(0.0, plain.added) / unit / plain.own + 1e-9
+
+
+@given(SEEDS, st.floats(-1.0, 1.0), st.floats(-1.0, 1.0))
+def test_what_harms_proves_nothing_however_much_it_adds(seed: int, raw: float, added: float) -> None:
+    found = proof(Mark(Verdict.OWN, credit=Credit(raw=raw, added=added, own=1.0)), 2.0)
+    assert found == (added if raw >= 0.0 else min(raw, added)) / 2.0
+
+
+def test_no_single_round_says_more_than_twice_what_the_median_proved_before() -> None:
+    assert bound([]) == 1.0
+    assert bound([0.1, 0.2, 0.4]) == BOUND * 0.2
+    assert bound([-0.1, 0.0, 0.01]) == UNTOLD
+    rounds = noisy_rounds({"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5}, 12, d=D, rule=PROVEN)
+    before = fold(rounds[:-1]).table
+    steps = _steps(before, fold(rounds).table)
+    most = bound([standing.proven.value(0.0) for standing in before.standings.values()])
+    assert max(map(abs, steps)) <= most + 1e-12
+    assert rounds[-1].products is not None
+    harmful = tuple(-50.0 * value if i == 0 else value for i, value in enumerate(rounds[-1].products.gradient))
+    worse = msgspec.structs.replace(rounds[-1].products, gradient=harmful)
+    spoiled = fold([*rounds[:-1], msgspec.structs.replace(rounds[-1], products=worse)]).table
+    assert _steps(before, spoiled)[0] == pytest.approx(-most)
+
+
+def _steps(before: Table, after: Table) -> list[float]:
+    """What the last round said of each, by hotkey."""
+    kept = 1.0 - 1.0 / PROVEN.memory
+    return [
+        (after.standings[name].proven.total - kept * before.standings[name].proven.total) * PROVEN.memory
+        for name in sorted(after.standings)
+    ]
 
 
 @given(SEEDS, st.floats(1e-3, 1e3))
@@ -72,7 +104,7 @@ def test_a_replay_proves_no_more_than_its_own_part(seed: int, noise: float) -> N
     largest = np.where(np.abs(last) >= np.quantile(np.abs(last), 0.9), last, 0.0)
     for replay in (last + noise * draw.normal(size=D), last + noise * g, last + noise * largest, largest):
         found, own = proved(replay, g, free)
-        assert abs(found) <= own + 1e-9
+        assert found <= own + 1e-9
 
 
 @given(SEEDS, st.floats(1e-6, 1e6))

@@ -6,11 +6,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from fedgpt2.ranking.audit import bounds, groundings
+from fedgpt2.ranking.audit import groundings
 from fedgpt2.ranking.evidence import Evidence
-from fedgpt2.ranking.proven import shares
+from fedgpt2.ranking.proven import bound, shares
 from fedgpt2.ranking.table import REVISION, fold
-from tests.ranking.test_audit import D, audit, known, world
+from tests.ranking.test_audit import D, audit, audited, world
 from tests.ranking.worlds import AGGREGATE, evidence, refused, rule, unheard
 
 
@@ -53,14 +53,16 @@ def test_another_rule_is_another_revision(golden: Callable[[str, object], None],
 
 
 def test_other_parts_of_the_rule_are_another_revision(golden: Callable[[str, object], None]) -> None:
-    said: dict[str, list[list[float | None]]] = {"groundings": [], "bounds": [], "shares": []}
-    for shown in (0.1, 0.2, 0.25, 0.4, 0.8, 1.6):  # what honest audits say, around what tells and around the bounds
+    said: dict[str, list[list[float | None]]] = {"groundings": [], "ratios": [], "shares": [], "bounds": []}
+    for shown in (0.02, 0.2, 0.25, 0.4, 0.8, 1.6):  # what honest audits say, around what is faint and what tells
         for audits in (1, 3, 8):
-            honest = {f"h{i}": known(*[shown] * audits) for i in range(9)}
-            others = {f"o{i}": known(*[0.1 * i * shown] * audits) for i in range(9)}
-            said["groundings"].append([_digits(part) for part in groundings(honest | others).values()])
-            said["bounds"].append([_digits(bounds(honest | others)["h0"])])
-    for middle in (6e-4, 1e-2):
+            honest = {f"h{i}": [shown] * audits for i in range(9)}
+            others = {f"o{i}": [0.1 * i * shown] * audits for i in range(9)} | {"up": [9.0], "down": [-9.0]}
+            found = audited(honest | others)
+            said["groundings"].append([_digits(part) for part in groundings(found).values()])
+            said["ratios"].append([_digits(each.told.mean.value(0.0)) for each in found.values()])
+    for middle in (6e-4, 1e-2, 0.1):
+        said["bounds"].append([_digits(bound([middle, middle, 3.0 * middle]))])
         said["shares"].append([_digits(part) for part in shares({str(i): middle * i / 8 for i in range(17)}).values()])
     golden(f"ranking-{REVISION}-parts.json", said)
 

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgpt2.ranking.audit import MEMORY
+from fedgpt2.ranking.audit import MEMORY, Told
 from fedgpt2.ranking.rating import Rating
 from fedgpt2.ranking.reliability import Average
 from fedgpt2.ranking.sample import choose
@@ -39,8 +39,8 @@ def test_the_fewer_audits_have_told_the_likelier() -> None:
     assert drawn[never] > 1.5 * drawn[once] > 3.0 * drawn[often] > 0
 
 
-def _audits(n: int) -> Average:
+def _audits(n: int) -> Told:
     mean = Average()
     for _ in range(n):
         mean = mean.add(1.0, MEMORY)
-    return mean
+    return Told(mean, 1.0, n)

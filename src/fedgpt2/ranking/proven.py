@@ -1,6 +1,7 @@
 """What a miner has proved, on average, to add of its own, and how much of its credit counts for that.
 
     a_i = <g, x'_i> / |x_i| / |g|                        what it adds of its own, in a round; 0 for a replay
+    a_i <= <g, x_i> / |x_i| / |g| where that is below 0, |a_i| <= max(BOUND median of N, UNTOLD)
     N_i = mean of a_i over its rounds, later ones more   (`ranking.memory`)
     share_i = clip((N_i / max(median of N, FLOOR) - LEAST) / (FULL - LEAST), 0, 1)  the median over those compared
     score_i = max(0, <g, x_i> + 2 <g, x'_i>) / 3 |x_i| share_i grounded_i           grounded_i: audit.py
@@ -20,24 +21,29 @@ a_i is by the whole |x|, so a replay that was bent (its largest entries, some te
 part of its length that is no replay: |a_i| <= |x'_i| / |x_i|. By |x'| its proof would be that of a full length. Free
 vectors that shorten x raise a_i a little; the share stays 1 at most, and <g, x> / |x| is without what they were worth.
 
+What harms proves nothing: a step that raises the loss, but less than its free part would, adds and was no work. And no
+single round, good or bad, says more than BOUND: gradients of an unsteady training may point anywhere for once.
+
 Nothing is had from a division of rounding errors: a median below FLOOR, or below 0, is taken for FLOOR. Where nobody
 adds anything of its own, shares and scores are 0.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from statistics import median
 
 from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.types import Hotkey
 
-__all__ = ["FLOOR", "FULL", "LEAST", "proof", "shares", "weighed"]
+__all__ = ["BOUND", "FLOOR", "FULL", "LEAST", "UNTOLD", "bound", "proof", "shares", "weighed"]
 
 # Of |g|: a hundred times what the errors of inner products (2e-6 of the lengths) may make of nothing, where the free
 # vectors are well apart; honest gradients have hundredths and more.
 FLOOR = 1e-3
 LEAST, FULL = 3 / 8, 3 / 4  # of the median: no share up to the one, all of it from the other on
+BOUND = 2.0  # of the median: no single round says more, either way, than this,
+UNTOLD = 0.05  # of |g|, or this: else a low median would hold down what raises it
 
 
 def proof(mark: Mark, gradient_norm: float) -> float | None:
@@ -49,8 +55,14 @@ def proof(mark: Mark, gradient_norm: float) -> float | None:
         return 0.0
     if mark.verdict is not Verdict.OWN or mark.credit is None or not gradient_norm > 0.0:
         return None
-    value = mark.credit.added / gradient_norm
+    raw, added = mark.credit.raw, mark.credit.added
+    value = (min(raw, added) if raw < 0.0 else added) / gradient_norm
     return min(1.0, max(-1.0, value)) if math.isfinite(value) else None
+
+
+def bound(proven: Collection[float]) -> float:
+    """The most that one more round may say, either way, by what those compared have proved before it."""
+    return max(BOUND * median(proven), UNTOLD) if proven else 1.0
 
 
 def shares(proven: Mapping[Hotkey, float]) -> dict[Hotkey, float]:

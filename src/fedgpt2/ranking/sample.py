@@ -30,4 +30,4 @@ def choose(table: Table, admitted: Iterable[Hotkey], n: int, seed: bytes) -> tup
 
 
 def _likelihood(standing: Standing) -> float:
-    return standing.rating.sigma**2 / (1.0 / MEMORY + standing.grounded.weight)
+    return standing.rating.sigma**2 / (1.0 / MEMORY + standing.grounded.mean.weight)

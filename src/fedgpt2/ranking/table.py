@@ -9,18 +9,18 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from fedgpt2.config import Ranking
-from fedgpt2.ranking.audit import MEMORY, Known, bounds, grounding, groundings
+from fedgpt2.ranking.audit import Known, Told, grounding, groundings, heard
 from fedgpt2.ranking.evidence import Evidence, rule_of
 from fedgpt2.ranking.marks import Mark, marks, waived
 from fedgpt2.ranking.payout import merit, pay, to_u16, weights
-from fedgpt2.ranking.proven import proof, weighed
+from fedgpt2.ranking.proven import bound, proof, weighed
 from fedgpt2.ranking.rating import Rating, newcomer, places, play
 from fedgpt2.ranking.reliability import Average, Conduct, observe
 from fedgpt2.types import Hotkey
 
 __all__ = ["REVISION", "Entry", "History", "Rank", "Standing", "Table", "advance", "fold", "ranks"]
 
-REVISION = 4  # of the rule: one more with each change after which equal evidence and settings rank otherwise
+REVISION = 5  # of the rule: one more with each change after which equal evidence and settings rank otherwise
 
 _TRUSTED = 0.5  # of a grounding: with less a miner is not the keeper of what others sent, too
 
@@ -33,7 +33,7 @@ class Standing:
     conduct: Conduct = field(default_factory=Conduct)
     score: Average = field(default_factory=Average)  # of its rounds, for ranking.smooth
     proven: Average = field(default_factory=Average)  # what it adds of its own, as parts of the gradient's length
-    grounded: Average = field(default_factory=Average)  # what it does for its own text beyond any, in the same unit
+    grounded: Told = field(default_factory=Told)  # what it does for its own text beyond any
     trusted: float = 1.0  # what part of its credit audits left it, when it was last compared
     matches: int = 0  # rounds in which it was compared with others
 
@@ -57,7 +57,7 @@ class Entry:
     place: int | None  # among those compared, 1 the best; None for one that was not
     compared: int  # how many were
     proven: float | None  # what it has added of its own so far, on average; None before the first time
-    grounded: float | None  # what it has done for its own text beyond any; None before its first audit
+    grounded: float | None  # what it has done for its own text, as a part of what others show; None before an audit
     reliability: float
     share: float
     trusted: float  # what part of its credit audits leave it
@@ -127,8 +127,12 @@ def _prove(
     """The standings of those of whom the round says what they add of their own, with that."""
     unit = evidence.products.gradient_norm if evidence.products else 0.0
     found = {hotkey: proof(mark, unit) for hotkey, mark in made.items()}
+    before = [standings[hotkey].proven for hotkey in _scored(made)]
+    most = bound([proven.value(0.0) for proven in before if proven.weight])
     return {
-        hotkey: replace(standings[hotkey], proven=standings[hotkey].proven.add(value, rule.memory))
+        hotkey: replace(
+            standings[hotkey], proven=standings[hotkey].proven.add(min(most, max(-most, value)), rule.memory)
+        )
         for hotkey, value in found.items()
         if value is not None
     }
@@ -157,12 +161,9 @@ def _audited(
     """The standings of those whose gradient was tried on their own text, with what came of it."""
     unit = evidence.products.gradient_norm if evidence.products else 0.0
     found = {Hotkey(audit.hotkey): grounding(made[Hotkey(audit.hotkey)], audit, unit) for audit in evidence.audits}
-    most = bounds(_audits(standings, evidence, made))
-    return {
-        hotkey: replace(standings[hotkey], grounded=standings[hotkey].grounded.add(min(value, most[hotkey]), MEMORY))
-        for hotkey, value in found.items()
-        if value is not None
-    }
+    shown = {hotkey: value for hotkey, value in found.items() if value is not None}
+    told = heard(_audits(standings, evidence, made), shown, evidence.round)
+    return {hotkey: replace(standings[hotkey], grounded=each) for hotkey, each in told.items()}
 
 
 def _compare(
@@ -203,7 +204,7 @@ def _entries(
             place=reached.get(hotkey),
             compared=len(reached),
             proven=_known(table.standings[hotkey].proven),
-            grounded=_known(table.standings[hotkey].grounded),
+            grounded=_known(table.standings[hotkey].grounded.mean),
             reliability=table.standings[hotkey].conduct.reliability.value(1.0),
             share=table.standings[hotkey].conduct.share.value(1.0),
             trusted=table.standings[hotkey].trusted,
