@@ -9,8 +9,8 @@ rows. With P the projection onto what is free, x' = x - P x and g the scoring gr
     round     as `own`, with this round's aggregate free as well (the residual to the robust mean)
     crowd     as `own`, g + the mean of the others' gradients (made as long as g) in place of g
     proven    `Score.raw` of raw and the rest of `own`, times a share that goes from 0 at LEAST of the median of N to 1
-              at `full` of it, N the running mean of `own`, or of raw where that is less and below 0, no round counting
-              for more than `bound` allows; `proven whole` takes `whole` for `own`
+              at `full` of it, N the running mean of `own`, no round counting for more than `bound` allows; where raw
+              is below 0 and less it stands for `own`; `proven whole` takes `whole` for `own`
 
 <g - P g, x> = <g, x - P x>, so making the scoring gradient orthogonal instead is no other score; nor is the difference
 to another vector that is the same for all, for only places in a round count.
@@ -128,7 +128,7 @@ class _Parts:
 
 
 def measured(evidence: Evidence, contributions: Float64, population: int, score: Score) -> tuple[Float64, Float64]:
-    """What is compared and, for `proven`, what a round says of the own credit: [r, m] each, as parts of |g|.
+    """What is compared and, for `proven`, the own credit behind it: [r, m] each, as parts of |g|.
 
     Of contributions with coefficients [r, m, n] (or [m, n]) the first `population` are there; each of the rest is
     looked at as if it alone had come in addition.
@@ -140,7 +140,8 @@ def measured(evidence: Evidence, contributions: Float64, population: int, score:
         plain = _marks(evidence, x, population, score) / unit
         return plain, plain
     raw, own = (_marks(evidence, x, population, replace(score, kind=each)) / unit for each in ("raw", by or "own"))
-    return score.raw * raw + (1.0 - score.raw) * own, np.where(raw < 0.0, np.minimum(raw, own), own)
+    own = np.where(raw < 0.0, np.minimum(raw, own), own)
+    return score.raw * raw + (1.0 - score.raw) * own, own
 
 
 def compared(plain: Float64, own: Float64, population: int, score: Score) -> Float64:

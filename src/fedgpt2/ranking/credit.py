@@ -50,9 +50,14 @@ class Credit:
     own: float  # |x'| / |x|
 
     @property
+    def counted(self) -> float:
+        """What is added, or the whole effect where that is a harm and less: what raises the loss adds nothing."""
+        return min(self.raw, self.added) if self.raw < 0.0 else self.added
+
+    @property
     def mixed(self) -> float:
-        """A third of the whole effect and two of what is added."""
-        return (self.raw + 2.0 * self.added) / 3.0
+        """A third of the whole effect and two of what counts as added."""
+        return (self.raw + 2.0 * self.counted) / 3.0
 
 
 def check_rule(rule: Ranking) -> None:

@@ -158,6 +158,8 @@ class Evidence(Record, frozen=True, kw_only=True):
         measured = {*(self.products.miners if self.products else ()), *tried}
         if not measured <= admitted:
             raise ValueError(f"round {self.round} measures a contribution that was not admitted")
+        if len({audit.hotkey for audit in self.audits}) != len(self.audits):
+            raise ValueError(f"round {self.round} audits a miner twice")
 
 
 def as_row(record: Record) -> dict[str, object]:

@@ -1,10 +1,11 @@
 """What a miner has proved, on average, to add of its own, and how much of its credit counts for that.
 
-    a_i = <g, x'_i> / |x_i| / |g|                        what it adds of its own, in a round; 0 for a replay
-    a_i <= <g, x_i> / |x_i| / |g| where that is below 0, |a_i| <= max(BOUND median of N, UNTOLD)
+    c_i = <g, x'_i> / |x_i|                              what it adds of its own, in a round; 0 for a replay;
+                                                         <g, x_i> / |x_i| where that is below 0 and less
+    a_i = clip(c_i / |g|, -b, b)                         b = max(BOUND median of N, UNTOLD), 1 at the start
     N_i = mean of a_i over its rounds, later ones more   (`ranking.memory`)
     share_i = clip((N_i / max(median of N, FLOOR) - LEAST) / (FULL - LEAST), 0, 1)  the median over those compared
-    score_i = max(0, <g, x_i> + 2 <g, x'_i>) / 3 |x_i| share_i grounded_i           grounded_i: audit.py
+    score_i = max(0, <g, x_i> / |x_i| + 2 c_i) / 3 share_i grounded_i                grounded_i: audit.py
 
 The whole effect <g, x> / |x| of one round orders honest miners best, and pays a replay of the last aggregate nearly as
 much; what is left outside of what is free pays no replay, but is noisy in a single round. So a third of the one and
@@ -18,11 +19,12 @@ negatives the other way round; a third to two thirds is where neither is worth m
 LEAST leaves little to a scrap of the text behind a replay.
 
 a_i is by the whole |x|, so a replay that was bent (its largest entries, some tensors louder) proves no more than the
-part of its length that is no replay: |a_i| <= |x'_i| / |x_i|. By |x'| its proof would be that of a full length. Free
+part of its length that is no replay: a_i <= |x'_i| / |x_i|. By |x'| its proof would be that of a full length. Free
 vectors that shorten x raise a_i a little; the share stays 1 at most, and <g, x> / |x| is without what they were worth.
 
-What harms proves nothing: a step that raises the loss, but less than its free part would, adds and was no work. And no
-single round, good or bad, says more than BOUND: gradients of an unsteady training may point anywhere for once.
+What harms counts against its sender: a step that raises the loss, but less than its free part would, adds something and
+helped nobody. And no single round, good or bad, says more than BOUND: in an unsteady one honest gradients may point
+anywhere.
 
 Nothing is had from a division of rounding errors: a median below FLOOR, or below 0, is taken for FLOOR. Where nobody
 adds anything of its own, shares and scores are 0.
@@ -55,8 +57,7 @@ def proof(mark: Mark, gradient_norm: float) -> float | None:
         return 0.0
     if mark.verdict is not Verdict.OWN or mark.credit is None or not gradient_norm > 0.0:
         return None
-    raw, added = mark.credit.raw, mark.credit.added
-    value = (min(raw, added) if raw < 0.0 else added) / gradient_norm
+    value = mark.credit.counted / gradient_norm
     return min(1.0, max(-1.0, value)) if math.isfinite(value) else None
 
 

@@ -162,7 +162,7 @@ def _audited(
     unit = evidence.products.gradient_norm if evidence.products else 0.0
     found = {Hotkey(audit.hotkey): grounding(made[Hotkey(audit.hotkey)], audit, unit) for audit in evidence.audits}
     shown = {hotkey: value for hotkey, value in found.items() if value is not None}
-    told = heard(_audits(standings, evidence, made), shown, evidence.round)
+    told = heard(_audits(standings, evidence, made), shown, _scored(made), evidence.round)
     return {hotkey: replace(standings[hotkey], grounded=each) for hotkey, each in told.items()}
 
 
