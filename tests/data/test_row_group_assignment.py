@@ -1,25 +1,17 @@
 """Row groups dealt out: vectors, no page and no window twice, in time."""
 
-import hashlib
-import hmac
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
 from fedgpt2.data import Manifest, Pool
 from fedgpt2.data.assignment import assign, assigned_page, page_of, slice_windows, verify
-from fedgpt2.data.control import control_windows
-from fedgpt2.errors import CorpusError
-from fedgpt2.types import Digest
 
 from .test_permutation import by_the_book
 
-KEY = bytes(range(32))
-ADMITTED = [Digest(c * 64) for c in "3a1"]
 FILES, GROUPS = 5534, 175  # RefinedWeb: 968,000,015 rows in 1,000s
 
 
@@ -51,19 +43,12 @@ def test_golden(small: Manifest, refinedweb: Manifest, golden, uneven_pages):
         )
     draw = random.Random(1)  # noqa: S311
     triples = [(draw.randrange(10**7), draw.randrange(16), draw.randrange(8)) for _ in range(20)]
-    controls = [control_windows(small, KEY, round, ADMITTED, uneven_pages, 4) for round in (0, 5, 100)]
     golden(
         "row_groups.json",
         {
             "manifest": small.to_bytes().decode(),
             "windows_of_page": [(len(uneven_pages(page)) - 1) // 4 for page in range(50)],
             "assignments": orders,
-            "key": KEY.hex(),
-            "admitted": ADMITTED,
-            "control": [
-                {"round": round, "picks": [list(pick) for pick in picks]}
-                for round, picks in zip((0, 5, 100), controls, strict=True)
-            ],
             "refinedweb": {
                 "manifest": refinedweb.to_bytes().decode(),
                 "pages": [[*triple, assigned_page(refinedweb, *triple)] for triple in triples],
@@ -72,8 +57,8 @@ def test_golden(small: Manifest, refinedweb: Manifest, golden, uneven_pages):
     )
 
 
-def test_as_documented(small: Manifest, make_page: Callable[[int], np.ndarray]):
-    """Pages and control page, step by step as docs/data.md states them."""
+def test_as_documented(small: Manifest):
+    """Pages, step by step as docs/data.md states them."""
     z, m, spans = 1337, small.digest(), 50 // 15
 
     def page(epoch: int, counter: int) -> int:
@@ -83,17 +68,6 @@ def test_as_documented(small: Manifest, make_page: Callable[[int], np.ndarray]):
     for round, slot, j in [(0, 0, 0), (3, 4, 2), (4, 1, 1), (13, 2, 0), (100, 3, 2)]:
         s = round // 4
         assert assigned_page(small, round, slot, j) == page(s // spans, ((s % spans) * 5 + slot) * 3 + j)
-
-    for round in (0, 5, 100):
-        s = round // 4
-        message = b"control" + round.to_bytes(8, "big") + hashlib.sha256("".join(sorted(ADMITTED)).encode()).digest()
-        seed = hmac.digest(KEY, message, "sha256")
-        blocks = [hmac.digest(seed, i.to_bytes(8, "big"), "sha256") for i in range(50)]
-        c = int.from_bytes(blocks[0][:8], "big") % (48 - 15)
-        c += 15 if c >= (s % spans) * 15 else 0
-        windows = list(dict.fromkeys(int.from_bytes(block[8:16], "big") % 12 for block in blocks[1:]))[:5]
-        picks = control_windows(small, KEY, round, ADMITTED, lambda _: make_page(12), 5)
-        assert list(picks) == [(page(s // spans, c), window) for window in windows]
 
 
 def test_ten_thousand_triples_share_nothing(refinedweb: Manifest):
@@ -151,38 +125,3 @@ def test_a_hundred_thousand_assignments_a_second(refinedweb: Manifest):
         return 5000 / (time.process_time() - start)
 
     assert max(rate() for _ in range(20)) >= 100_000
-
-
-def test_the_control_page_is_given_to_no_slot(small: Manifest, make_page: Callable[[int], np.ndarray]):
-    seen = set()
-    for round in range(200):
-        picks = control_windows(small, KEY, round, ADMITTED, lambda _: make_page(12), 5)
-        dealt = {assigned_page(small, round, slot, j) for slot in range(5) for j in range(3)}
-        assert len(set(picks)) == 5
-        assert len({pick.page for pick in picks}) == 1
-        assert picks[0].page not in dealt
-        assert max(pick.window for pick in picks) < 12
-        seen.add(picks[0].page)
-    assert len(seen) > 40
-
-
-def test_the_control_page_depends_on_key_round_and_admitted_set(small: Manifest, make_page):
-    def draw(key: bytes = KEY, round: int = 3, admitted: list[Digest] = ADMITTED):
-        return control_windows(small, key, round, admitted, lambda _: make_page(1000), 4)
-
-    assert draw() == draw(admitted=ADMITTED[::-1])
-    assert len({draw(), draw(bytes(32)), draw(round=2), draw(admitted=ADMITTED[:2])}) == 4
-
-
-def test_a_control_page_has_text(small: Manifest, uneven_pages, make_page):
-    for round in range(60):
-        picks = control_windows(small, KEY, round, ADMITTED, uneven_pages, 100)
-        assert len(picks) == (len(uneven_pages(picks[0].page)) - 1) // 4 > 0
-    with pytest.raises(CorpusError, match="no control page with text"):
-        control_windows(small, KEY, 0, ADMITTED, lambda _: make_page(0), 3)
-
-
-def test_where_all_pages_are_given_out_there_is_none(make_manifest, make_page):
-    full = make_manifest(pools={Pool.ASSIGN: 15, Pool.SCORE: 1, Pool.REPORT: 1})
-    with pytest.raises(CorpusError, match=r"all given out.*--data\.max_slots"):
-        control_windows(full, KEY, 0, ADMITTED, lambda _: make_page(5), 3)

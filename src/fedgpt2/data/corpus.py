@@ -5,7 +5,6 @@ from functools import cached_property, partial
 
 from fedgpt2.config import Data
 from fedgpt2.data.assignment import Assignment, assign, gather_windows, verify
-from fedgpt2.data.control import control_windows
 from fedgpt2.data.manifest import Manifest, build, check
 from fedgpt2.data.pages import PageSource, Pool
 from fedgpt2.data.pools import Pick, gather_picks, report_windows, score_windows
@@ -98,15 +97,6 @@ class Corpus:
         """The `n` windows val_loss is measured on for the whole run, uint16 [n, seq_len + 1]."""
         picks = report_windows(self.manifest, key, self._report_page, n)
         return gather_picks(self._report_page, picks, self.manifest.seq_len)
-
-    def control_picks(self, key: bytes, round: int, digests: Iterable[Digest], n: int) -> tuple[Pick, ...]:
-        """Places of up to `n` windows of the round's control page, which no slot was given, in the assign pool."""
-        return control_windows(self.manifest, key, round, digests, self._assign_page, n)
-
-    def control(self, key: bytes, round: int, digests: Iterable[Digest], n: int) -> Tokens:
-        """Up to `n` windows of the round's control page, uint16 [n, seq_len + 1]."""
-        picks = self.control_picks(key, round, digests, n)
-        return gather_picks(self._assign_page, picks, self.manifest.seq_len)
 
     def unigram(self, windows: Tokens) -> float:
         """Loss, in nats a token, of a unigram model of the assign pool on windows [n, seq_len + 1]."""
