@@ -119,9 +119,10 @@ class Training:
         It is then clipped and kept for the step. Raises Refused(non_finite).
         """
         formed = form(self._aggregate.flat)
+        norm = self.optimizer.clip(self._aggregate)
         if self._gradient is not self._aggregate:
             self._gradient.copy_(self._aggregate)
-        return self.optimizer.clip(self._gradient), formed
+        return norm, formed
 
     def trial(self, lr: float, windows: np.ndarray) -> float:
         """What `loss` would be after `step(lr)`, finite or not; nothing is changed."""
