@@ -48,6 +48,11 @@ CASES = {
     ),
     "no miners named": (["validator", *SAMPLE], 2, "no miners given; name them with --axons"),
     "an axon named twice": (["validator", *SAMPLE, "--axons", "1", "1"], 2, "--axons names an address twice"),
+    "more axons than slots": (
+        ["validator", *SAMPLE, "--axons", "1", "2", "3", "--data.max_slots", "2"],
+        2,
+        "--axons names 3 miners, --data.max_slots is 2: raise it",
+    ),
     "an axon that is no address": (["validator", *SAMPLE, "--axons", "here:there"], 2, "--axons 'here:there': no port"),
     "an axon off loopback without its key": (
         ["validator", *SAMPLE, "--axons", "192.0.2.1:8091"],

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from fedgpt2.errors import Culprit, ProtocolError, Reason, Refused, SetupError
+from fedgpt2.errors import Culprit, NoMinersError, ProtocolError, Reason, Refused, SetupError
 from fedgpt2.network.loop import Stop
 from fedgpt2.protocol.messages import Receipt, decode, encode
 from fedgpt2.protocol.tensors import read_header
@@ -164,9 +164,27 @@ async def test_a_step_that_is_refused_keeps_the_weights_and_says_why(running, co
 async def test_each_miner_keeps_its_slot_and_those_over_the_last_have_none(running, config):
     with running(config, dict.fromkeys(MINERS, good(1e-3))) as run:
         seats = await run.peers.present(1)
-        assert [(slot, seat.hotkey) for seat, slot in seat_slots(run, seats)] == list(enumerate(MINERS[:4]))
-        again = seat_slots(run, seats[::-1])
+        assert [(slot, seat.hotkey) for seat, slot in seat_slots(run, seats, 1)] == list(enumerate(MINERS[:4]))
+        again = seat_slots(run, seats[::-1], 2)
         assert [seat.hotkey for seat, _ in again] == MINERS[:4]
+
+
+async def test_where_every_slot_is_anothers_no_empty_rounds_are_run(running, config):
+    with running(config, dict.fromkeys(MINERS, good(1e-3))) as run:
+        seats = await run.peers.present(1)
+        seat_slots(run, seats[:4], 1)
+        with pytest.raises(NoMinersError, match="all 4 slots of this run were given to other miners"):
+            seat_slots(run, seats[4:], 2)
+
+
+async def test_who_has_no_slot_is_nobody_to_work_with(running, config):
+    """The one at work that has a slot has let deadlines pass: it is asked all the same, for the other has none."""
+    with running(config, dict.fromkeys(MINERS, good(1e-3))) as run:
+        seats = await run.peers.present(1)
+        seat_slots(run, seats[:4], 1)
+        for number in (1, 2):
+            run.absences.add(number, {seats[0].hotkey: "late"})
+        assert [seat for seat, _ in seat_slots(run, [seats[0], seats[4]], 3)] == [seats[0]]
 
 
 class Blocked:

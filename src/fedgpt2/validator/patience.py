@@ -16,7 +16,10 @@ class Stopped(Exception):
 
 
 async def unless(stop: Stop, work: Awaitable[T]) -> T:
-    """Result of `work`, or Stopped as soon as `stop` is set; `work` is then cancelled and waited for."""
+    """Result of `work`, or Stopped as soon as `stop` is set; `work` is then cancelled and waited for.
+
+    What runs in a thread (`off_loop`) cannot be cancelled and goes on by itself: it must only read what is shared.
+    """
     task = asyncio.ensure_future(work)
     waiter = asyncio.ensure_future(stop.wait())
     try:

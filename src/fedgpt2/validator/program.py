@@ -70,16 +70,16 @@ async def _train_on(
         done = await off_loop(directory.resume, config, training, observer.notice)
         report = await unless(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))
         corpus.load_held_out()
-        async with _peers(config, addresses, signer, directory, observer) as peers:
-            run = build_run(config, directory, training, corpus, signer, peers, report)
-            observer.started(await off_loop(facts, run, [str(address) for address in addresses], done))
-            try:
+        try:
+            async with _peers(config, addresses, signer, directory, observer) as peers:
+                run = build_run(config, directory, training, corpus, signer, peers, report)
+                observer.started(await off_loop(facts, run, [str(address) for address in addresses], done))
                 unfinished = await run_rounds(run, done, stop, observer)
                 if unfinished is not None:
                     observer.notice(f"stopped before the end of round {unfinished}; start again to go on from there")
-            except (CorpusError, NoMinersError):  # both come before a round's step: what is trained is whole
-                await off_loop(directory.save_last, training, config.checkpoint.keep)
-                raise
+        except (CorpusError, NoMinersError):  # both come before a round's step: what is trained is whole
+            await off_loop(directory.save_last, training, config.checkpoint.keep)  # nobody writes the ledger beside it
+            raise
         await off_loop(directory.save_last, training, config.checkpoint.keep)
         observer.finished(closing(run))
     return 0
@@ -91,6 +91,10 @@ def _addresses(config: ValidatorConfig) -> list[Address]:
         raise UsageError("no miners given; name them with --axons, e.g. --axons 8091 8092")
     if len({str(address) for address in addresses}) < len(addresses):
         raise UsageError("--axons names an address twice")
+    if len(addresses) > config.data.max_slots:
+        raise UsageError(
+            f"--axons names {len(addresses)} miners, --data.max_slots is {config.data.max_slots}: raise it"
+        )
     require_pins(addresses)
     return addresses
 

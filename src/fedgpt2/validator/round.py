@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from fedgpt2.aggregation.combine import quorum
+from fedgpt2.errors import NoMinersError
 from fedgpt2.ledger.ledger import Admission
 from fedgpt2.network.loop import Stop
 from fedgpt2.network.threads import off_loop
@@ -30,7 +31,7 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
 
     # 1-3  select miners, assign each a disjoint slice, encode and digest the state once
     present = await unless(stop, run.peers.present(config.round.min_miners))
-    seats = seat_slots(run, run.absences.at_work(present, number, config.round.min_miners))
+    seats = seat_slots(run, present, number)
     clock = Clock()
     snapshot = await off_loop(training.snapshot)
     writing = off_loop(run.orders.write, number, attempt, snapshot.model, snapshot.parcel.ref, seats)
@@ -68,13 +69,14 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     passed = await unless(stop, off_loop(gate, run, number, combined, scoring.gate_windows, scoring.loss))
     clock.mark("gate")
     step = await off_loop(take, run, number, combined, passed)
+    model = await off_loop(training.digest)
     clock.mark("step")
 
     # 10  evaluate on schedule, rate by the evidence, checkpoint, commit; receipts leave after the commit
     losses["val_loss"] = await _held_out_loss(run, number, stop)
     clock.mark("evaluate")
     judged = await off_loop(rank, run, number, verdicts, step, scoring, measured)
-    row = round_row(number, snapshot.model, training.digest(), step, losses, verdicts, judged)
+    row = round_row(number, snapshot.model, model, step, losses, verdicts, judged)
     clock.mark("rank")
     due = number % config.checkpoint.every == 0
     checkpoint = await off_loop(directory.save, number, training, {"attempt": attempt}) if due else None
@@ -88,11 +90,17 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     return row
 
 
-def seat_slots(run: Run, seats: Sequence[Seat]) -> list[tuple[Seat, int]]:
-    """The miners that have a slot, each with its own for the whole run."""
+def seat_slots(run: Run, present: Sequence[Seat], number: int) -> list[tuple[Seat, int]]:
+    """The miners that get work in round `number`, each with its own slot for the whole run.
+
+    Raises NoMinersError where every slot is another miner's.
+    """
     ledger, most = run.directory.ledger, run.config.data.max_slots
-    slots = ((seat, ledger.slot_of(seat.hotkey, most)) for seat in seats)
-    return sorted(((seat, slot) for seat, slot in slots if slot is not None), key=lambda pair: pair[1])
+    slots = {seat: slot for seat in present if (slot := ledger.slot_of(seat.hotkey, most)) is not None}
+    if present and not slots:
+        raise NoMinersError(f"all {most} slots of this run were given to other miners: start another run")
+    working = run.absences.at_work([*slots], number, run.config.round.min_miners)
+    return sorted(((seat, slots[seat]) for seat in working), key=lambda pair: pair[1])
 
 
 def _admission(verdict: Verdict) -> Admission:
