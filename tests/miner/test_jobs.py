@@ -13,6 +13,7 @@ import torch
 from fedgpt2.config import Limits
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.manifest import build as build_manifest
+from fedgpt2.data.store import Store
 from fedgpt2.errors import CorpusError, DiskFullError, PeerError, Reason, Refused
 from fedgpt2.gradient.strategy import Result
 from fedgpt2.miner import service
@@ -21,7 +22,7 @@ from fedgpt2.miner.work import Library
 from fedgpt2.model.gpt2 import initialise
 from fedgpt2.network.blobs import Blob
 from fedgpt2.protocol.messages import Caps
-from fedgpt2.types import ModelShape
+from fedgpt2.types import Digest, ModelShape
 
 from .conftest import DATA, EXACT, SHAPE
 
@@ -494,6 +495,21 @@ def test_the_manifest_is_read_once(corpus, source):
     library = Library(source)
     raw = corpus.manifest.to_bytes()
     assert library._opened(corpus.manifest.digest(), raw) is library._opened(corpus.manifest.digest(), b"")
+
+
+def test_a_refused_manifest_leaves_the_reading_ahead_as_it_was(corpus, source, tmp_path):
+    library = Library(source, Store.open(str(tmp_path), 1.0))
+    digest, raw = corpus.manifest.digest(), corpus.manifest.to_bytes()
+    library._opened(digest, raw)
+    for wrong in (b"[]", dataclasses.replace(corpus.manifest, source="another").to_bytes()):
+        with pytest.raises(Refused) as refusal:
+            library._opened(Digest("9" * 64), wrong)
+        assert refusal.value.reason is Reason.WRONG_MANIFEST
+    opened = library._opened(digest, raw)
+    opened.load_ahead(0, [0], 4)
+    assert opened.wait(30)
+    assert opened.cache.store.names(opened.cache.kind)
+    library.close()
 
 
 async def test_a_result_is_not_needed_when_nobody_wants_it(rig):

@@ -63,13 +63,17 @@ class Library:
     def _opened(self, digest: Digest, manifest: bytes) -> Corpus:
         with self._lock:
             if self._corpus is None or self._corpus.manifest.digest() != digest:
+                corpus = self._read(manifest)  # first: one that is refused leaves the text in hand as it is
                 if self._corpus is not None:
                     self._corpus.close()
-                try:
-                    self._corpus = Corpus(self._source, Manifest.from_bytes(manifest), self._store)
-                except CorpusError as error:
-                    raise Refused(Reason.WRONG_MANIFEST, str(error)) from error
+                self._corpus = corpus
             return self._corpus
+
+    def _read(self, manifest: bytes) -> Corpus:
+        try:
+            return Corpus(self._source, Manifest.from_bytes(manifest), self._store)
+        except CorpusError as error:
+            raise Refused(Reason.WRONG_MANIFEST, str(error)) from error
 
 
 @dataclass(frozen=True)
