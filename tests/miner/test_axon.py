@@ -7,8 +7,11 @@ import pytest
 from aiohttp import ClientSession
 
 from fedgpt2.config import Limits
-from fedgpt2.errors import PeerError, Reason, Refused
+from fedgpt2.errors import Culprit, PeerError, Reason, Refused
+from fedgpt2.miner.journal import Journal
+from fedgpt2.miner.service import Miner
 from fedgpt2.network.blobs import Blob
+from fedgpt2.network.http import Server
 from fedgpt2.protocol.messages import encode
 
 
@@ -110,6 +113,32 @@ async def test_bytes_that_are_no_text_are_refused_like_any_others(rig, caplog):
         await raw(miner, b"GET /v1/work/%1B HTTP/1.1\r\n")
         assert all(line.isprintable() for line in miner.said)
     assert not caplog.records
+
+
+async def test_what_comes_while_the_miner_stops_is_answered_and_nobodys_fault(rig, monkeypatch, tmp_path):
+    closed, close, stop, answers = asyncio.Event(), Miner.close, Server.stop, []
+
+    async def closing(miner):
+        await close(miner)
+        closed.set()
+
+    async def stopping(server):
+        await closed.wait()
+        answers.extend([await request(miner, "POST", target, encode(said)) for target, said in sent.items()])
+        await stop(server)
+
+    async with rig() as miner:
+        validator = miner.validator()
+        order = validator.order()
+        sent = {"/v1/work": validator.signer.seal("order", order), "/v1/receipts": validator.receipt("0" * 64, order)}
+        monkeypatch.setattr(Miner, "close", closing)
+        monkeypatch.setattr(Server, "stop", stopping)
+    assert answers == [(400, "cut_off"), (204, None)]
+    assert Reason.CUT_OFF.culprit is Culprit.NETWORK
+    journal = Journal(tmp_path / "miner")
+    assert journal.newest(order) is None
+    assert not journal.keep_receipt(sent["/v1/receipts"])  # it is there
+    journal.close()
 
 
 async def test_only_named_validators_may_call(rig, signers):

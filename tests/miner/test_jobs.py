@@ -468,8 +468,8 @@ async def test_a_full_disk_ends_the_program_with_its_line(rig, monkeypatch):
         raise DiskFullError("no space left")
 
     monkeypatch.setattr(Journal, "record", full)
-    with pytest.raises(PeerError):
-        await validator.post(validator.order())
+    refusal = await refused(validator.post(validator.order()), Reason.COMPUTE_FAILED)
+    assert "space" not in refusal.detail
     with pytest.raises(DiskFullError):
         await context.__aexit__(None, None, None)
 

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from fedgpt2 import __version__, codec
 from fedgpt2.config import Limits
-from fedgpt2.errors import NetworkError, PeerError, ProtocolError, Reason, SetupError, printable
+from fedgpt2.errors import NetworkError, PeerError, ProtocolError, Reason, Refused, SetupError, printable
 from fedgpt2.identity.auth import Gate
 from fedgpt2.identity.signing import Signer
 from fedgpt2.miner.service import Miner
@@ -148,8 +148,8 @@ class Axon:
             response.set_status(error.status)
             return response
         except SetupError as error:
-            self._miner.fail(error)
-            raise web.HTTPServiceUnavailable from error
+            self._miner.fail(error)  # its line is for the operator; it may name folders, no business of the caller
+            return refusal_response(Refused(Reason.COMPUTE_FAILED, "the miner cannot go on"))
 
     def _tell(self, request: web.Request, error: PeerError) -> None:
         now = time.monotonic()

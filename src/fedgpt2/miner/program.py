@@ -76,6 +76,7 @@ async def serve(config: MinerConfig, tools: Tools, journal: Journal, stop: Stop,
         await _until(stop, miner.failed)
     finally:
         await asyncio.gather(miner.close(), server.stop())
+        journal.close()  # only now: until then requests in flight may use it
         await off_loop(tools.library.close)
     say("stopped")
     return 0

@@ -47,6 +47,7 @@ class Miner:
         self._current: Job | None = None
         self._previous: Job | None = None  # answered, not receipted, its gradient still in the buffer
         self._turn = asyncio.Lock()
+        self._closing = False
 
     @property
     def hotkey(self) -> Hotkey:
@@ -126,11 +127,14 @@ class Miner:
                 await self._drop(job)
 
     async def close(self) -> None:
-        """Stop working; waits for a computation to end, but not for ever."""
+        """Stop working and begin nothing new; waits for a computation to end, but not for ever.
+
+        The journal stays open: requests that are being answered may still have a receipt to keep.
+        """
+        self._closing = True
         if self._current is not None:
             self._current.give_up()
             await asyncio.wait({self._current.task}, timeout=_STOP_SECONDS)
-        self._journal.close()
 
     def _job(self, work: str, caller: Hotkey) -> Job:
         for job in (self._current, self._previous):
@@ -170,7 +174,12 @@ class Miner:
         return True
 
     def _begin(self, plan: Plan) -> Job:
-        """Start on an order; what must survive a restart is on disk before its validator hears of it."""
+        """Start on an order; what must survive a restart is on disk before its validator hears of it.
+
+        Raises Refused(cut_off) once the miner is closing: it is nobody's fault, as if the connection had broken.
+        """
+        if self._closing:
+            raise Refused(Reason.CUT_OFF, "the miner is about to end")
         manifest, state = self._shelf.manifest(plan), self._shelf.state(plan)
         self._journal.record(plan.order, plan.work_id)
         job = Job(plan, self._tools, manifest, state, before_compute=self._give_up_previous, done=self._tell)
