@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sqlite3
 from pathlib import Path
 
@@ -184,6 +185,20 @@ def test_of_a_miner_that_never_takes_any_the_oldest_go(monkeypatch: pytest.Monke
     outbox.noted(outbox.gone())
     assert outbox.gone() == ()
     assert outbox.waiting("nobody") == []
+
+
+def test_half_a_round_is_undone_and_the_next_is_a_line_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "rounds.jsonl")
+    journal.append('{"round":1}')
+    write = os.write
+    with monkeypatch.context() as nearly_full:
+        nearly_full.setattr("os.write", lambda descriptor, line: write(descriptor, line[: len(line) // 2]))
+        with pytest.raises(DiskFullError, match="no space left"):
+            journal.append('{"round":2}')
+    journal.append('{"round":3}')
+    assert journal.path.read_text() == '{"round":1}\n{"round":3}\n'
 
 
 def test_journal_follows_the_ledger(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedgpt2.errors import DiskFullError, RunDirectoryError
 
-__all__ = ["disk_errors", "fsync_folder", "write_durably", "write_parts"]
+__all__ = ["append_line", "disk_errors", "fsync_folder", "write_durably", "write_parts"]
 
 
 @contextmanager
@@ -42,6 +42,23 @@ def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
         temporary.chmod(mode)
         temporary.replace(path)
         fsync_folder(path.parent)
+
+
+def append_line(path: Path, line: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
+    """Add all of a line to `path`, or none of it; on disk when this returns, if `durable`. Raises OSError.
+
+    A disk that is nearly full takes half a line without a word, and the next one would be glued to it.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
+    try:
+        written = os.write(descriptor, line)
+        if written < len(line):
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+            raise OSError(errno.ENOSPC, "no space for a whole line")
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -1,9 +1,8 @@
 """rounds.jsonl: the ledger's standing rounds, a line each, for people and plots."""
 
-import os
 from pathlib import Path
 
-from fedgpt2.ledger.files import disk_errors, write_durably
+from fedgpt2.ledger.files import append_line, disk_errors, write_durably
 
 __all__ = ["Journal"]
 
@@ -19,10 +18,6 @@ class Journal:
         write_durably(self.path, "".join(f"{line}\n" for line in rounds).encode())
 
     def append(self, line: str) -> None:
-        """Add a committed round in one write."""
+        """Add a committed round, whole or not at all. Raises DiskFullError or RunDirectoryError."""
         with disk_errors(self.path):
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(descriptor, f"{line}\n".encode())
-            finally:
-                os.close(descriptor)
+            append_line(self.path, f"{line}\n".encode(), durable=False)  # the ledger is; a resume writes it again

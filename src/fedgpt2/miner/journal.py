@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedgpt2.errors import DiskFullError, FedGPT2Error, ProtocolError, RunDirectoryError
-from fedgpt2.ledger.files import fsync_folder
+from fedgpt2.ledger.files import append_line, fsync_folder
 from fedgpt2.miner.orders import Taken
 from fedgpt2.protocol.messages import Envelope, Order, decode, encode
 from fedgpt2.types import WorkId
@@ -88,7 +88,7 @@ class Journal:
             if self._receipts.exists() and self._receipts.stat().st_size + len(line) > self._receipts_bytes:
                 self._receipts.replace(self._directory / "receipts.1.jsonl")
             new = not self._receipts.exists()
-            _append(self._receipts, line)
+            append_line(self._receipts, line, 0o600)
             if new:
                 fsync_folder(self._directory)
             self._note(envelope)
@@ -112,7 +112,7 @@ class Journal:
         whole, half = text[: text.rfind(b"\n") + 1], text[text.rfind(b"\n") + 1 :]
         if half and _read(half) is not None:
             whole, half = text + b"\n", b""
-            _append(self._receipts, b"\n")
+            append_line(self._receipts, b"\n", 0o600)
         if half:
             os.truncate(self._receipts, len(whole))
         if (last := _read(whole.rstrip(b"\n").rpartition(b"\n")[2])) is not None:
@@ -149,16 +149,3 @@ def _read(line: bytes) -> Envelope | None:
 def _key(envelope: Envelope) -> tuple[str, str]:
     """What tells a receipt that is sent again, with another signature, from one that says something else."""
     return envelope.signer, hashlib.sha256(envelope.payload.encode()).hexdigest()
-
-
-def _append(path: Path, line: bytes) -> None:
-    """All of the line, on disk when this returns, or none of it. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        written = os.write(descriptor, line)
-        if written < len(line):
-            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
-            raise OSError(errno.ENOSPC, "no space for a whole line")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
