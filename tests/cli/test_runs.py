@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from fedgpt2.cli import main as entry
 from fedgpt2.cli.runs import open_run
 from fedgpt2.data.tokenizer import encode
 from fedgpt2.errors import CheckpointError, RunDirectoryError
+from fedgpt2.observe.rows import read_row
 from tests.cli.conftest import Shown
 
 pytestmark = pytest.mark.timeout(240)
@@ -90,6 +93,18 @@ def test_a_folder_without_a_run_is_one_line(
     )
 
 
+@pytest.mark.parametrize("derived", [None, '{"round":9,"applied":true}\n{"rou'], ids=["gone", "another"])
+def test_the_rounds_of_a_run_are_those_of_its_ledger(shown: Shown, tmp_path: Path, derived: str | None) -> None:
+    """rounds.jsonl is written after the commit, for people: a kill leaves it short, and anybody may edit it."""
+    copy = tmp_path / "run"
+    shutil.copytree(shown.folder, copy)
+    lines = (copy / "rounds.jsonl").read_bytes().splitlines()
+    (copy / "rounds.jsonl").unlink()
+    if derived is not None:
+        (copy / "rounds.jsonl").write_text(derived)
+    assert list(open_run(str(copy)).rounds()) == [read_row(line) for line in lines]
+
+
 def test_rounds_without_a_checkpoint_and_damage_are_named(shown: Shown, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(shown.folder, copy)
@@ -104,8 +119,9 @@ def test_rounds_without_a_checkpoint_and_damage_are_named(shown: Shown, tmp_path
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
         open_run(str(copy)).load_model()
-    (copy / "rounds.jsonl").write_text("{}\n")
-    with pytest.raises(RunDirectoryError, match="line 1 is damaged"):
+    with closing(sqlite3.connect(copy / "ledger.sqlite", isolation_level=None)) as db:
+        db.execute("UPDATE entries SET body = '{}' WHERE kind = 'round' AND round = 2")
+    with pytest.raises(RunDirectoryError, match="row of round 2 is damaged"):
         list(open_run(str(copy)).rounds())
     (copy / "config.json").write_text("{}")
     with pytest.raises(RunDirectoryError, match="damaged"):

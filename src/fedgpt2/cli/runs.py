@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,13 +31,15 @@ class StoredRun:
     head: str  # of the ledger's hash chain
 
     def rounds(self) -> Iterator[RoundRow]:
-        """The committed rounds. Raises RunDirectoryError for a damaged line."""
-        file = self.path / "rounds.jsonl"
-        for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        """The committed rounds. Raises RunDirectoryError for a damaged row."""
+        file = self.path / "ledger.sqlite"
+        with closing(Ledger(file)) as ledger:
+            bodies = ledger.rounds()
+        for number, body in enumerate(bodies, 1):
             try:
-                yield read_row(line)
+                yield read_row(body.encode())
             except msgspec.DecodeError as error:
-                raise RunDirectoryError(f"{file}: line {number} is damaged: {error}") from error
+                raise RunDirectoryError(f"{file}: the row of round {number} is damaged: {error}") from error
 
     def load_model(self, round_: int | None = None) -> tuple["GPT2", int]:
         """The model after a round, on the CPU, and that round; None takes the newest checkpoint.
