@@ -27,6 +27,7 @@ class Fault:
     status: int = 0  # answer this instead
     headers: Mapping[str, str] = field(default_factory=dict)  # in that answer; or instead of the true ones
     keep: float = 1.0  # share of the body that is sent before the connection closes
+    more: int = 0  # bytes of the file after those asked for, in the same body
     garble: bool = False  # bytes changed on the way
     stall: float = 0.0  # seconds of silence inside the body
     times: int = 1
@@ -152,7 +153,10 @@ class _Handler(BaseHTTPRequestHandler):
         if first < 0:
             self._answer(200, data)
             return
-        body = data[first : last + 1]
+        if not first <= last < len(data):
+            self._answer(416, b"")
+            return
+        body = data[first : last + 1 + fault.more]
         if fault.garble:
             body = bytes(byte ^ 0x55 for byte in body)
         self.send_response(206)

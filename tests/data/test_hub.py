@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,7 @@ from fedgpt2.data.pages import SourceFile
 from fedgpt2.data.patience import Patience
 from fedgpt2.errors import CorpusError
 
-from .hub import Fault, LoopbackHub
+from .hub import Fault, LoopbackHub, _Handler
 
 COMMIT = "c" * 40
 BODY = bytes(range(256)) * 400
@@ -124,6 +125,44 @@ def test_a_cut_answer_goes_on_where_it_ended(client: Hub, hub: LoopbackHub):
     assert client.read(FILE, 100, 80_100) == BODY[100:80_100]
     assert [start for _, start, _ in hub.ranges()] == [100, 40_100, 60_100]
     assert hub.sent == 80_000
+
+
+@pytest.mark.parametrize("more", [1, 80_000])
+def test_what_comes_after_the_range_is_not_taken(client: Hub, hub: LoopbackHub, waits: list[float], more: int):
+    hub.faults.append(Fault("/storage/", more=more))
+    assert client.read(FILE, 100, 20_100) == BODY[100:20_100]
+    assert waits == []
+
+
+def test_a_mirror_that_ignores_the_end_is_refused(client: Hub, hub: LoopbackHub, waits: list[float]):
+    hub.faults.append(Fault("/storage/", headers={"Content-Range": "bytes 100-102399/102400"}, more=len(BODY)))
+    with pytest.raises(CorpusError, match="does not answer ranges"):
+        client.read(FILE, 100, 20_100)
+    assert waits == []
+
+
+def test_all_that_was_asked_for_is_enough_however_the_answer_ends(client: Hub, hub: LoopbackHub, waits: list[float]):
+    hub.faults.append(Fault("/storage/", more=20_000, keep=0.5))  # the link breaks behind the last byte
+    assert client.read(FILE, 100, 20_100) == BODY[100:20_100]
+    assert hub.ranges() == [(NAME, 100, 20_100)]
+
+
+def test_a_last_piece_after_the_deadline_is_no_reason_to_ask_again(
+    client: Hub, hub: LoopbackHub, waits: list[float], monkeypatch: pytest.MonkeyPatch
+):
+    clock = iter([0.0])
+    monkeypatch.setattr("fedgpt2.data.hub.time", SimpleNamespace(monotonic=lambda: next(clock, 1e9)))
+    assert client.read(FILE, 7, 8) == BODY[7:8]
+    assert hub.ranges() == [(NAME, 7, 8)]
+    assert waits == []
+
+
+def test_ranges_of_a_file_share_a_connection(client: Hub, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch):
+    ports, answer = set(), _Handler.do_GET
+    monkeypatch.setattr(_Handler, "do_GET", lambda handler: (ports.add(handler.client_address), answer(handler))[1])
+    for start in range(0, 50_000, 10_000):
+        assert client.read(FILE, start, start + 10_000) == BODY[start : start + 10_000]
+    assert len(ports) == 1
 
 
 def test_tries_are_bounded(client: Hub, hub: LoopbackHub, waits: list[float]):

@@ -79,7 +79,8 @@ class Hub:
         have = bytearray()
 
         def attempt() -> bytes:
-            self._stream(url, file, start + len(have), stop, have)
+            if len(have) < stop - start:  # else the last try ended badly behind its last byte
+                self._stream(url, file, start + len(have), stop, have)
             return bytes(have)
 
         return _persist(self.patience, f"{self.name}/{file.path}", attempt)
@@ -121,11 +122,13 @@ class Hub:
             _session().stream("GET", url, headers=headers, timeout=_timeout()) as answer,
         ):
             _check_status(answer, expected=206)
-            _check_identity(answer, file, start)
-            for piece in answer.iter_raw():
+            _check_identity(answer, file, start, stop)
+            for piece in answer.iter_raw():  # read to its end, for only then can the connection be used again
+                if start == stop:
+                    return  # more than it announced
                 have += piece[: stop - start]
-                start += len(piece)
-                if time.monotonic() > deadline:
+                start = min(start + len(piece), stop)
+                if start < stop and time.monotonic() > deadline:
                     raise Passing(f"slower than {_SLOWEST} bytes a second")
         if start < stop:
             raise Passing(f"the answer ended {stop - start} bytes early")
@@ -236,10 +239,10 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
     return None if limit is None else limit.reset_in_seconds + 1.0
 
 
-def _check_identity(answer: "httpx2.Response", file: SourceFile, start: int) -> None:
-    """Raise _Refusal unless the answer begins at `start` of a file of the size and hash listed."""
+def _check_identity(answer: "httpx2.Response", file: SourceFile, start: int, stop: int) -> None:
+    """Raise _Refusal unless the answer is bytes [start, stop), or the first of them, of the file listed."""
     found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-    if found is None or int(found[1]) != start:
+    if found is None or int(found[1]) != start or not start <= int(found[2]) < stop:
         raise _Refusal("the hub does not answer ranges")
     sizes = [found[3], *(hop.headers.get("X-Linked-Size", "") for hop in (*answer.history, answer))]
     if wrong := [size for size in sizes if size and size != str(file.size)]:
