@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import msgspec
+import numpy as np
 import pytest
 
 from fedgpt2.config import Axons, Limits
@@ -250,6 +251,32 @@ async def test_failures_are_no_part_of_a_quorum(monkeypatch, tickets):
     async with Peers(MINERS[:3], monkeypatch) as told:
         outcomes, _ = await gather(told, tickets, quorum=1)
         assert [outcome.answer is not None for outcome in outcomes] == [False, False, True]
+
+
+def addresses(leased):
+    return [np.frombuffer(view, np.uint8).ctypes.data for view in leased]
+
+
+async def test_an_axon_has_one_buffer_whoever_answers_there(monkeypatch, tickets):
+    leased = []
+
+    class Leasing:
+        def __init__(self, client, ticket, parcels, limits, traffic, lease):
+            self.ticket, self.lease = ticket, lease
+
+        async def run(self):
+            leased.append(self.lease(1 << 20))
+            return Outcome(self.ticket, failure=REFUSED)  # who is gone: somebody else may come
+
+    monkeypatch.setattr(http_peers, "Exchange", Leasing)
+    async with Peers(MINERS[:2], monkeypatch, accept_new=True) as told:
+        for first, second in (MINERS[:2], MINERS[2:4], (MINERS[1], MINERS[4])):
+            told.clients[0].shows, told.clients[1].shows = first, second
+            assert await told.hotkeys(at_least=2) == [first, second]
+            await gather(told, tickets)
+    places = addresses(leased)
+    assert places == places[:2] * 3
+    assert abs(places[0] - places[1]) >= 1 << 20  # answers of one round never share one
 
 
 ABSENT = [

@@ -60,7 +60,7 @@ class HttpPeers:
         self._seats: dict[str, Seat] = {}  # axon -> the miner that answers there
         self._trouble: dict[str, str] = {}  # axon -> why nobody does
         self._changed = asyncio.Event()
-        self._buffers: dict[Hotkey, torch.Tensor] = {}
+        self._buffers: dict[str, torch.Tensor] = {}  # axon -> where its answer goes
         self._posting: set[Hotkey] = set()  # miners whose receipts are on their way
         self._refusing: set[Hotkey] = set()  # those of whom one did not arrive since the last round
         self._tasks: set[asyncio.Task[None]] = set()
@@ -177,12 +177,17 @@ class HttpPeers:
         return outcome
 
     def _buffer(self, ticket: Ticket) -> Callable[[int], memoryview]:
-        """A miner's receive buffer, allocated once: a fresh 498 MB costs 0.2 s to touch."""
+        """An axon's receive buffer, allocated once: a fresh 498 MB costs 0.2 s to touch.
+
+        Whoever answers there has the same one: axons are given, keys are anybody's to make. No two tickets of a round
+        name one axon, and a round is done with its answers before the next is gathered.
+        """
 
         def lease(size: int) -> memoryview:
-            buffer = self._buffers.get(ticket.seat.hotkey)
+            axon = ticket.seat.axon
+            buffer = self._buffers.get(axon)
             if buffer is None or buffer.numel() != size:
-                buffer = self._buffers[ticket.seat.hotkey] = torch.empty(size, dtype=torch.uint8)
+                buffer = self._buffers[axon] = torch.empty(size, dtype=torch.uint8)
             return buffer.numpy().data
 
         return lease
