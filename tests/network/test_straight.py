@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+from types import SimpleNamespace
 
 import pytest
+from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
 
 from fedgpt2.errors import PeerError, Reason
 from fedgpt2.network import blobs
@@ -76,6 +79,24 @@ async def test_a_broken_connection_is_cut_off_and_gone_on_with(axon, line, conne
     assert caught.value.reason is Reason.CUT_OFF
     assert cut - 1000 < incoming.have < cut
     assert await client.get_blob(incoming) == blob
+
+
+async def test_a_connection_that_cannot_be_lent_has_its_time_limit_still(straight):
+    blob = make_blob(FLOATS)
+    incoming, body = make_incoming(blob), b"".join(blob.slices())
+    owner = BaseProtocol(asyncio.get_running_loop())
+    owner.connection_made(asyncio.Transport())
+    stream, closing = StreamReader(owner, 8 << 20), SimpleNamespace(is_closing=lambda: True)
+    stream.feed_data(body[:1000])
+    link = SimpleNamespace(transport=closing, protocol=owner)  # what it still writes, nobody reads
+    async with asyncio.timeout(3):
+        with pytest.raises(PeerError) as caught:
+            await blobs.pump(stream, incoming, 0.1, link)
+    assert caught.value.reason is Reason.TIMED_OUT
+    stream.feed_data(body[1000:])
+    await blobs.pump(stream, incoming, 0.1, link)
+    assert await incoming.finish() == blob
+    assert straight == [False]
 
 
 async def test_a_connection_with_more_than_its_body_takes_only_that(axon, straight):

@@ -234,7 +234,8 @@ async def pump(stream: StreamReader, incoming: Incoming, progress_seconds: float
                 if link is not None and len(incoming.rest()) >= LEAST:
                     await incoming.feed(stream.read_nowait())  # what came with the header
                     limit.reschedule(None)
-                    await read_straight(link, incoming, turn, progress_seconds)
+                    if not await read_straight(link, incoming, turn, progress_seconds):
+                        limit.reschedule(clock.time() + progress_seconds)
                     link = None
     except TimeoutError as error:
         raise NetworkError(Reason.TIMED_OUT, f"transfer stood still for {progress_seconds:g} s") from error
