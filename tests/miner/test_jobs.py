@@ -18,6 +18,7 @@ from fedgpt2.errors import CorpusError, DiskFullError, PeerError, Reason, Refuse
 from fedgpt2.gradient.strategy import Result
 from fedgpt2.miner import service
 from fedgpt2.miner.journal import Journal
+from fedgpt2.miner.service import Miner
 from fedgpt2.miner.work import Library
 from fedgpt2.model.gpt2 import initialise
 from fedgpt2.network.blobs import Blob
@@ -174,6 +175,24 @@ async def test_cancel_ends_a_computation_at_once(rig, slow):
         again, accepted = await validator.post(order)  # called off, then wanted after all: worked on anew
         assert (again, accepted.lacks) == (work, ())
         assert (await validator.answer(work)).work_id == work
+
+
+async def test_a_miner_that_ends_in_the_middle_of_its_work_has_not_failed(rig, slow, monkeypatch):
+    """As little as one that is killed: whoever waits for its answer is told that the link is about to go."""
+    close, said = Miner.close, []
+
+    async def closing(miner):
+        asking = asyncio.ensure_future(miner.wait(work, validator.signer.hotkey, 5.0))
+        await asyncio.sleep(0)
+        await close(miner)
+        said.extend(await asyncio.gather(asking, return_exceptions=True))
+
+    async with rig(slow) as miner:
+        validator = miner.validator()
+        work = await validator.ask(validator.order())
+        await started(slow)
+        monkeypatch.setattr(Miner, "close", closing)
+    assert [error.reason for error in said] == [Reason.CUT_OFF]
 
 
 async def test_a_real_computation_is_cancelled_within_a_block(rig, source, signers):

@@ -77,12 +77,14 @@ class Miner:
             return current.accepted()
 
     async def wait(self, work: str, caller: Hotkey, seconds: float) -> WorkStatus:
-        """The answer to an order, or pending after `seconds`. Raises Refused(unknown_work)."""
+        """The answer to an order, or pending after `seconds`. Raises Refused: unknown_work; cut_off while closing."""
         job = self._job(work, caller)
         job.touched = time.monotonic()
         await asyncio.wait({job.answer}, timeout=seconds)
         if job.answered is None:
             return WorkStatus(state="pending")
+        if self._closing and job.answered.blob is None:  # given up with us: no failure of the work's own
+            raise _ending()
         return WorkStatus(state="done", answer=job.answered.envelope)
 
     async def cancel(self, work: str, caller: Hotkey) -> None:
@@ -179,7 +181,7 @@ class Miner:
         Raises Refused(cut_off) once the miner is closing: it is nobody's fault, as if the connection had broken.
         """
         if self._closing:
-            raise Refused(Reason.CUT_OFF, "the miner is about to end")
+            raise _ending()
         manifest, state = self._shelf.manifest(plan), self._shelf.state(plan)
         self._journal.record(plan.order, plan.work_id)
         job = Job(plan, self._tools, manifest, state, before_compute=self._give_up_previous, done=self._tell)
@@ -210,3 +212,7 @@ class Miner:
             )
         elif answer.failure is not None:
             self._say(f"round {round_}: {answer.failure}")
+
+
+def _ending() -> Refused:
+    return Refused(Reason.CUT_OFF, "the miner is about to end")

@@ -1,9 +1,9 @@
 """What each contribution adds to the step, to first order, from inner products alone.
 
 A step of length eta along x lowers the loss on the scoring windows by eta <g, x> + O(eta²), g their gradient; over
-|x|, so that no one gains by length. Scored so, a replay of an aggregate beats every honest miner in a quarter to a third
-of the rounds (docs/ranking.md). So what anybody could have for free is taken out first. With b_1 … b_k the free vectors and P
-the projection onto what they span,
+|x|, so that no one gains by length. Scored so, a replay of an aggregate beats every honest miner in a quarter to a
+third of the rounds (docs/ranking.md). So what anybody could have for free is taken out first. With b_1 … b_k the free
+vectors and P the projection onto what they span,
 
     x' = x - P x        added = <g, x'> / |x|        own = |x'| / |x|
 
