@@ -10,12 +10,11 @@ from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import Reason, Refused
 from fedgpt2.identity.signing import Signer
 from fedgpt2.network.address import Address
+from fedgpt2.network.blobs import Blob
 from fedgpt2.network.client import AxonClient, open_session
-from fedgpt2.protocol.digests import blob_digest
-from fedgpt2.protocol.messages import BlobRef
 from fedgpt2.ranking.table import REVISION
 from fedgpt2.validator.orders import OrderBook
-from fedgpt2.validator.peers import Parcel, Seat
+from fedgpt2.validator.peers import Seat
 from fedgpt2.validator.training import Training
 
 REPLAYING = "replaying_miner:main"
@@ -75,13 +74,12 @@ def orders(shared, tmp_path):
     corpus = Corpus.open(data, config.model.shape.block_size, config.run.seed)
     snapshot = Training(config, torch.device("cpu")).snapshot()
     manifest = corpus.manifest.to_bytes()
-    ref = BlobRef(digest=blob_digest(manifest), length=len(manifest), codec="json")
     book = OrderBook(
         signer=Signer(Keypair.create_from_uri("//Validator")),
         run_id="ab" * 32,
         model=config.model.shape,
         corpus=corpus,
-        manifest=Parcel(ref, b"", memoryview(manifest)),
+        manifest=Blob.of("json", b"", memoryview(manifest)),
         answer_codec=codec.get("fp32"),
         windows=4,
         budget_seconds=60.0,
@@ -90,7 +88,7 @@ def orders(shared, tmp_path):
 
     def write(hotkey, number, attempt=0):
         seats = [(Seat(hotkey, "axon"), 0)]
-        (ticket,) = book.write(number, attempt, snapshot.model, snapshot.parcel.ref, seats)
+        (ticket,) = book.write(number, attempt, snapshot.model, snapshot.blob.ref, seats)
         return ticket.envelope
 
     return book.signer, write

@@ -14,12 +14,13 @@ from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import Culprit, NetworkError, Reason, Refused
 from fedgpt2.identity.signing import Signer
 from fedgpt2.ledger.outbox import Outbox
+from fedgpt2.network.blobs import Blob
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import BlobRef, Contribution
 from fedgpt2.protocol.tensors import read_header
 from fedgpt2.types import Hotkey
 from fedgpt2.validator.orders import OrderBook
-from fedgpt2.validator.peers import Answer, Outcome, Parcel, Seat, Traffic
+from fedgpt2.validator.peers import Answer, Outcome, Seat, Traffic
 from fedgpt2.validator.run import Run
 from fedgpt2.validator.run_directory import open_run_directory
 from fedgpt2.validator.training import Training
@@ -77,7 +78,7 @@ class ToldPeers:
     async def present(self, at_least):
         return [Seat(hotkey, f"127.0.0.1:{9000 + i}") for i, hotkey in enumerate(self.behaviours)]
 
-    async def gather(self, tickets, parcels, *, deadline, quorum):
+    async def gather(self, tickets, blobs, *, deadline, quorum):
         self.tickets.append(tickets)
         return [self.behaviours[ticket.seat.hotkey](ticket) for ticket in tickets]
 
@@ -112,13 +113,12 @@ def config(tmp_path):
 
 def order_book(corpus, config, run_id="ab" * 32, signer=SIGNER):
     manifest = corpus.manifest.to_bytes()
-    ref = BlobRef(digest=blob_digest(manifest), length=len(manifest), codec="json")
     return OrderBook(
         signer=signer,
         run_id=run_id,
         model=config.model.shape,
         corpus=corpus,
-        manifest=Parcel(ref, b"", memoryview(manifest)),
+        manifest=Blob.of("json", b"", memoryview(manifest)),
         answer_codec=FP32,
         windows=config.data.windows,
         budget_seconds=config.round.deadline,

@@ -9,11 +9,11 @@ from bittensor.sp_core import Keypair
 from fedgpt2.config import Limits
 from fedgpt2.errors import Culprit, NetworkError, ProtocolError, Reason, Refused
 from fedgpt2.identity.signing import Signer
-from fedgpt2.protocol.digests import blob_digest
-from fedgpt2.protocol.messages import Accepted, BlobRef, Contribution, Failure, Lack, WorkStatus
+from fedgpt2.network.blobs import Blob
+from fedgpt2.protocol.messages import Accepted, Contribution, Failure, Lack, WorkStatus
 from fedgpt2.validator import exchange
 from fedgpt2.validator.exchange import Exchange
-from fedgpt2.validator.peers import Parcel, Seat, Traffic
+from fedgpt2.validator.peers import Seat, Traffic
 
 from .conftest import FP32, answer, order_book
 
@@ -21,7 +21,7 @@ MINER = Signer(Keypair.create_from_uri("//Miner0"))
 OTHER = Signer(Keypair.create_from_uri("//Miner1"))
 CUT = NetworkError(Reason.CUT_OFF, "cut")
 GONE = NetworkError(Reason.UNREACHABLE, "connection refused")
-STATE = Parcel(BlobRef(digest=blob_digest(b"state"), length=5, codec="fp32"), b"", memoryview(b"state"))
+STATE = Blob.of("fp32", b"", memoryview(b"state"))
 
 
 @pytest.fixture
@@ -84,9 +84,9 @@ class ToldClient:
 
 async def run(ticket, client, monkeypatch, pauses=(0.0, 0.0)):
     monkeypatch.setattr(exchange, "_PAUSES", pauses)
-    parcels = {STATE.ref.digest: STATE}
+    blobs = {STATE.ref.digest: STATE}
     traffic = Traffic()
-    made = Exchange(client, ticket, parcels, Limits(), traffic, lambda size: memoryview(bytearray(size)))
+    made = Exchange(client, ticket, blobs, Limits(), traffic, lambda size: memoryview(bytearray(size)))
     outcome = await made.run()
     assert outcome.traffic is traffic
     return outcome

@@ -169,7 +169,7 @@ def exchanges(monkeypatch, behaviours):
     """Replace the exchange with a miner by (seconds, outcome of a ticket)."""
 
     class ToldExchange:
-        def __init__(self, client, ticket, parcels, limits, traffic, lease):
+        def __init__(self, client, ticket, blobs, limits, traffic, lease):
             self.ticket, self.traffic = ticket, traffic
 
         async def run(self):
@@ -261,7 +261,7 @@ async def test_an_axon_has_one_buffer_whoever_answers_there(monkeypatch, tickets
     leased = []
 
     class Leasing:
-        def __init__(self, client, ticket, parcels, limits, traffic, lease):
+        def __init__(self, client, ticket, blobs, limits, traffic, lease):
             self.ticket, self.lease = ticket, lease
 
         async def run(self):

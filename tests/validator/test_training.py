@@ -37,10 +37,10 @@ def moved(training, steps=2):
 def received(training, snapshot):
     """What a miner has after reading the snapshot."""
     schema = training.config.model.shape.schema()
-    which = codec.get(snapshot.parcel.ref.codec)
-    header, data = snapshot.parcel.header, snapshot.parcel.data
-    assert snapshot.parcel.ref.digest == blob_digest(header, data)
-    assert snapshot.parcel.ref.length == len(header) + data.nbytes
+    which = codec.get(snapshot.blob.ref.codec)
+    header, data = snapshot.blob.header, snapshot.blob.data
+    assert snapshot.blob.ref.digest == blob_digest(header, data)
+    assert snapshot.blob.ref.length == len(header) + data.nbytes
     return FlatState(schema, which.decode(read_header(header[8:], schema, which.dtype), schema, data))
 
 
@@ -83,7 +83,7 @@ def test_a_continuation_is_bit_identical(training):
     for each in (training, again):
         moved(each)
     assert torch.equal(again.weights.flat, training.weights.flat)
-    assert again.snapshot().parcel.ref == training.snapshot().parcel.ref
+    assert again.snapshot().blob.ref == training.snapshot().blob.ref
 
 
 def test_weights_that_are_not_those_the_state_names_are_refused(training):

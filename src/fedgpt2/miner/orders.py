@@ -14,6 +14,7 @@ from fedgpt2.codec import Codec
 from fedgpt2.config import Limits
 from fedgpt2.errors import Reason, Refused
 from fedgpt2.protocol.messages import STRATEGY, BlobRef, Order
+from fedgpt2.protocol.tensors import PREFIX
 from fedgpt2.types import Hotkey, ModelShape, Schema, WorkId
 
 __all__ = [
@@ -32,7 +33,6 @@ MANIFEST_CODEC = "json"
 MANIFEST_BYTES = 8 << 20  # RefinedWeb's manifest names 5,534 files in 0.8 MB
 _MOST_LAYERS = 1024
 _MOST_WIDTH = 1 << 20  # of embedding, context and vocabulary alike
-_PREFIX = 8  # bytes that give a body's header length
 _LONGEST_BUDGET = 86400.0
 
 
@@ -174,7 +174,7 @@ def _state_codec(order: Order, schema: Schema, limits: Limits) -> Codec:
         raise Refused(Reason.UNSUPPORTED_CODEC, "a state in parts or as a delta; one full blob is taken here")
     state = order.state[0]
     known = codec.get(state.codec)
-    header = state.length - known.data_bytes(schema) - _PREFIX
+    header = state.length - known.data_bytes(schema) - PREFIX
     if not 2 <= header <= limits.header_bytes:
         raise Refused(Reason.WRONG_STATE, f"{state.length} bytes cannot be this model in {known.name}")
     return known

@@ -8,11 +8,10 @@ import torch
 from fedgpt2.miner.orders import answer_codec
 from fedgpt2.model.state import FlatState
 from fedgpt2.network.blobs import Blob
-from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import BlobRef, Contribution, Order
 from fedgpt2.types import WorkId
 
-__all__ = ["HonestPacker", "Outcome", "Packer", "describe", "make_blob"]
+__all__ = ["HonestPacker", "Outcome", "Packer", "describe"]
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,8 @@ class HonestPacker:
         if codec.dtype == "BF16" and (self._rounded is None or self._rounded.shape != gradient.flat.shape):
             self._rounded = torch.empty(gradient.flat.shape, dtype=torch.bfloat16)
         data = codec.encode(gradient.flat, self._rounded)
-        blob = make_blob(codec.name, codec.header(gradient.schema), data)
+        blob = Blob.of(codec.name, codec.header(gradient.schema), data, threads=torch.get_num_threads())
         return describe(order, work_id, result, blob.ref), blob
-
-
-def make_blob(codec: str, header: bytes, data: memoryview) -> Blob:
-    """A blob of a header and a data region, digest included; nothing is copied."""
-    digest = blob_digest(header, data, threads=torch.get_num_threads())
-    return Blob(BlobRef(digest=digest, length=len(header) + data.nbytes, codec=codec), header, data)
 
 
 def describe(order: Order, work_id: WorkId, result: Outcome, blob: BlobRef) -> Contribution:

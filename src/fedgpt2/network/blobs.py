@@ -18,7 +18,7 @@ from fedgpt2.errors import NetworkError, PeerError, ProtocolError, Reason
 from fedgpt2.network.straight import LEAST, Link, read_straight
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import BlobRef
-from fedgpt2.protocol.tensors import header_length
+from fedgpt2.protocol.tensors import PREFIX, header_length
 
 __all__ = ["HEADERLESS", "LONGEST_SLICE", "SLICE_BYTES", "Blob", "Incoming", "pump"]
 
@@ -27,7 +27,6 @@ LONGEST_SLICE = 4 << 20  # fewer switches between connections where a link takes
 _AT_ONCE = 0.1  # seconds
 HEADERLESS = "json"  # the codec of manifests: the body is the document itself
 _SEGMENT = 4 << 20  # bytes hashed at a time: long enough to outweigh the change of thread, short enough for the cache
-_PREFIX = 8
 
 
 @dataclass(frozen=True)
@@ -164,14 +163,14 @@ class Incoming:
             return view
         taken = view[: self._header_end() - len(self._head)]
         self._head += taken
-        if len(self._head) >= _PREFIX and len(self._head) == self._header_end():
-            self._open(bytes(self._head[_PREFIX:]))
+        if len(self._head) >= PREFIX and len(self._head) == self._header_end():
+            self._open(bytes(self._head[PREFIX:]))
         return view[taken.nbytes :]
 
     def _header_end(self) -> int:
-        if len(self._head) < _PREFIX:
-            return _PREFIX
-        end = _PREFIX + header_length(bytes(self._head[:_PREFIX]), self._header_limit)
+        if len(self._head) < PREFIX:
+            return PREFIX
+        end = PREFIX + header_length(bytes(self._head[:PREFIX]), self._header_limit)
         if end > self.ref.length:
             raise ProtocolError(f"header ends at {end} of {self.ref.length} bytes", Reason.WRONG_LENGTH)
         return end

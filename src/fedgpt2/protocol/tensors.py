@@ -13,11 +13,11 @@ from math import prod
 from fedgpt2.errors import ProtocolError, Reason
 from fedgpt2.types import Schema
 
-__all__ = ["ITEM_BYTES", "Layout", "data_bytes", "header_length", "read_header", "write_header"]
+__all__ = ["ITEM_BYTES", "PREFIX", "Layout", "data_bytes", "header_length", "read_header", "write_header"]
 
 ITEM_BYTES: Mapping[str, int] = {"F32": 4, "BF16": 2}
 _ALIGNMENT = 64  # data begins on a cache line, so that views of it are aligned
-PREFIX = 8
+PREFIX = 8  # bytes before a header, which say its length
 
 
 @dataclass(frozen=True)

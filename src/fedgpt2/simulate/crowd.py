@@ -27,11 +27,11 @@ from fedgpt2.errors import Reason, Refused
 from fedgpt2.gradient.strategy import Strategy
 from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.state import FlatState
+from fedgpt2.network.blobs import Blob
 from fedgpt2.protocol.messages import Order
 from fedgpt2.protocol.tensors import PREFIX, read_header
 from fedgpt2.simulate.arrival import Body
 from fedgpt2.types import ModelShape, Schema
-from fedgpt2.validator.peers import Parcel
 
 __all__ = ["Behaviour", "Crowd", "Engine", "Task", "as_asked"]
 
@@ -98,12 +98,12 @@ class Crowd:
         self._bodies = _rows(miners, engine.schema, answer)
         self._answered: list[int] = []
 
-    def weights(self, parcel: Parcel) -> FlatState:
-        """The weights in a state parcel, as every miner decodes them; fp32 is the parcel's own memory."""
-        which, schema = codec.get(parcel.ref.codec), self._engine.schema
-        layout = read_header(parcel.header[PREFIX:], schema, which.dtype)
+    def weights(self, blob: Blob) -> FlatState:
+        """The weights in a state blob, as every miner decodes them; fp32 is the blob's own memory."""
+        which, schema = codec.get(blob.ref.codec), self._engine.schema
+        layout = read_header(blob.header[PREFIX:], schema, which.dtype)
         out = None if self._decoded is None else self._decoded.flat
-        return FlatState(schema, which.decode(layout, schema, parcel.data, out))
+        return FlatState(schema, which.decode(layout, schema, blob.data, out))
 
     def begin(self) -> None:
         """A new round: nobody has answered."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from fedgpt2.aggregation.pipeline import PIPELINES
 from fedgpt2.errors import PeerError, Reason, Refused, UsageError
 from fedgpt2.gradient.strategy import Result, Strategy
-from fedgpt2.miner.packer import Outcome, describe, make_blob
+from fedgpt2.miner.packer import Outcome, describe
 from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.state import FlatState
 from fedgpt2.network.blobs import Blob
@@ -78,7 +78,7 @@ class Hostile:
         if isinstance(reply, PeerError):
             self._task.stop.wait()
             raise reply
-        blob = make_blob(reply.codec, reply.header, reply.data)
+        blob = Blob.of(reply.codec, reply.header, reply.data, threads=torch.get_num_threads())
         contribution = describe(order, work_id, result, blob.ref)
         return msgspec.structs.replace(contribution, parent=reply.parent), blob
 
@@ -141,5 +141,5 @@ class _Drip(Blob):
 
 
 def _drip(order: Order, work_id: WorkId, result: Outcome, reply: Reply) -> tuple[Contribution, Blob]:
-    whole = make_blob(reply.codec, reply.header, reply.data)
+    whole = Blob.of(reply.codec, reply.header, reply.data, threads=torch.get_num_threads())
     return describe(order, work_id, result, whole.ref), _Drip(whole.ref, whole.header, whole.data)

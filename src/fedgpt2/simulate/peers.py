@@ -24,6 +24,7 @@ from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import Culprit, NetworkError, NoMinersError, PeerError, Reason, Refused
 from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.model.state import FlatState
+from fedgpt2.network.blobs import Blob
 from fedgpt2.network.threads import off_loop
 from fedgpt2.protocol.messages import Order
 from fedgpt2.simulate.arrival import Body, Claims, receive
@@ -31,7 +32,7 @@ from fedgpt2.simulate.crowd import Crowd, Engine
 from fedgpt2.simulate.roster import Roster, number
 from fedgpt2.simulate.scene import Liars, Reply, Scene
 from fedgpt2.types import Digest, Hotkey
-from fedgpt2.validator.peers import Outcome, Parcel, Seat, Ticket, Traffic
+from fedgpt2.validator.peers import Outcome, Seat, Ticket, Traffic
 
 __all__ = ["SimulatedPeers"]
 
@@ -71,12 +72,12 @@ class SimulatedPeers:
         return seats
 
     async def gather(
-        self, tickets: Sequence[Ticket], parcels: Mapping[Digest, Parcel], *, deadline: float, quorum: int
+        self, tickets: Sequence[Ticket], blobs: Mapping[Digest, Blob], *, deadline: float, quorum: int
     ) -> Sequence[Outcome]:
         """One outcome a ticket, in order. Cancelled, it stops computing within one block of the model."""
         halt = threading.Event()
         try:
-            return await off_loop(self._play, tickets, parcels, quorum, halt)
+            return await off_loop(self._play, tickets, blobs, quorum, halt)
         finally:
             halt.set()
 
@@ -92,10 +93,10 @@ class SimulatedPeers:
     # --- a round ---
 
     def _play(
-        self, tickets: Sequence[Ticket], parcels: Mapping[Digest, Parcel], quorum: int, halt: threading.Event
+        self, tickets: Sequence[Ticket], blobs: Mapping[Digest, Blob], quorum: int, halt: threading.Event
     ) -> list[Outcome]:
         began, number_ = time.monotonic(), tickets[0].order.round
-        weights = self.crowd.weights(parcels[Digest(tickets[0].order.state[0].digest)])
+        weights = self.crowd.weights(blobs[Digest(tickets[0].order.state[0].digest)])
         outcomes: dict[Hotkey, Outcome] = {}
         self.crowd.begin()
         for ticket in tickets:

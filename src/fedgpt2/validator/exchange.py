@@ -20,7 +20,7 @@ from fedgpt2.protocol.messages import Contribution, Envelope, Failure
 from fedgpt2.protocol.tensors import Layout, read_header
 from fedgpt2.types import Digest
 from fedgpt2.validator.admission import check_contribution
-from fedgpt2.validator.peers import Answer, Outcome, Parcel, Ticket, Traffic
+from fedgpt2.validator.peers import Answer, Outcome, Ticket, Traffic
 
 __all__ = ["Exchange"]
 
@@ -35,14 +35,14 @@ class Exchange:
         self,
         client: AxonClient,
         ticket: Ticket,
-        parcels: Mapping[Digest, Parcel],
+        blobs: Mapping[Digest, Blob],
         limits: Limits,
         traffic: Traffic,
         lease: Callable[[int], memoryview],
     ) -> None:
         self._client = client
         self._ticket = ticket
-        self._parcels = parcels
+        self._blobs = blobs
         self._limits = limits
         self._traffic = traffic
         self._lease = lease
@@ -87,7 +87,7 @@ class Exchange:
 
     async def _attempt(self) -> Answer:
         accepted = await self._client.post_order(self._ticket.envelope)
-        lacks = [(self._parcel(lack.digest), lack.have) for lack in accepted.lacks]
+        lacks = [(self._blob(lack.digest), lack.have) for lack in accepted.lacks]
         self._note_lacking(sum(max(0, blob.ref.length - have) for blob, have in lacks))
         for blob, have in lacks:
             await self._client.put_blob(blob, have)
@@ -109,11 +109,11 @@ class Exchange:
     def _elapsed(self) -> float:
         return time.monotonic() - self._began
 
-    def _parcel(self, digest: str) -> Blob:
-        parcel = self._parcels.get(Digest(digest))
-        if parcel is None:
+    def _blob(self, digest: str) -> Blob:
+        blob = self._blobs.get(Digest(digest))
+        if blob is None:
             raise ProtocolError(f"asks for a blob that no order names: {digest[:12]}", culprit=Culprit.MINER)
-        return Blob(parcel.ref, parcel.header, parcel.data)
+        return blob
 
     async def _answer(self) -> Envelope:
         while True:

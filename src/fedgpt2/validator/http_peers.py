@@ -17,11 +17,12 @@ from fedgpt2.identity.pins import KeyBook
 from fedgpt2.identity.signing import Signer
 from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.network.address import Address
+from fedgpt2.network.blobs import Blob
 from fedgpt2.network.client import AxonClient
 from fedgpt2.protocol.messages import Receipt
 from fedgpt2.types import Digest, Hotkey
 from fedgpt2.validator.exchange import Exchange
-from fedgpt2.validator.peers import Outcome, Parcel, Seat, Ticket, Traffic
+from fedgpt2.validator.peers import Outcome, Seat, Ticket, Traffic
 
 __all__ = ["HttpPeers"]
 
@@ -148,12 +149,12 @@ class HttpPeers:
     # --- a round ---
 
     async def gather(
-        self, tickets: Sequence[Ticket], parcels: Mapping[Digest, Parcel], *, deadline: float, quorum: int
+        self, tickets: Sequence[Ticket], blobs: Mapping[Digest, Blob], *, deadline: float, quorum: int
     ) -> Sequence[Outcome]:
-        """One outcome a ticket, in order; no transfer of `parcels` is under way when this returns."""
+        """One outcome a ticket, in order; no transfer of `blobs` is under way when this returns."""
         traffic = [Traffic() for _ in tickets]
         tasks = [
-            asyncio.create_task(self._exchange(ticket, parcels, spent))
+            asyncio.create_task(self._exchange(ticket, blobs, spent))
             for ticket, spent in zip(tickets, traffic, strict=True)
         ]
         try:
@@ -167,10 +168,8 @@ class HttpPeers:
             for ticket, task, spent in zip(tickets, tasks, traffic, strict=True)
         ]
 
-    async def _exchange(self, ticket: Ticket, parcels: Mapping[Digest, Parcel], traffic: Traffic) -> Outcome:
-        exchange = Exchange(
-            self._clients[ticket.seat.axon], ticket, parcels, self._limits, traffic, self._buffer(ticket)
-        )
+    async def _exchange(self, ticket: Ticket, blobs: Mapping[Digest, Blob], traffic: Traffic) -> Outcome:
+        exchange = Exchange(self._clients[ticket.seat.axon], ticket, blobs, self._limits, traffic, self._buffer(ticket))
         outcome = await exchange.run()
         if not outcome.answered and outcome.failure is not None and outcome.failure.reason in _ABSENT:
             self._lost(ticket.seat.axon, str(outcome.failure))

@@ -11,10 +11,11 @@ from fedgpt2.data.assignment import Assignment as Share
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import EmptyShareError
 from fedgpt2.identity.signing import Signer
+from fedgpt2.network.blobs import Blob
 from fedgpt2.protocol.digests import work_id
 from fedgpt2.protocol.messages import Assignment, BlobRef, Caps, Order
 from fedgpt2.types import Digest, ModelShape
-from fedgpt2.validator.peers import Parcel, Seat, Ticket
+from fedgpt2.validator.peers import Seat, Ticket
 
 __all__ = ["OrderBook"]
 
@@ -27,7 +28,7 @@ class OrderBook:
     run_id: str
     model: ModelShape
     corpus: Corpus
-    manifest: Parcel
+    manifest: Blob
     answer_codec: Codec
     windows: int
     budget_seconds: float

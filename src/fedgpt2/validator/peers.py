@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedgpt2.errors import PeerError
-from fedgpt2.protocol.messages import BlobRef, Contribution, Envelope, Order
+from fedgpt2.network.blobs import Blob
+from fedgpt2.protocol.messages import Contribution, Envelope, Order
 from fedgpt2.protocol.tensors import Layout
 from fedgpt2.types import Digest, Hotkey, WorkId
 
-__all__ = ["Answer", "Outcome", "Parcel", "Peers", "Seat", "Ticket", "Traffic"]
+__all__ = ["Answer", "Outcome", "Peers", "Seat", "Ticket", "Traffic"]
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,6 @@ class Ticket:
     envelope: Envelope
     work_id: WorkId
     tokens: int
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """A body that orders name: its reference, header and data region (a view, never a copy)."""
-
-    ref: BlobRef
-    header: bytes
-    data: memoryview
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,7 @@ class Peers(Protocol):
         ...
 
     async def gather(
-        self, tickets: Sequence[Ticket], parcels: Mapping[Digest, Parcel], *, deadline: float, quorum: int
+        self, tickets: Sequence[Ticket], blobs: Mapping[Digest, Blob], *, deadline: float, quorum: int
     ) -> Sequence[Outcome]:
         """Order from all at once; one outcome a ticket, in order.
 

@@ -34,14 +34,14 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     seats = seat_slots(run, present, number)
     clock = Clock()
     snapshot = await off_loop(training.snapshot)
-    writing = off_loop(run.orders.write, number, attempt, snapshot.model, snapshot.parcel.ref, seats)
+    writing = off_loop(run.orders.write, number, attempt, snapshot.model, snapshot.blob.ref, seats)
     tickets = await unless(stop, writing)
-    parcels = {Digest(p.ref.digest): p for p in (snapshot.parcel, run.orders.manifest)}
+    blobs = {Digest(blob.ref.digest): blob for blob in (snapshot.blob, run.orders.manifest)}
     clock.mark("snapshot")
 
     # 4  order from all at once; gather until the deadline or the quorum
     enough = quorum(config.aggregation.rule, len(tickets), config.round.quorum)
-    gathering = run.peers.gather(tickets, parcels, deadline=config.round.deadline, quorum=enough)
+    gathering = run.peers.gather(tickets, blobs, deadline=config.round.deadline, quorum=enough)
     outcomes = await unless(stop, gathering)
     clock.gathered([outcome.traffic for outcome in outcomes])
 

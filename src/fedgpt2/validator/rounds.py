@@ -15,15 +15,14 @@ from fedgpt2.data.pages import Pool
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import UsageError
 from fedgpt2.identity.signing import Signer
+from fedgpt2.network.blobs import HEADERLESS, Blob
 from fedgpt2.network.loop import Stop
 from fedgpt2.observe.observer import Observer
-from fedgpt2.protocol.digests import blob_digest
-from fedgpt2.protocol.messages import BlobRef
 from fedgpt2.ranking.replay import otherwise_ranked, read_rows, replay
 from fedgpt2.validator.absences import Absences
 from fedgpt2.validator.orders import OrderBook
 from fedgpt2.validator.patience import Stopped
-from fedgpt2.validator.peers import Parcel, Peers
+from fedgpt2.validator.peers import Peers
 from fedgpt2.validator.rank import check_ranking
 from fedgpt2.validator.round import run_round
 from fedgpt2.validator.run import Run, Standings
@@ -67,7 +66,7 @@ def build_run(
         run_id=directory.run_id,
         model=config.model.shape,
         corpus=corpus,
-        manifest=_manifest_parcel(corpus.manifest),
+        manifest=Blob.of(HEADERLESS, b"", memoryview(corpus.manifest.to_bytes())),
         answer_codec=codec.get(config.codec.gradient),
         windows=config.data.windows,
         budget_seconds=config.round.deadline,
@@ -77,11 +76,6 @@ def build_run(
     rows = read_rows(rounds)
     standings = Standings(replay(rows).table, len(otherwise_ranked(rows)))
     return Run(config, directory, training, corpus, orders, peers, report, Absences.of(rounds), standings)
-
-
-def _manifest_parcel(manifest: Manifest) -> Parcel:
-    data = manifest.to_bytes()
-    return Parcel(BlobRef(digest=blob_digest(data), length=len(data), codec="json"), b"", memoryview(data))
 
 
 async def run_rounds(run: Run, done: int, stop: Stop, observer: Observer) -> int | None:

@@ -19,13 +19,12 @@ from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.model.hardware import native_precision
 from fedgpt2.model.loss import mean_loss
 from fedgpt2.model.state import FlatState
+from fedgpt2.network.blobs import Blob
 from fedgpt2.optim.schedule import learning_rate
 from fedgpt2.optim.server import build
-from fedgpt2.protocol.digests import blob_digest, model_digest
-from fedgpt2.protocol.messages import BlobRef
+from fedgpt2.protocol.digests import model_digest
 from fedgpt2.ranking.evidence import Free
 from fedgpt2.types import Digest
-from fedgpt2.validator.peers import Parcel
 
 __all__ = ["Snapshot", "Training"]
 
@@ -42,7 +41,7 @@ class Snapshot:
     """The weights as they are broadcast this round: their digest, and the body all miners share."""
 
     model: Digest
-    parcel: Parcel
+    blob: Blob
 
 
 class Training:
@@ -79,9 +78,7 @@ class Training:
         """Encode and digest the weights once, for all miners."""
         data = self.codec.encode(self._refresh().flat, self._body)
         header = self.codec.header(self._schema)
-        digest = blob_digest(header, data, threads=2)
-        ref = BlobRef(digest=digest, length=len(header) + data.nbytes, codec=self.codec.name)
-        return Snapshot(self.digest(), Parcel(ref, header, data))
+        return Snapshot(self.digest(), Blob.of(self.codec.name, header, data, threads=2))
 
     def digest(self) -> Digest:
         """Digest of the broadcast weights."""

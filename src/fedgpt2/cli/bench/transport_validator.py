@@ -24,16 +24,15 @@ from fedgpt2.identity.wallet import open_hotkey
 from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.model.hardware import prepare
 from fedgpt2.network.address import parse
+from fedgpt2.network.blobs import HEADERLESS, Blob
 from fedgpt2.network.client import open_session
 from fedgpt2.network.loop import run
 from fedgpt2.network.threads import off_loop
-from fedgpt2.protocol.digests import blob_digest
-from fedgpt2.protocol.messages import BlobRef
 from fedgpt2.types import Digest
 from fedgpt2.validator.admission import admit
 from fedgpt2.validator.http_peers import HttpPeers
 from fedgpt2.validator.orders import OrderBook
-from fedgpt2.validator.peers import Outcome, Parcel
+from fedgpt2.validator.peers import Outcome
 from fedgpt2.validator.training import Training
 
 __all__ = ["main"]
@@ -92,13 +91,12 @@ async def _peers(config: ValidatorConfig, signer: Signer) -> AsyncIterator[HttpP
 
 def _orders(config: ValidatorConfig, signer: Signer, corpus: Corpus) -> OrderBook:
     manifest = corpus.manifest.to_bytes()
-    ref = BlobRef(digest=blob_digest(manifest), length=len(manifest), codec="json")
     return OrderBook(
         signer=signer,
         run_id=_RUN_ID,
         model=config.model.shape,
         corpus=corpus,
-        manifest=Parcel(ref, b"", memoryview(manifest)),
+        manifest=Blob.of(HEADERLESS, b"", memoryview(manifest)),
         answer_codec=codec.get(config.codec.gradient),
         windows=config.data.windows,
         budget_seconds=config.round.deadline,
@@ -123,9 +121,9 @@ class _Traveller:
         self._attempt += 1
         start = time.perf_counter()
         snapshot = await off_loop(self._training.snapshot)
-        tickets = await off_loop(self._orders.write, _ROUND, self._attempt, snapshot.model, snapshot.parcel.ref, seated)
-        parcels = {Digest(parcel.ref.digest): parcel for parcel in (snapshot.parcel, self._orders.manifest)}
-        outcomes = await self._peers.gather(tickets, parcels, deadline=self._config.round.deadline, quorum=len(tickets))
+        tickets = await off_loop(self._orders.write, _ROUND, self._attempt, snapshot.model, snapshot.blob.ref, seated)
+        blobs = {Digest(blob.ref.digest): blob for blob in (snapshot.blob, self._orders.manifest)}
+        outcomes = await self._peers.gather(tickets, blobs, deadline=self._config.round.deadline, quorum=len(tickets))
         seconds = time.perf_counter() - start
         await off_loop(self._step, outcomes)
         return {
