@@ -65,6 +65,12 @@ def test_another_word_is_bad_usage(device):
         hardware.resolve(device)
 
 
+def test_a_big_endian_machine_is_told_so(monkeypatch):
+    monkeypatch.setattr(sys, "byteorder", "big")
+    with pytest.raises(DeviceError, match="big-endian"):
+        hardware.prepare("cpu")
+
+
 def test_unknown_precision_is_bad_usage():
     with pytest.raises(UsageError, match="auto, bf16, fp32"):
         hardware.arithmetic(torch.device("cpu"), "fp8")

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load as safetensors_load
 
-from fedgpt2.errors import ProtocolError, Reason
 from fedgpt2.model.state import FlatState
 from fedgpt2.types import ModelShape
 
@@ -42,20 +41,6 @@ def test_memory_is_the_buffer_itself():
     assert state.flat[0] == 2.5
 
 
-def test_from_buffer_copies_nothing_and_respects_the_offset():
-    body = bytearray(8 + 48)
-    state = FlatState.from_buffer(SCHEMA, memoryview(body)[8:])
-    state.views["h.2"].fill_(1.0)
-    assert body[-4:] == np.float32(1.0).tobytes()
-    body[8:12] = np.float32(7.0).tobytes()
-    assert state.flat[0] == 7.0
-
-
-def test_from_buffer_keeps_the_bytes_alive():
-    state = FlatState.from_buffer(SCHEMA, memoryview(bytearray(np.arange(12, dtype="<f4").tobytes())))
-    assert state.flat.tolist() == list(range(12))
-
-
 def test_data_region_is_safetensors_data():
     shape = ModelShape(n_layer=1, n_head=1, n_embd=4, block_size=4, vocab_size=7)
     state = FlatState(shape.schema(), torch.randn(sum(map(np.prod, shape.schema().values()))))
@@ -66,18 +51,6 @@ def test_data_region_is_safetensors_data():
     text = str(header).replace("'", '"').encode()
     loaded = safetensors_load(len(text).to_bytes(8, "little") + text + bytes(state.memory()))
     assert all(torch.equal(loaded[name], view) for name, view in state.views.items())
-
-
-@pytest.mark.parametrize("size", [0, 44, 47, 52])
-def test_from_buffer_refuses_another_length(size):
-    with pytest.raises(ProtocolError) as caught:
-        FlatState.from_buffer(SCHEMA, memoryview(bytearray(size)))
-    assert caught.value.reason is Reason.WRONG_LENGTH
-
-
-def test_from_buffer_refuses_read_only_bytes():
-    with pytest.raises(ValueError, match="writable"):
-        FlatState.from_buffer(SCHEMA, memoryview(bytes(48)))
 
 
 @pytest.mark.parametrize("flat", [torch.zeros(11), torch.zeros(12, dtype=torch.float64), torch.zeros(24)[::2]])

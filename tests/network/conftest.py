@@ -17,7 +17,16 @@ from fedgpt2.identity.signing import Signer
 from fedgpt2.network.address import Address
 from fedgpt2.network.blobs import Blob, Incoming
 from fedgpt2.network.client import AxonClient, open_session
-from fedgpt2.network.http import Server, hold_body, read_message, receive_blob, refusals, send_blob, taken_response
+from fedgpt2.network.http import (
+    Handler,
+    Server,
+    hold_body,
+    read_message,
+    receive_blob,
+    refusal_response,
+    send_blob,
+    taken_response,
+)
 from fedgpt2.protocol.messages import Accepted, Envelope, Info, Lack, WorkStatus, decode, encode
 from fedgpt2.protocol.tensors import write_header
 
@@ -53,6 +62,15 @@ def request_head(method: str, target: str, extra: dict[str, str], byte: int = 1,
     headers = signer(byte).headers(method, target, receiver=signer(receiver).hotkey) | {"Host": "axon"} | extra
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+@web.middleware
+async def refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every PeerError of a handler becomes its refusal, as a miner's axon does it."""
+    try:
+        return await handler(request)
+    except PeerError as error:
+        return refusal_response(error)
 
 
 @dataclass

@@ -118,4 +118,3 @@ def test_moments_are_those_of_their_definitions(shape):
     apart = torch.cdist(vectors_, vectors_, compute_mode="donot_use_mm_for_euclid_dist").numpy()
     np.testing.assert_allclose(of.span.distances(), apart, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(of.span.norms(), vectors_.norm(dim=1).numpy(), rtol=1e-5)
-    assert of.typical() == pytest.approx(float(rows_.norm(dim=1).median()), rel=1e-5)

@@ -34,8 +34,11 @@ _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 def prepare(device: str, threads: int = 0) -> torch.device:
     """Resolve `device` and set this process up for it; call once, before other threads compute.
 
-    `threads` of tensor arithmetic, 0 for one a core. Raises DeviceError or UsageError as `resolve` does.
+    `threads` of tensor arithmetic, 0 for one a core. Raises DeviceError or UsageError as `resolve` does, and
+    DeviceError where numbers are not stored as they travel.
     """
+    if sys.byteorder != "little":
+        raise DeviceError("this machine is big-endian; weights and gradients travel and live in little-endian numbers")
     resolved = resolve(device)
     set_threads(threads)
     if resolved.type == "cpu":

@@ -5,7 +5,6 @@ other in ASCII name order. So a received body, the model's weights, its gradient
 same bytes, and none of them is ever copied on a CPU.
 """
 
-import sys
 from collections.abc import Mapping
 from math import prod
 from types import MappingProxyType
@@ -16,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedgpt2.errors import ProtocolError, Reason, SetupError
 from fedgpt2.types import Schema
 
 __all__ = ["FlatState"]
@@ -47,23 +45,6 @@ class FlatState:
         self.schema = MappingProxyType(ordered)
         self.flat = flat.detach()
         self.views = MappingProxyType(_split(self.flat, ordered))
-
-    @classmethod
-    def from_buffer(cls, schema: Schema, data: memoryview) -> "FlatState":
-        """A state over the bytes of `data` (writable, little-endian fp32), without a copy.
-
-        `data` is the data region of a body; it stays alive as long as the state does.
-        Raises ProtocolError (wrong_length) when it is not exactly the schema's size.
-        """
-        if sys.byteorder != "little":
-            raise SetupError("this machine is big-endian; states travel and live in little-endian fp32")
-        raw = data.cast("B") if data.format != "B" or data.ndim != 1 else data
-        expected = 4 * sum(prod(shape) for shape in schema.values())
-        if raw.nbytes != expected:
-            raise ProtocolError(f"{raw.nbytes} bytes of tensors, expected {expected}", Reason.WRONG_LENGTH)
-        if raw.readonly:
-            raise ValueError("a state needs a writable buffer")
-        return cls(schema, torch.frombuffer(raw, dtype=torch.float32))
 
     @property
     def device(self) -> torch.device:

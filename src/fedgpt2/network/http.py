@@ -27,7 +27,6 @@ __all__ = [
     "read_message",
     "receive_blob",
     "refusal_response",
-    "refusals",
     "send_blob",
     "taken_response",
 ]
@@ -61,15 +60,6 @@ def refusal_response(error: PeerError) -> web.Response:
     """The answer to a request that is refused: a RefusalBody, with the status of its reason."""
     body = encode(RefusalBody(reason=error.reason.value, detail=error.detail))
     return _Refusal(status=http_status(error.reason), body=body, content_type="application/json")
-
-
-@web.middleware
-async def refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Middleware: every PeerError of a handler becomes its refusal."""
-    try:
-        return await handler(request)
-    except PeerError as error:
-        return refusal_response(error)
 
 
 async def hold_body(request: web.Request) -> None:

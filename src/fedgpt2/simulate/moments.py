@@ -36,10 +36,6 @@ class Moments:
         """The h gradients alone."""
         return self.span.mixed(np.eye(self.h, self.span.m))
 
-    def typical(self) -> float:
-        """The median of the h norms, the lower one of two."""
-        return float(np.sort(self.honest.norms())[(self.h - 1) // 2])
-
     def point(self, mean: float, std: float = 0.0, along: Sequence[float] = ()) -> Float64:
         """Coefficients, one a vector of the span, of mean * mean + std * std + sum_j along_j direction_j."""
         coefficients = np.zeros(self.span.m)
