@@ -5,7 +5,7 @@
     M = median of t o                            t tokens assigned; the last audits of those compared, if recent
     r_i = clip(t_i o_i / max(M, FAINT t_i), LOWEST, HIGHEST)      as a part of what a miner shows at that time
     O_i = mean of r_i over its audits, the last MEMORY or so
-    T_i = (k O_i + q m) / (k + q)                k audits, m = max(1/2, median of O), over those compared
+    T_i = (k O_i + q m) / (k + q)                k audits, m = max(1/2, median of O), over all that are looked at
     asked = clip(2 M / (u TELLING) - 1, 0, 1)    q = (u TELLING / M)^2, u the median of t
     grounded_i = 1 - asked (1 - clip((T_i / m - LEAST) / (ENOUGH - LEAST), 0, 1))
 
@@ -17,14 +17,15 @@ windows are; TELLING is what is granted to it. Neither term of o_i is biased: g 
 
 o_i grows several times over as g shrinks with training, so an audit is held to those of its time, and not a miner that
 was last audited early to one that was audited since. Recent are the last audits of the RECENT part of them, and of all
-that were audited as late as one of these: a quarter of the miners has no majority there, however often it is audited.
+that were audited as late as one of these: a quarter of the miners has no majority there, however often it is audited,
+once most of the others have been.
 
 Chance is why no single audit says more than HIGHEST or less than LOWEST. LOWEST is the nearer to 0, for one bad audit
 in a few would take an honest miner's name; what that leaves to chance as loud as M is below LEAST, on the mean. And it
 is why few audits are drawn towards the median, as by q more that say just that: one where honest noise hardly shows,
 next to none where it is loud and a single audit tells. M below half of TELLING asks nobody for anything: batches are
 then too large to hold noise that shows; from there to TELLING they are asked for more and more. ENOUGH is well above a
-half, or one batch of two miners' texts could be sent in both names. A lucky audit of eight is less than LEAST.
+half, or one batch of two miners' texts could be sent in both names. A lucky audit of eight is hardly LEAST.
 
 After the proof of computation of Lidin et al., "Incentivizing permissionless distributed learning of LLMs" (2025, arXiv
 2505.21684), which compares assigned with random text in the same way; here it multiplies a score that all have.
