@@ -1,6 +1,6 @@
 """Who ends above whom: every attack of the arena under the ranking, from the first round.
 
-    .venv/bin/python benchmarks/ranking_arena.py [--jobs 2] [--seeds 1 2 3] [--only TEXT ...] [--page FILE] [--json]
+    .venv/bin/python benchmarks/ranking_arena.py [--jobs 2] [--seeds 1 2 3] [--only TEXT ...] [--page FILE] [--log TEXT] [--json]
 
 Trains `nano` on the embedded text for 30 rounds with 12 miners, 3 of them hostile, once an attack and seed: runs of
 `fedgpt2 simulate`. Each finished one is a file in the state folder, so an interruption loses only those that run. When
@@ -84,7 +84,7 @@ def main() -> int:
     document = _document(rows, results)
     print(json.dumps(document, indent=2) if arguments.json else "\n".join(table(rows)))
     if len(results) == len(cells):
-        _write(document, rows, arguments.page, console)
+        _write(document, rows, arguments, console)
     for failure in failed:
         console.print(f"{failure.name}: {failure.said}", style="red", highlight=False)
     return 0 if not failed and document["holds"] else 1
@@ -170,9 +170,10 @@ def _number(value: str | float) -> str | float | None:
     return None if value == math.inf else value
 
 
-def _write(document: Mapping[str, Any], rows: Sequence[Row], page: Path | None, console: Console) -> None:
-    now = datetime.now(UTC)
-    entry = {"date": now.isoformat(timespec="seconds"), "command": "python benchmarks/ranking_arena.py"}
+def _write(document: Mapping[str, Any], rows: Sequence[Row], arguments: argparse.Namespace, console: Console) -> None:
+    now, page = datetime.now(UTC), arguments.page
+    command = f"python benchmarks/ranking_arena.py --seeds {' '.join(map(str, arguments.seeds))}"
+    entry = {"date": now.isoformat(timespec="seconds"), "command": command, "log": arguments.log}
     console.print(f"wrote {record.write('ranking-arena', {**entry, **document}, now)}", highlight=False)
     if page is not None:
         page.write_text(woven(page.read_text(), "\n".join(table(rows)), (BEGIN, END)))
@@ -187,6 +188,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="run only those with this in their name")
     parser.add_argument("--state", type=Path, default=STATE, help="folder of finished runs")
     parser.add_argument("--page", type=Path, help="Markdown file with markers for the table")
+    parser.add_argument("--log", default="", help="for the record: what else ran on the machine")
     parser.add_argument("--json", action="store_true", help="print the record")
     return parser.parse_args()
 
