@@ -1,6 +1,6 @@
 """Who ends above whom: every attack of the arena under the ranking, from the first round.
 
-    .venv/bin/python benchmarks/ranking_arena.py [--jobs 2] [--seeds 1 2 3] [--only TEXT ...] [--page FILE] [--log TEXT] [--json]
+    .venv/bin/python benchmarks/ranking_arena.py [--jobs 2] [--seeds 1 2 3] [--only TEXT ...] [--page FILE] [--json]
 
 Trains `nano` on the embedded text for 30 rounds with 12 miners, 3 of them hostile, once an attack and seed: runs of
 `fedgpt2 simulate`. Each finished one is a file in the state folder, so an interruption loses only those that run. When
