@@ -76,7 +76,9 @@ def test_the_board_adds_up() -> None:
     board = Board()
     board.start(read_facts(FACTS))
     for number in (1, 2, 3):
-        board.add(read_row(row(number, 9.0 if number == 2 else None, applied=number != 3)))
+        said = row(number, 9.0 if number == 2 else None, applied=number != 3)
+        board.add(read_row(said | ({"initial_val_loss": 10.8} if number == 1 else {})))
+    assert board.initial == 10.8
     assert board.train == [(1, 10.75), (2, 10.5), (3, 10.25)]
     assert board.held_out == [(2, 9.0)]
     assert (board.tokens, board.seconds, board.bytes_down, board.kept) == (3072, 4.5, 6_000_000, 1)

@@ -47,15 +47,13 @@ def report(folder: Path, crew: Crew, board: Board, cast: Cast, out: TextIO) -> i
 
 def judge(board: Board, cast: Cast) -> Verdict:
     """Whether the model learned; the hostile miner was refused where it can be, and gained nothing where it cannot."""
-    # before its first step the validator measures its own loss on held-out windows as well
-    first = board.train[0][1] if board.train else None
     last = board.held_out[-1][1] if board.held_out else None
     missed = []
     if last is None:
         missed.append("no held-out loss was measured; give it more --seconds")
     elif last >= LEARNED:
         missed.append(f"the held-out loss {last:.3f} is not below {LEARNED}")
-    return Verdict(first, last, (*missed, *_escapes(board, cast)))
+    return Verdict(board.initial, last, (*missed, *_escapes(board, cast)))
 
 
 def _escapes(board: Board, cast: Cast) -> Iterable[str]:

@@ -61,6 +61,7 @@ class Board:
 
     facts: Facts = field(default_factory=Facts)
     last: RoundRow | None = None
+    initial: float | None = None  # held-out loss before the first step
     train: list[tuple[int, float]] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
     accounts: dict[str, Account] = field(default_factory=dict)
@@ -87,6 +88,8 @@ class Board:
         self.last = row
         if row.train_loss is not None:
             self.train.append((row.round, row.train_loss))
+        if row.initial_val_loss is not None:
+            self.initial = row.initial_val_loss
         if row.val_loss is not None:
             self.held_out.append((row.round, row.val_loss))
         self.tokens += row.tokens

@@ -41,6 +41,7 @@ class RoundRow(Struct, frozen=True):
     applied: bool
     reason: str | None = None
     train_loss: float | None = None
+    initial_val_loss: float | None = None  # before the first step
     val_loss: float | None = None
     lr: float = 0.0
     tokens: int = 0
