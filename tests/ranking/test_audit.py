@@ -161,6 +161,12 @@ def test_one_bad_audit_does_not_cost_an_honest_miner_its_name() -> None:
     assert groundings(audited(honest | {"it": [1.0, 1.0, -40.0, 1.0]}))["it"] > 0.7
 
 
+def test_noise_as_loud_as_what_shows_is_told_from_it() -> None:
+    draw = np.random.default_rng(0)
+    liar, honest = (np.clip(draw.normal(mean, 1.0, 100_000), LOWEST, HIGHEST).mean() for mean in (0.0, 1.0))
+    assert 0.19 < liar / honest < 0.21 < LEAST
+
+
 @given(SEEDS, st.floats(1.05, 1.25))
 def test_when_audits_came_makes_no_difference_while_what_they_show_grows(seed: int, growth: float) -> None:
     """Ten are audited early and never since, the others all along: none is held to what it could not show then."""

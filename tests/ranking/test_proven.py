@@ -13,6 +13,7 @@ from fedgpt2.ranking.credit import Credit, credits
 from fedgpt2.ranking.evidence import Evidence, Free, as_row, read_evidence
 from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.ranking.proven import BOUND, FLOOR, FULL, LEAST, UNTOLD, bound, proof, shares, weighed
+from fedgpt2.ranking.reliability import Average
 from fedgpt2.ranking.table import Entry, Table, advance, fold, ranks
 from tests.ranking.worlds import MOMENT, evidence, noisy_rounds, refused, rule, shuffled
 
@@ -86,6 +87,15 @@ def test_no_single_round_says_more_than_twice_what_the_median_proved_before() ->
     worse = msgspec.structs.replace(rounds[-1].products, gradient=harmful)
     spoiled = fold([*rounds[:-1], msgspec.structs.replace(rounds[-1], products=worse)]).table
     assert _steps(before, spoiled)[0] == pytest.approx(-most)
+
+
+@pytest.mark.parametrize(("middle", "least", "most"), [(0.1, 3, 4), (0.025, 3, 4), (0.01, 12, 20)])
+def test_after_ten_ordinary_rounds_the_worst_one_is_soon_forgotten(middle: float, least: int, most: int) -> None:
+    mean, below = Average(), 0
+    for value in (*[middle] * 10, -bound([middle]), *[middle] * 40):
+        mean = mean.add(value, PROVEN.memory)
+        below += ramp(mean.value(0.0) / middle) < 1.0 - 1e-9
+    assert least <= below <= most
 
 
 def _steps(before: Table, after: Table) -> list[float]:

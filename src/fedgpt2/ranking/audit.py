@@ -6,11 +6,11 @@
     r_i = clip(t_i o_i / max(M, FAINT t_i), LOWEST, HIGHEST)      as a part of what a miner shows at that time
     O_i = mean of r_i over its audits, the last MEMORY or so
     T_i = (k O_i + q m) / (k + q)                k audits, m = max(1/2, median of O), over all that are looked at
-    asked = clip(2 M / (u TELLING) - 1, 0, 1)    q = (u TELLING / M)^2, u the median of t
+    asked = clip(2 M / (u TELLING) - 1, 0, 1)    q = (u TELLING / M)², u the median of t
     grounded_i = 1 - asked (1 - clip((T_i / m - LEAST) / (ENOUGH - LEAST), 0, 1))
 
 An honest gradient holds the noise of its own text, and lowers the loss of that text by more than of any other: o_i is
-about sigma^2 / (n |x_i| |g|), sigma^2 the variance of one window's gradient, n the windows; hence t. What was made
+about sigma² / (n |x_i| |g|), sigma² the variance of one window's gradient, n the windows; hence t. What was made
 without that text holds none of it, however good it is: a replay, a mean of the others' gradients, a copy behind noise,
 the gradient of somebody else's assignment. There o_i is 0 but for chance, which is how unlike that text and the scoring
 windows are; TELLING is what is granted to it. Neither term of o_i is biased: g knows nothing of either text.
