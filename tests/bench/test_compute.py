@@ -105,6 +105,9 @@ def test_the_report_carries_every_row_and_target(precision, steps, monkeypatch, 
     targets = sum("target" in note for note in document["notes"])
     assert targets == (5 if precision == "bf16" else 3) + (steps > 0)
     assert any("everything is fp32" in note for note in document["notes"]) == (precision == "fp32")
+    bare = 1 / document["ratios"][f"limit.{precision}/transformers.fp32"]
+    ceiling = f"the bare matmuls, limit.{precision}, would be {bare:.2f}x as fast as transformers.fp32"
+    assert ceiling in document["notes"]
 
 
 def test_where_bf16_is_emulated_nobody_computes_in_it():

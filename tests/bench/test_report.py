@@ -65,6 +65,18 @@ def test_the_machine_and_the_commit_are_one_line_each():
     assert "\n" not in commit()
 
 
+def test_the_machine_is_told_from_its_namesakes(tmp_path, monkeypatch):
+    known = tmp_path / "cpuinfo"
+    monkeypatch.setattr("fedgpt2.cli.bench.report._CPUINFO", known)
+    known.write_text(
+        "cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nflags\t: fpu avx512_bf16\n\nprocessor : 1\n"
+    )
+    assert hardware().startswith("AMD EPYC (family 25 model 17), ")
+    assert "avx512_bf16" in hardware()
+    known.unlink()
+    assert hardware().startswith("unknown CPU, ")
+
+
 def test_the_commit_is_unknown_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert commit() == "unknown"

@@ -244,6 +244,9 @@ def _notes(rows: Sequence[Row], field: Field, batch: Batch, steps: int) -> list[
         lines.append(f"{1 / times[f'fedgpt2/{_REFERENCE}']:.2f}x as fast as {_REFERENCE}")
     for peer, target in targets.items():
         lines.append(f"{1 / times[f'fedgpt2/{peer}']:.2f}x as fast as {peer} (target {target})")
+    limit = field.limit("fedgpt2")
+    bare = 1 / times[f"{limit}/{_REFERENCE}"]
+    lines.append(f"the bare matmuls, {limit}, would be {bare:.2f}x as fast as {_REFERENCE}")
     share = ours.peak_mb / by_name[_REFERENCE].peak_mb
     lines.append(f"{share:.2f} of the memory of {_REFERENCE}{'' if wide else ' (target 0.50)'}")
     for stage in ("initial", "trained") if steps else ("initial",):

@@ -21,6 +21,8 @@ from rich.table import Table
 
 __all__ = ["Row", "commit", "hardware", "interleave", "ratios", "report"]
 
+_CPUINFO = Path("/proc/cpuinfo")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -86,14 +88,18 @@ def ratios(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def hardware() -> str:
-    """This machine in one line: CPU, cores this process may use, what it has for bf16, memory."""
+    """This machine in one line: CPU, cores this process may use, what it has for bf16, memory.
+
+    Hosts hide a CPU's name, seldom its family and model: bf16 is twice as fast as fp32 on one, four times on the next.
+    """
     fields = _cpuinfo()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     flags = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in fields.get("flags", "").split()]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{fields.get('model name', 'unknown CPU')}, {usable} cores, {' '.join(flags) or 'no bf16'}, {memory:.0f} GiB"
-    )
+    cpu = fields.get("model name", "unknown CPU")
+    if "cpu family" in fields and "model" in fields:
+        cpu = f"{cpu} (family {fields['cpu family']} model {fields['model']})"
+    return f"{cpu}, {usable} cores, {' '.join(flags) or 'no bf16'}, {memory:.0f} GiB"
 
 
 def commit() -> str:
@@ -153,8 +159,7 @@ def _cell(value: float | str) -> str:
 
 
 def _cpuinfo() -> dict[str, str]:
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
+    if not _CPUINFO.exists():
         return {}
-    lines = path.read_text().split("\n\n")[0].splitlines()
+    lines = _CPUINFO.read_text().split("\n\n")[0].splitlines()
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
