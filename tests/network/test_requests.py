@@ -11,6 +11,7 @@ from fedgpt2.errors import Culprit, NetworkError, PeerError, ProtocolError, Reas
 from fedgpt2.identity.signing import Signer
 from fedgpt2.network import client as client_module
 from fedgpt2.network.address import Address
+from fedgpt2.network.blobs import Blob
 from fedgpt2.network.client import AxonClient, open_session
 from fedgpt2.protocol.messages import Info, RefusalBody, encode
 from tests.network.conftest import LIMITS, WORK_ID, make_blob, make_incoming, request_head, signer
@@ -218,6 +219,8 @@ async def test_a_message_that_is_cut_off_leaves_the_axon_well(axon, connect):
         (ok(b"<html>", "404 Not Found"), ProtocolError, Reason.BAD_MESSAGE),
         (ok(b'{"reason":"bored","detail":"x"}', "400 Bad"), Refused, Reason.BAD_MESSAGE),
         (ok(b'{"reason":"busy"}', "409 Conflict"), Refused, Reason.BUSY),
+        (ok(b'{"reason":"timed_out"}', "400 Bad"), NetworkError, Reason.TIMED_OUT),
+        (ok(b'{"reason":"cut_off"}', "400 Bad"), NetworkError, Reason.CUT_OFF),
         (ok(b"", "302 Found\r\nLocation: http://127.0.0.1/"), ProtocolError, Reason.BAD_MESSAGE),
         (ok(b"x" * 4097), ProtocolError, Reason.TOO_LARGE),
         (ok(b"x" * (1 << 17), "500 Oops"), ProtocolError, Reason.TOO_LARGE),
@@ -347,6 +350,35 @@ async def test_an_axon_that_never_invites_gets_the_blob_uninvited(serving, conne
     for _ in range(2):
         await client.put_blob(blob, 0)
     assert bodies == [(False, b"".join(blob.slices()))] * 2
+
+
+async def test_a_body_that_was_cut_within_its_first_mebibyte_is_not_sent_again_from_its_beginning(connect):
+    """Such is a manifest on a slow link: no header, no slice written whole, and yet the miner holds some of it."""
+    heads = []
+
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await reader.readexactly(100_000)
+        await asyncio.sleep(0.1)  # by now the sender waits for room
+        writer.transport.abort()
+
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        listening.bind(("127.0.0.1", 0))
+        async with await asyncio.start_server(cut, sock=listening, limit=1 << 16):
+            client = connect(listening.getsockname()[1])
+            client._session.connector._socket_factory = _with_a_small_buffer
+            manifest = Blob.of("json", b"", memoryview(bytearray(900_000)))
+            assert (await failure(client.put_blob(manifest, 0))).reason is Reason.CUT_OFF
+    assert len(heads) == 1
+
+
+def _with_a_small_buffer(address) -> socket.socket:
+    made = socket.socket(*address[:3])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    made.setblocking(False)
+    return made
 
 
 async def test_a_receiver_that_stops_reading_times_out(serving, connect):

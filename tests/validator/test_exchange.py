@@ -1,5 +1,6 @@
 """One miner's share of a round: what is tried again, what ends it, and whose fault it is."""
 
+import time
 from types import SimpleNamespace
 
 import msgspec
@@ -82,8 +83,9 @@ class ToldClient:
         self._step("none")
 
 
-async def run(ticket, client, monkeypatch, pauses=(0.0, 0.0)):
+async def run(ticket, client, monkeypatch, pauses=(0.0, 0.0), apart=0.0):
     monkeypatch.setattr(exchange, "_PAUSES", pauses)
+    monkeypatch.setattr(exchange, "_POLL_APART", apart)
     blobs = {STATE.ref.digest: STATE}
     traffic = Traffic()
     made = Exchange(client, ticket, blobs, Limits(), traffic, lambda size: memoryview(bytearray(size)))
@@ -171,9 +173,50 @@ async def test_a_refusal_is_not_tried_again(ticket, monkeypatch):
     assert (outcome.failure.reason, outcome.answered) == (Reason.BUSY, False)
 
 
-async def test_nothing_is_called_off_while_we_listen_whatever_a_miner_says(ticket, monkeypatch):
-    outcome = await run(ticket, ToldClient(ticket, order=[Refused(Reason.CANCELLED, "not now")]), monkeypatch)
+@pytest.mark.parametrize("word", [Reason.CANCELLED, Reason.UNREACHABLE])
+async def test_a_miner_that_says_what_it_cannot_know_gave_up(ticket, monkeypatch, word):
+    """Nothing is called off while we listen, and who says that nobody is there is there."""
+    outcome = await run(ticket, ToldClient(ticket, order=[Refused(word, "not now")]), monkeypatch)
     assert (outcome.failure.reason, outcome.failure.culprit) == (Reason.COMPUTE_FAILED, Culprit.MINER)
+
+
+async def test_a_miner_that_takes_the_state_again_and_again_is_given_up(ticket, monkeypatch):
+    """Each cut comes after all was sent, and the miner owns to one byte more of it each time."""
+    client = ToldClient(ticket, lacks=[lacking(have) for have in (0, 1, 2, 3, 4)])
+
+    async def put(blob, have):
+        client.calls.append("put")
+        client.bytes_sent += blob.ref.length
+        raise CUT
+
+    client.put_blob = put
+    outcome = await run(ticket, client, monkeypatch)
+    assert (outcome.failure.reason, outcome.failure.culprit) == (Reason.TIMED_OUT, Culprit.NETWORK)
+    assert client.calls.count("put") == 3
+
+
+async def test_a_miner_that_answers_pending_at_once_is_asked_no_sooner(ticket, monkeypatch):
+    client = ToldClient(ticket, first=[None] * 4)
+    began = time.monotonic()
+    outcome = await run(ticket, client, monkeypatch, apart=0.05)
+    assert outcome.answer is not None
+    assert time.monotonic() - began >= 0.2
+
+
+async def test_a_blob_named_twice_is_sent_not_once(ticket, monkeypatch):
+    client = ToldClient(ticket, lacks=[lacking(0) * 2])
+    outcome = await run(ticket, client, monkeypatch)
+    assert (outcome.failure.reason, outcome.failure.culprit) == (Reason.BAD_MESSAGE, Culprit.MINER)
+    assert "put" not in client.calls
+
+
+async def test_an_answer_told_with_other_words_goes_on_where_it_was_cut(ticket, monkeypatch):
+    good = answer(ticket).answer.contribution
+    told = MINER.seal("contribution", msgspec.structs.replace(good, claimed_loss=1.0, seconds=9.0))
+    client = ToldClient(ticket, first=[told], get=[CUT])
+    outcome = await run(ticket, client, monkeypatch)
+    assert outcome.answer is not None
+    assert client.calls.count("get") == 3  # a third of the body each: nothing twice
 
 
 async def test_a_blob_nobody_named_is_not_sent(ticket, monkeypatch):
@@ -188,6 +231,7 @@ async def test_a_blob_nobody_named_is_not_sent(ticket, monkeypatch):
         ("tired", Reason.COMPUTE_FAILED),
         ("cancelled", Reason.COMPUTE_FAILED),
         ("busy", Reason.COMPUTE_FAILED),
+        ("unreachable", Reason.COMPUTE_FAILED),
     ],
 )
 async def test_a_failure_the_miner_signs_is_its_word(ticket, monkeypatch, word, reason):

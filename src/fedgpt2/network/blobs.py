@@ -22,6 +22,7 @@ from fedgpt2.protocol.tensors import PREFIX, header_length
 
 __all__ = ["HEADERLESS", "LONGEST_SLICE", "SLICE_BYTES", "Blob", "Incoming", "pump"]
 
+_FIRST_SLICE = 1 << 12  # fits the buffers of any connection: once it is taken, the connection was alive
 SLICE_BYTES = 1 << 20
 LONGEST_SLICE = 4 << 20  # fewer switches between connections where a link takes 40 MB a second and more
 _AT_ONCE = 0.1  # seconds
@@ -48,7 +49,7 @@ class Blob:
     def slices(self, start: int = 0) -> Iterator[memoryview]:
         """The bytes from `start` on, as views; nothing is copied.
 
-        Of 1 MiB, so that a slow link is seen to move; up to 4 MiB while each is taken at once.
+        Of 1 MiB, so that a slow link is seen to move; up to 4 MiB while each is taken at once. The first is short.
         """
         pace = _Pace()
         for part in (memoryview(self.header), self.data.cast("B")):
@@ -69,15 +70,17 @@ class _Pace:
     """
 
     def __init__(self) -> None:
+        self._least = _FIRST_SLICE
         self._at_once = 0
 
     @property
     def size(self) -> int:
         """Bytes of the next slice."""
-        return min(max(SLICE_BYTES, self._at_once // 8), LONGEST_SLICE)
+        return min(max(self._least, self._at_once // 8), LONGEST_SLICE)
 
     def taken(self, count: int, seconds: float) -> None:
         """The last slice, of `count` bytes, was gone after `seconds`."""
+        self._least = SLICE_BYTES
         self._at_once = self._at_once + count if seconds < _AT_ONCE else 0
 
 

@@ -136,7 +136,7 @@ class AxonClient:
 
     def _worth_repeating(self, outgoing: "_Outgoing", error: NetworkError) -> bool:
         """Whether an upload failed before its first byte for a cause that another attempt may not meet."""
-        if outgoing.sent:
+        if outgoing.sent:  # some of it may have arrived: only the miner knows what is missing now
             return False
         if error.reason is Reason.CUT_OFF:  # a pooled connection that had died
             return True
@@ -290,12 +290,14 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> PeerError:
-    """The refusal in an answer; words this version does not know are a bad message of the miner's."""
+    """What an answer of 300 and more says; words this version does not know are a bad message of the miner's."""
     if response.status < 400:
         return ProtocolError(f"status {response.status}", culprit=Culprit.MINER)
     body = _decoded(await _read(response, _REFUSAL_BYTES), RefusalBody)
     if body.reason not in set(Reason):
         return Refused(Reason.BAD_MESSAGE, f"unknown reason {body.reason}: {body.detail}", Culprit.MINER)
+    if body.reason in (Reason.TIMED_OUT, Reason.CUT_OFF):  # the link failed; the miner saw it first
+        return NetworkError(Reason(body.reason), body.detail)
     return Refused(Reason(body.reason), body.detail)
 
 

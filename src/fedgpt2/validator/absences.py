@@ -19,7 +19,7 @@ __all__ = ["Absences"]
 _REMEMBERED = 128  # rounds that a resumed run looks back over
 _LAPSE = 2  # points for a lapse; an answer takes one off
 _MOST = 7  # points: 31 rounds at a time
-_HOLDS_UP = frozenset({Reason.LATE, Reason.TIMED_OUT, Reason.CUT_OFF})
+_HOLDS_UP = frozenset({Reason.LATE, Reason.TIMED_OUT, Reason.CUT_OFF, Reason.UNREACHABLE})
 _GIVES_UP = frozenset(  # in its own words, whomever it blames; not where most do: that has a common cause
     {
         Reason.COMPUTE_FAILED,

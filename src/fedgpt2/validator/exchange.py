@@ -25,6 +25,8 @@ from fedgpt2.validator.peers import Answer, Outcome, Ticket, Traffic
 __all__ = ["Exchange"]
 
 _POLL_SECONDS = 30.0
+_POLL_APART = 1.0  # seconds between the starts of two polls, of a miner that answers "pending" at once
+_SENT_AT_MOST = 3.0  # times the blobs of a round: a miner that takes them and cuts the link again is given up
 _PAUSES = (0.2, 0.4, 0.8, 1.6)  # before each new try since the last progress; after the last one it is given up
 
 
@@ -53,6 +55,7 @@ class Exchange:
         self._lacking = math.inf  # bytes of state and manifest, by the miner's last word
         self._advances = 0  # times the miner was found to hold more than before, or at work
         self._judging = False  # an answer came: what is wrong from here on is wrong with it
+        self._sendable = _SENT_AT_MOST * sum(blob.ref.length for blob in blobs.values())  # bytes still to be spent
 
     async def run(self) -> Outcome:
         """The outcome; raises nothing but CancelledError."""
@@ -87,10 +90,12 @@ class Exchange:
 
     async def _attempt(self) -> Answer:
         accepted = await self._client.post_order(self._ticket.envelope)
+        if len({lack.digest for lack in accepted.lacks}) < len(accepted.lacks):
+            raise ProtocolError("asks for a blob twice", culprit=Culprit.MINER)
         lacks = [(self._blob(lack.digest), lack.have) for lack in accepted.lacks]
         self._note_lacking(sum(max(0, blob.ref.length - have) for blob, have in lacks))
         for blob, have in lacks:
-            await self._client.put_blob(blob, have)
+            await self._put(blob, have)
         self._traffic.sent = self._traffic.sent or self._elapsed()
         envelope = await self._answer()
         self._traffic.described = self._traffic.described or self._elapsed()
@@ -100,6 +105,16 @@ class Exchange:
         if self._layout is None:
             raise ProtocolError("a body without a header", culprit=Culprit.MINER)
         return Answer(contribution, self._layout, gradient.data)
+
+    async def _put(self, blob: Blob, have: int) -> None:
+        """Raises Refused(timed_out) where so much was sent that what is missing should be there."""
+        if self._sendable <= 0:
+            raise Refused(Reason.TIMED_OUT, f"sent {_SENT_AT_MOST:g} times what it lacks, and it lacks it still")
+        before = self._client.bytes_sent
+        try:
+            await self._client.put_blob(blob, have)
+        finally:
+            self._sendable -= self._client.bytes_sent - before
 
     def _note_lacking(self, count: int) -> None:
         """The miner's word of what it lacks counts, not what was sent: buffers on the way take much of that."""
@@ -117,10 +132,12 @@ class Exchange:
 
     async def _answer(self) -> Envelope:
         while True:
+            began = time.monotonic()
             status = await self._client.wait(self._ticket.work_id, _POLL_SECONDS)
             if status.answer is not None:
                 return status.answer
             self._advances += 1
+            await asyncio.sleep(max(0.0, began + _POLL_APART - time.monotonic()))
 
     def _open(self, envelope: Envelope) -> Contribution:
         """The contribution in a signed answer, checked against the order. Raises Refused or ProtocolError."""
@@ -138,7 +155,7 @@ class Exchange:
         before, self._contribution = self._contribution, contribution
         if before is not None and before.blob.digest != contribution.blob.digest:
             self._traffic.described = self._elapsed()  # else a made-up digest would date a gradient seen later
-        if self._incoming is None or before != contribution:
+        if self._incoming is None or before is None or before.blob != contribution.blob:
             self._incoming = Incoming(
                 contribution.blob, header_limit=self._limits.header_bytes, open_data=self._open_data
             )
@@ -162,5 +179,9 @@ def _reason(word: str) -> Reason:
 
 
 def _held(failure: PeerError) -> PeerError:
-    """The failure. Nothing is called off while we still listen: a miner that says so, in whichever way, gave up."""
-    return Refused(Reason.COMPUTE_FAILED, failure.detail) if failure.reason is Reason.CANCELLED else failure
+    """The failure, or what a miner means that says what it cannot know.
+
+    Nothing is called off while we still listen, and whoever says that nobody is there is there: it gave up.
+    """
+    said = isinstance(failure, Refused) and failure.reason in (Reason.CANCELLED, Reason.UNREACHABLE)
+    return Refused(Reason.COMPUTE_FAILED, failure.detail) if said else failure
