@@ -144,6 +144,67 @@ async def test_an_answer_nobody_asks_for_does_not_keep_others_out(rig, monkeypat
         await second.answer(await second.ask(second.order(0)))
 
 
+async def test_a_validator_that_sends_nothing_does_not_keep_others_out(rig, monkeypatch):
+    """A day's budget and no blobs: one that was killed in mid-round, or means it."""
+    monkeypatch.setattr(service, "_HOLD_SECONDS", 0.2)
+    async with rig() as miner:
+        first, second = miner.validator(1), miner.validator(2)
+        held, _ = await first.post(first.order(0, budget_seconds=86_400.0))
+        await refused(second.post(second.order(0)), Reason.BUSY)
+        await asyncio.sleep(0.25)
+        await second.answer(await second.ask(second.order(0)))
+        await refused(first.client.wait(held, 0), Reason.UNKNOWN_WORK)
+
+
+async def test_bytes_that_arrive_keep_others_out(rig, monkeypatch):
+    monkeypatch.setattr(service, "_HOLD_SECONDS", 0.3)
+    async with rig() as miner:
+        first, second = miner.validator(1), miner.validator(2)
+        _, accepted = await first.post(first.order(0))
+        blob = first.blobs[accepted.lacks[-1].digest]
+        reader, writer = await upload(first, miner.address.port, blob)
+        body = b"".join(blob.slices())
+        for start in range(0, 60, 10):  # all of it header
+            writer.write(body[start : start + 10])
+            await asyncio.sleep(0.1)
+            await refused(second.post(second.order(0)), Reason.BUSY)
+        writer.write(body[60:])
+        assert b"204" in await reader.readline()
+        writer.close()
+
+
+async def upload(validator, port, blob):
+    """A connection on which the headers of an upload have gone out."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    target = f"/v1/blobs/{blob.ref.digest}"
+    headers = validator.signer.headers("PUT", target, receiver=validator.miner.hotkey)
+    lines = [f"PUT {target} HTTP/1.1", "Host: axon", f"Content-Length: {blob.ref.length}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
+    return reader, writer
+
+
+async def test_an_answer_that_is_being_fetched_keeps_others_out_however_long_it_takes(rig, monkeypatch):
+    monkeypatch.setattr(service, "_HOLD_SECONDS", 0.2)
+    shape = ModelShape(n_layer=1, n_head=1, n_embd=64, block_size=16)  # 13 MB: more than the buffers on the way hold
+    async with rig() as miner:
+        first, second = miner.validator(1, shape=shape), miner.validator(2, shape=shape)
+        contribution = await first.answer(await first.ask(first.order(0)))
+        reader, writer = await asyncio.open_connection("127.0.0.1", miner.address.port, limit=1 << 16)
+        target = f"/v1/blobs/{contribution.blob.digest}"
+        headers = first.signer.headers("GET", target, receiver=first.miner.hotkey)
+        lines = [f"GET {target} HTTP/1.1", "Host: axon", *(f"{name}: {value}" for name, value in headers.items())]
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(0.3)
+        await refused(second.post(second.order(0)), Reason.BUSY)
+        await reader.readexactly(contribution.blob.length)
+        await refused(second.post(second.order(0)), Reason.BUSY)  # its receipt may be on its way
+        await asyncio.sleep(0.3)
+        await second.post(second.order(0))
+        writer.close()
+
+
 async def test_one_validator_sees_nothing_of_anothers_work(rig):
     async with rig() as miner:
         first, second = miner.validator(1), miner.validator(2)

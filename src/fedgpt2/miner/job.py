@@ -92,6 +92,18 @@ class Job:
         """Whether the same order asked again is this job; not after it was called off or ran out of time."""
         return not self._given_up and (self.answered is None or self.answered.lasting)
 
+    @property
+    def computing(self) -> bool:
+        """Whether it is at its gradient."""
+        return self._computing and self.answered is None
+
+    @property
+    def heard(self) -> float:
+        """When its validator was last heard of, by the monotonic clock: a request, or a byte on its way to or fro."""
+        if self._readers:
+            return time.monotonic()
+        return max(self.touched, *(delivery.incoming.moved for delivery in self.blobs.values()))
+
     def accepted(self) -> Accepted:
         """What a validator that asks for this work is told: the blobs that have not arrived, the small one first."""
         lacks = [delivery.lack() for delivery in (self._manifest, self._state)] if self.answered is None else []
@@ -113,6 +125,7 @@ class Job:
             yield self.answered.blob
         finally:
             self._readers.discard(transport)
+            self.touched = time.monotonic()
 
     def cut_readers(self) -> None:
         """Close the connections that read the blob: its memory is about to change."""

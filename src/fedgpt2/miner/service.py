@@ -22,7 +22,7 @@ from fedgpt2.types import Hotkey, ModelShape
 __all__ = ["Miner"]
 
 _STOP_SECONDS = 3.0  # a computation ends within a block's time; what does not (somebody's plugin) keeps us busy
-_HOLD_SECONDS = 60.0  # how long an answer nobody asks for is held against another validator's order
+_HOLD_SECONDS = 60.0  # how long a validator may be silent before another's order takes the place of its own
 
 
 class Miner:
@@ -158,10 +158,12 @@ class Miner:
             raise Refused(Reason.BUSY, "the computation before has not ended yet")
 
     def _holds(self, job: Job) -> bool:
-        """Whether a job keeps other validators out."""
-        if job.answered is None:
-            return job.standing
-        return job.answered.blob is not None and time.monotonic() - job.touched < _HOLD_SECONDS
+        """Whether a job keeps other validators out: while it computes, and while its own is heard of."""
+        if job.answered is None and not job.standing:
+            return False
+        if job.answered is not None and job.answered.blob is None:
+            return False
+        return job.computing or time.monotonic() - job.heard < _HOLD_SECONDS
 
     async def _drop(self, job: Job) -> bool:
         """Give a job up and forget it, if it ends in time; a computation that goes on keeps its buffers."""

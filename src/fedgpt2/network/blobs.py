@@ -98,6 +98,7 @@ class Incoming:
         self.ref = ref
         self._header_limit = header_limit
         self._open_data = open_data
+        self.moved = time.monotonic()  # when a byte last arrived
         self._turn = 0
         self.restart()
 
@@ -136,6 +137,7 @@ class Incoming:
 
     def filled(self, count: int) -> None:
         """The next `count` bytes are in the destination."""
+        self.moved = time.monotonic()
         if self._data is not None:
             self._filled += count
             self._hash.advance(self._data, self._filled)
@@ -154,6 +156,7 @@ class Incoming:
     def _take(self, view: memoryview) -> None:
         if self.have + view.nbytes > self.ref.length:
             raise ProtocolError(f"more than {self.ref.length} bytes", Reason.WRONG_LENGTH)
+        self.moved = time.monotonic()
         while self._data is None and view.nbytes:
             view = self._take_header(view)
         if self._data is not None:
