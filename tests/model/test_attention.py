@@ -20,7 +20,7 @@ def both_passes(attend, qkv):
     return out.detach(), qkv.grad
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 127, 128, 129, 300])
+@pytest.mark.parametrize("tokens", [1, 2, 255, 256, 257, 600])
 def test_both_passes_are_torch_s_own(tokens):
     qkv = drawn(2, tokens, 3, 4)
     for ours, theirs in zip(
@@ -39,8 +39,8 @@ def test_in_bf16_it_is_as_near_to_the_truth_as_torch_s():
 
 
 def test_nobody_looks_ahead():
-    qkv = drawn(1, 260, 2, 4)
+    qkv = drawn(1, 300, 2, 4)
     before, _ = both_passes(attention._Attention.apply, qkv)
-    qkv[:, 200:] += 1.0
+    qkv[:, 270:] += 1.0
     after, _ = both_passes(attention._Attention.apply, qkv)
-    assert torch.equal(before[:, :200], after[:, :200])
+    assert torch.equal(before[:, :270], after[:, :270])

@@ -2,11 +2,12 @@
 
 torch's CPU kernel for scaled dot-product attention takes longer than the matrix products it consists of, most of all
 backwards (`fedgpt2 bench compute` measures the whole gradient). Here the products go to the same routines as any other
-matmul, a window and a block of queries at a time, and the backward pass forms the probabilities again (Dao et al.,
-"FlashAttention", 2022, https://arxiv.org/abs/2205.14135, appendix B, for the equations). Nothing but q, k and v is kept
-between the passes. Everywhere else, and in fp32 where long windows would lose by it, torch's own kernel does both.
+matmul, a block of queries of all windows and heads at a time: few large products, for each costs the threads a meeting.
+Windows of more than a block keep only q, k and v between the passes, and form the probabilities again (Dao et al.,
+"FlashAttention", 2022, https://arxiv.org/abs/2205.14135, appendix B, for the equations). Everywhere else, and in fp32
+where long windows would lose by it, torch's own kernel does both.
 
-Letters: b windows, t tokens of a window, h heads, e width of a head, c = h e, r queries, s keys.
+Letters: b windows, t tokens of a window, h heads, e width of a head, c = h e, bh = b h, r queries, s keys.
 """
 
 import math
@@ -19,7 +20,7 @@ from torch import Tensor
 
 __all__ = ["causal_attention"]
 
-_QUERIES = 128  # of a block: keys after its last query are not looked at
+_QUERIES = 256  # of a block: keys after its last query are not looked at
 
 
 def causal_attention(qkv: Float[Tensor, "b t 3 h e"]) -> Float[Tensor, "b t c"]:
@@ -38,55 +39,50 @@ def _attend(qkv: Float[Tensor, "b t 3 h e"]) -> Float[Tensor, "b t c"]:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Float[Tensor, "b t 3 h e"]) -> Float[Tensor, "b t c"]:  # noqa: ANN401
-        ctx.save_for_backward(qkv)
-        out = torch.empty_like(qkv[:, :, 0])
-        for window, y in zip(qkv, out, strict=True):
-            _window_forward(window, y)
-        return out.flatten(2)
+        b, t, _, h, e = qkv.shape
+        q, k, v = _heads(qkv)
+        out = torch.empty_like(q)
+        kept = []
+        for rows in _blocks(t):
+            p = _probabilities(q[:, rows], k[:, : rows.stop])
+            out[:, rows] = p @ v[:, : rows.stop]
+            kept += [p] if t <= _QUERIES else []
+        ctx.save_for_backward(qkv, *kept)
+        return out.view(b, h, t, e).transpose(1, 2).flatten(2)
 
     @staticmethod
     def backward(ctx: Any, d_out: Float[Tensor, "b t c"]) -> Float[Tensor, "b t 3 h e"]:  # noqa: ANN401
-        (qkv,) = ctx.saved_tensors
-        d_qkv = torch.empty_like(qkv)
-        d_heads = d_out.reshape(*qkv.shape[:2], *qkv.shape[3:])
-        for window, d_window, d_y in zip(qkv, d_qkv, d_heads, strict=True):
-            _window_backward(window, d_y.transpose(0, 1), d_window)
-        return d_qkv
+        """dv = p^T dy; ds = p (dp - rowsum(dp p)), dp = dy v^T; dq = ds k, dk = ds^T q."""
+        qkv, *kept = ctx.saved_tensors
+        b, t, _, h, e = qkv.shape
+        q, k, v = _heads(qkv)
+        d_y = d_out.view(b, t, h, e).transpose(1, 2).reshape(b * h, t, e)
+        d_q, d_k, d_v = d_qkv = torch.zeros(3, b * h, t, e, dtype=qkv.dtype)
+        for rows in _blocks(t):
+            seen = slice(0, rows.stop)
+            p = kept[0] if kept else _probabilities(q[:, rows], k[:, seen])
+            d_s = torch._softmax_backward_data(d_y[:, rows] @ v[:, seen].transpose(1, 2), p, -1, p.dtype)
+            d_q[:, rows] = d_s @ k[:, seen]
+            d_k[:, seen] += d_s.transpose(1, 2) @ q[:, rows]
+            d_v[:, seen] += p.transpose(1, 2) @ d_y[:, rows]
+        d_q.mul_(1.0 / math.sqrt(e))
+        return d_qkv.view(3, b, h, t, e).permute(1, 3, 0, 2, 4)
 
 
-def _window_forward(qkv: Float[Tensor, "t 3 h e"], out: Float[Tensor, "t h e"]) -> None:
-    q, k, v = qkv.permute(1, 2, 0, 3).contiguous().unbind(0)
-    q.mul_(1.0 / math.sqrt(q.shape[-1]))
-    y = out.transpose(0, 1)
-    for first in range(0, q.shape[1], _QUERIES):
-        rows, seen = slice(first, first + _QUERIES), slice(0, first + _QUERIES)
-        y[:, rows] = _probabilities(q[:, rows], k[:, seen]) @ v[:, seen]
+def _heads(qkv: Float[Tensor, "b t 3 h e"]) -> tuple[Float[Tensor, "bh t e"], ...]:
+    """Scaled queries, keys and values, each head of each window by itself; copies."""
+    b, t, _, h, e = qkv.shape
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, b * h, t, e).unbind(0)
+    return q.mul_(1.0 / math.sqrt(e)), k, v
 
 
-def _window_backward(qkv: Float[Tensor, "t 3 h e"], d_y: Float[Tensor, "h t e"], out: Float[Tensor, "t 3 h e"]) -> None:
-    """Gradient of one window: dv = p^T dy; ds = p (dp - rowsum(dp p)), dp = dy v^T; dq = ds k, dk = ds^T q."""
-    q, k, v = qkv.permute(1, 2, 0, 3).contiguous().unbind(0)
-    d_q, d_k, d_v = out.permute(1, 2, 0, 3).unbind(0)
-    scale = 1.0 / math.sqrt(q.shape[-1])
-    q.mul_(scale)  # a copy of its own: so nothing larger has to be scaled
-    for first in range(0, q.shape[1], _QUERIES):
-        rows, past, new = slice(first, first + _QUERIES), slice(0, first), slice(first, first + _QUERIES)
-        queries, keys, values = q[:, rows], k[:, : rows.stop], v[:, : rows.stop]
-        d_rows = d_y[:, rows].contiguous()
-        p = _probabilities(queries, keys)
-        d_s = torch._softmax_backward_data(d_rows @ values.transpose(1, 2), p, -1, p.dtype)
-        d_q[:, rows] = (d_s @ keys).mul_(scale)
-        d_k[:, new] = d_s[..., new].transpose(1, 2) @ queries
-        d_v[:, new] = p[..., new].transpose(1, 2) @ d_rows
-        if first:
-            d_k[:, past] += d_s[..., past].transpose(1, 2) @ queries
-            d_v[:, past] += p[..., past].transpose(1, 2) @ d_rows
+def _blocks(t: int) -> list[slice]:
+    return [slice(first, min(first + _QUERIES, t)) for first in range(0, t, _QUERIES)]
 
 
-def _probabilities(queries: Float[Tensor, "h r e"], keys: Float[Tensor, "h s e"]) -> Float[Tensor, "h r s"]:
+def _probabilities(queries: Float[Tensor, "bh r e"], keys: Float[Tensor, "bh s e"]) -> Float[Tensor, "bh r s"]:
     """Of the last r of s positions, whose queries are scaled."""
     scores = queries @ keys.transpose(1, 2)
     r = scores.shape[1]
-    later = torch.ones(r, r, dtype=torch.bool, device=scores.device).triu_(1)
-    scores[..., -r:].masked_fill_(later, -math.inf)
+    scores[..., -r:] += scores.new_full((r, r), -math.inf).triu_(1)
     return torch.softmax(scores, -1)

@@ -22,7 +22,9 @@ from fedgpt2.model.hardware import arithmetic
 __all__ = ["CHUNK", "head_loss", "mean_loss", "to_tokens", "window_loss"]
 
 CHUNK = {torch.bfloat16: 2048, torch.float32: 512}  # tokens whose logits exist at once: 206 and 103 MB
-_ROWS = 128  # of them, whose probabilities are formed at once
+_ROWS = {"cpu": 16}  # of them, whose probabilities are formed at once: what lies between stays in the cache
+_MORE_ROWS = 1024  # elsewhere: every step is a launch
+_WORDS = {"cpu": 8192}  # of the vocabulary, whose gradient is formed at once: all of them take oneDNN an eighth longer
 
 
 def to_tokens(windows: Shaped[np.ndarray, "n l"], device: torch.device) -> Int[Tensor, "n l"]:
@@ -97,7 +99,7 @@ class _Head(torch.autograd.Function):
         head = weight.to(dtype)
         loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if any(ctx.needs_input_grad) else None
-        d_weight = None
+        d_weight = None if d_hidden is None else torch.zeros_like(weight)
         # One buffer for all chunks: it is the largest block there is, and fresh ones cost page faults.
         scores = head.new_empty(min(chunk, len(hidden)), len(weight))
         for first in range(0, len(hidden), chunk):
@@ -107,10 +109,11 @@ class _Head(torch.autograd.Function):
             part = hidden[rows].to(dtype)
             z = torch.mm(part, head.T, out=scores[: len(part)])
             loss -= _log_likelihood(z, targets[rows], gradient=d_hidden is not None)
-            if d_hidden is not None:
+            if d_hidden is not None and d_weight is not None:
                 d_hidden[rows] = z @ head
-                d_part = z.T @ part
-                d_weight = d_part.float() if d_weight is None else d_weight.add_(d_part)
+                words = _WORDS.get(z.device.type, len(weight))
+                for d_words, z_words in zip(torch.split(d_weight, words), torch.split(z, words, 1), strict=True):
+                    d_words.add_(z_words.T @ part)
         ctx.divisor = divisor
         ctx.save_for_backward(d_hidden, d_weight)
         return (loss / divisor).float()
@@ -125,14 +128,17 @@ class _Head(torch.autograd.Function):
 def _log_likelihood(z: Float[Tensor, "n v"], targets: Int[Tensor, " n"], *, gradient: bool) -> Float[Tensor, ""]:
     """Sum of log softmax(z)[target], in fp32; with `gradient` z becomes softmax - onehot, that of the loss.
 
-    A few rows at a time, so that what lies between stays in the cache.
+    With p the probabilities, of which the largest, at max z, is never small: log p[target] = z[target] - max z +
+    log max p, without another exponential.
     """
+    size = _ROWS.get(z.device.type, _MORE_ROWS)
     total = torch.zeros((), dtype=torch.float64, device=z.device)
-    log_p = torch.empty(min(_ROWS, len(z)), z.shape[1], dtype=torch.float32, device=z.device)
-    for rows, wanted in zip(torch.split(z, _ROWS), torch.split(targets, _ROWS), strict=True):
-        p = torch.log_softmax(rows, -1, dtype=torch.float32, out=log_p[: len(rows)])
-        total += p.gather(1, wanted[:, None]).sum(dtype=torch.float64)
+    some = torch.empty(min(size, len(z)), z.shape[1], dtype=torch.float32, device=z.device)
+    for rows, wanted in zip(torch.split(z, size), torch.split(targets[:, None], size), strict=True):
+        p = torch.softmax(rows, -1, dtype=torch.float32, out=some[: len(rows)])
+        below = rows.gather(1, wanted).float() - rows.amax(1, keepdim=True).float()
+        total += (below + p.amax(1, keepdim=True).log()).sum(dtype=torch.float64)
         if gradient:
-            p.exp_().scatter_add_(1, wanted[:, None], torch.full_like(p[:, :1], -1.0))
+            p.scatter_add_(1, wanted, torch.full_like(p[:, :1], -1.0))
             rows.copy_(p)
     return total
