@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgpt2.data import Assignment, Manifest, Pool
-from fedgpt2.data.assignment import assign, assigned_page, gather_windows, slice_windows, verify
+from fedgpt2.data.assignment import Assignment, assign, assigned_page, gather_windows, slice_windows, verify
 from fedgpt2.data.permutation import Permutation
 from fedgpt2.errors import CorpusError, Reason, Refused, UsageError
 
@@ -186,6 +186,22 @@ def test_verification_refuses_any_other_order(make_manifest, make_page, changes,
     with pytest.raises(Refused) as caught:
         verify(manifest, dataclasses.replace(right, **changes), round, pages)
     assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_verification_reads_no_page_that_is_not_named(make_manifest, make_page, tokens):
+    """Else one order of one window would have a miner read its whole text, where pages hold next to none."""
+    manifest, read = make_manifest(), []
+
+    def pages(page: int) -> np.ndarray:
+        read.append(page)
+        return make_page(tokens)
+
+    named = Assignment(manifest.digest(), 3, (assigned_page(manifest, 5, 3, 0),), ((0,),))
+    with pytest.raises(Refused) as caught:
+        verify(manifest, named, 5, pages)
+    assert caught.value.reason is Reason.WRONG_ASSIGNMENT
+    assert read == list(named.pages)
 
 
 def test_verification_of_pages_needs_no_text(make_manifest, make_page):

@@ -25,6 +25,12 @@ def test_a_typing_error_is_noticed(miner):
         parse_hotkey(wrong)
 
 
+def test_what_is_too_long_for_a_hotkey_is_not_decoded(monkeypatch):
+    """Decoding 8 KB, which a header may have, takes tens of milliseconds: a stranger could stop a miner by it."""
+    monkeypatch.setattr("bittensor.sp_core.ss58_decode", lambda text: pytest.fail(f"decodes {len(text)} characters"))
+    assert not is_hotkey("1" * 65)
+
+
 @given(st.text(max_size=60))
 def test_arbitrary_text_is_no_hotkey(text):
     assert not is_hotkey(text)

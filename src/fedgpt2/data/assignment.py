@@ -18,9 +18,10 @@ the last page the first places of its part are used. Fewer windows than asked fo
 not hold them.
 """
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 
@@ -84,33 +85,37 @@ def assign(manifest: Manifest, pages_tokens: PageLengths, round: int, slot: int,
     """
     if not 0 <= slot < manifest.max_slots:
         raise UsageError(f"slot {slot}: --data.max_slots is {manifest.max_slots}; raise it for more miners")
-    pages: list[int] = []
-    windows: list[tuple[int, ...]] = []
-    missing = n_windows
-    for j in range(manifest.max_pages):
-        if missing <= 0:
-            break
-        page = assigned_page(manifest, round, slot, j)
-        count = window_count(pages_tokens(page), manifest.seq_len)
-        pages.append(page)
-        windows.append(slice_windows(manifest, round, j, page, count)[:missing])
-        missing -= len(windows[-1])
-    while windows and not windows[-1]:  # pages that add nothing at the end need not be fetched
-        pages.pop()
-        windows.pop()
-    if not pages:
+    share = list(_share(manifest, pages_tokens, round, slot, n_windows))
+    while share and not share[-1][1]:  # pages that add nothing at the end need not be fetched
+        share.pop()
+    if not share:
         raise EmptyShareError(
             f"round {round}: no windows of {manifest.seq_len} tokens for slot {slot}; "
             "lower --data.span or --data.seq_len, or raise --data.max_pages"
         )
-    return Assignment(manifest.digest(), slot, tuple(pages), tuple(windows))
+    pages, windows = zip(*share, strict=True)
+    return Assignment(manifest.digest(), slot, pages, windows)
+
+
+def _share(
+    manifest: Manifest, pages_tokens: PageLengths, round: int, slot: int, missing: int
+) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Pages of a slot with the windows taken of each, until none of `missing` is; each is read when it is asked for."""
+    for j in range(manifest.max_pages):
+        if missing <= 0:
+            return
+        page = assigned_page(manifest, round, slot, j)
+        count = window_count(pages_tokens(page), manifest.seq_len)
+        windows = slice_windows(manifest, round, j, page, count)[:missing]
+        missing -= len(windows)
+        yield page, windows
 
 
 def verify(manifest: Manifest, assignment: Assignment, round: int, pages_tokens: PageLengths | None = None) -> None:
     """Raise Refused unless this is what the scheme gives the slot in the round.
 
     Without `pages_tokens` only what needs no text is checked: manifest, slot, pages, and that no window is
-    named twice. Reasons: WRONG_MANIFEST, WRONG_ASSIGNMENT.
+    named twice. No page is read but those named. Reasons: WRONG_MANIFEST, WRONG_ASSIGNMENT.
     """
     _check_form(manifest, assignment)
     if round < 0:
@@ -120,7 +125,8 @@ def verify(manifest: Manifest, assignment: Assignment, round: int, pages_tokens:
             raise _wrong(f"page {page} is not the slot's page {j} of round {round}")
     if pages_tokens is None:
         return
-    if assignment != assign(manifest, pages_tokens, round, assignment.slot, assignment.n_windows):
+    share = _share(manifest, pages_tokens, round, assignment.slot, assignment.n_windows)
+    if tuple(windows for _, windows in islice(share, len(assignment.pages))) != assignment.windows:
         raise _wrong(f"the windows are not the slot's windows of round {round}")
 
 

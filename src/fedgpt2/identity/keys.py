@@ -7,6 +7,7 @@ __all__ = ["SIGNATURE_BYTES", "is_hotkey", "parse_hotkey", "verify"]
 
 SIGNATURE_BYTES = 64  # sr25519
 _SS58_FORMAT = 42  # Bittensor's address format
+_LONGEST = 64  # characters looked at: an address has 48, and decoding takes the square of the length
 
 
 def is_hotkey(text: str) -> bool:
@@ -16,6 +17,8 @@ def is_hotkey(text: str) -> bool:
     """
     from bittensor.sp_core import ss58_decode, ss58_encode
 
+    if len(text) > _LONGEST:
+        return False
     try:
         return bool(ss58_encode(ss58_decode(text), _SS58_FORMAT) == text)
     except ValueError:

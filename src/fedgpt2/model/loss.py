@@ -111,9 +111,7 @@ class _Head(torch.autograd.Function):
             loss -= _log_likelihood(z, targets[rows], gradient=d_hidden is not None)
             if d_hidden is not None and d_weight is not None:
                 d_hidden[rows] = z @ head
-                words = _WORDS.get(z.device.type, len(weight))
-                for d_words, z_words in zip(torch.split(d_weight, words), torch.split(z, words, 1), strict=True):
-                    d_words.add_(z_words.T @ part)
+                _add_products(d_weight, z, part)
         ctx.divisor = divisor
         ctx.save_for_backward(d_hidden, d_weight)
         return (loss / divisor).float()
@@ -123,6 +121,13 @@ class _Head(torch.autograd.Function):
         d_hidden, d_weight = ctx.saved_tensors
         scale = d_loss / ctx.divisor
         return d_hidden * scale, d_weight.mul_(scale), None, None, None, None, None
+
+
+def _add_products(d_weight: Float[Tensor, "v c"], z: Float[Tensor, "n v"], hidden: Float[Tensor, "n c"]) -> None:
+    """Add z^T hidden."""
+    words = _WORDS.get(z.device.type, len(d_weight))
+    for d_words, z_words in zip(torch.split(d_weight, words), torch.split(z, words, 1), strict=True):
+        d_words.add_(z_words.T @ hidden)
 
 
 def _log_likelihood(z: Float[Tensor, "n v"], targets: Int[Tensor, " n"], *, gradient: bool) -> Float[Tensor, ""]:
