@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgpt2.data import Assignment, Manifest, Pool
-from fedgpt2.data.assignment import Assignment, assign, assigned_page, gather_windows, slice_windows, verify
+from fedgpt2.data.assignment import assign, assigned_page, gather_windows, slice_windows, verify
 from fedgpt2.data.permutation import Permutation
 from fedgpt2.errors import CorpusError, Reason, Refused, UsageError
 

@@ -60,7 +60,7 @@ class ToldClient:
 class Peers:
     """HttpPeers over told axons: what was noticed and recorded."""
 
-    def __init__(self, shown, monkeypatch, *, recorded=(), record=None, outbox=None, **axons):
+    def __init__(self, shown, monkeypatch, *, recorded=(), record=None, outbox=None, unsuited=None, **axons):
         self.clients = [ToldClient(shows) for shows in shown]
         made = iter(self.clients)
         monkeypatch.setattr(http_peers, "AxonClient", lambda *_: next(made))
@@ -76,6 +76,7 @@ class Peers:
             outbox=outbox or Outbox(),
             record=record or self.records.__setitem__,
             notice=self.notices.append,
+            **({"unsuited": unsuited} if unsuited else {}),
         )
 
     async def __aenter__(self):
@@ -88,6 +89,21 @@ class Peers:
 
     async def hotkeys(self, at_least=1):
         return [seat.hotkey for seat in await self.peers.present(at_least)]
+
+
+async def test_a_miner_that_does_not_suit_is_noticed_once_and_keeps_nobody_from_its_key(monkeypatch):
+    unfit = [MINERS[1]]
+
+    def unsuited(info):
+        return "it knows no fp32" if info.hotkey in unfit else None
+
+    async with Peers([MINERS[0], MINERS[1], MINERS[1]], monkeypatch, unsuited=unsuited) as told:
+        assert await told.hotkeys() == [MINERS[0]]
+        await asyncio.sleep(0.05)
+        lines = [f"127.0.0.1:900{place}: it knows no fp32; going on without it" for place in (1, 2)]
+        assert sorted(told.notices) == lines
+        unfit.clear()
+        assert await told.hotkeys(2) == [MINERS[0], MINERS[1]]
 
 
 async def test_those_who_answer_are_present_and_the_others_noticed_once(monkeypatch):

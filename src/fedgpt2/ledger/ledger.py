@@ -119,6 +119,11 @@ class Ledger:
             db.execute("INSERT INTO miners VALUES (?, ?)", (hotkey, taken))
         return int(taken)
 
+    def has_slot(self, hotkey: Hotkey, max_slots: int) -> bool:
+        """Whether the miner has a slot, or there is one to be given."""
+        known = self._rows("SELECT 1 FROM miners WHERE hotkey = ?", hotkey)
+        return bool(known) or len(self._rows("SELECT 1 FROM miners")) < max_slots
+
     def axon_keys(self) -> dict[str, Hotkey]:
         """The key each axon showed first."""
         return {str(a): Hotkey(str(k)) for a, k in self._rows("SELECT address, hotkey FROM axons")}

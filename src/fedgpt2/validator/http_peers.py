@@ -19,7 +19,7 @@ from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.network.address import Address
 from fedgpt2.network.blobs import Blob
 from fedgpt2.network.client import AxonClient
-from fedgpt2.protocol.messages import Receipt
+from fedgpt2.protocol.messages import Info, Receipt
 from fedgpt2.types import Digest, Hotkey
 from fedgpt2.validator.exchange import Exchange
 from fedgpt2.validator.peers import Outcome, Seat, Ticket, Traffic
@@ -48,7 +48,9 @@ class HttpPeers:
         outbox: Outbox,
         record: Callable[[str, Hotkey], None],
         notice: Callable[[str], None],
+        unsuited: Callable[[Info], str | None] = lambda _: None,
     ) -> None:
+        """`unsuited` says why a miner is given no work, by what it says of itself; None where it may have some."""
         self._signer = signer
         self._axons = axons
         self._limits = limits
@@ -56,6 +58,7 @@ class HttpPeers:
         self._outbox = outbox
         self._record = record
         self._notice = notice
+        self._unsuited = unsuited
         self._clients = {str(address): AxonClient(session, signer, address, limits) for address in addresses}
         self._addresses = {str(address): address for address in addresses}
         self._seats: dict[str, Seat] = {}  # axon -> the miner that answers there
@@ -130,6 +133,10 @@ class HttpPeers:
             return
         if change is not None:
             self._record(axon, shown)
+        if (why := self._unsuited(info)) is not None:
+            self._book.release(axon)
+            self._in_trouble(axon, why)
+            return
         self._trouble.pop(axon, None)
         self._seats[axon] = Seat(shown, axon)
         self._changed.set()

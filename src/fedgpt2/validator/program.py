@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import torch
 
@@ -21,6 +22,7 @@ from fedgpt2.validator.http_peers import HttpPeers
 from fedgpt2.validator.patience import Stopped, unless
 from fedgpt2.validator.rounds import build_run, check_names, check_sequence, closing, facts, run_rounds
 from fedgpt2.validator.run_directory import RunDirectory, open_run_directory
+from fedgpt2.validator.suits import unsuited
 from fedgpt2.validator.training import Training
 
 __all__ = ["run_validator"]
@@ -117,6 +119,7 @@ async def _peers(
             outbox=directory.ledger.outbox,
             record=record,
             notice=observer.notice,
+            unsuited=partial(unsuited, config, directory.ledger),
         )
         peers.start()
         try:

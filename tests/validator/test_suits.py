@@ -1,0 +1,54 @@
+"""Who is given no work although it answers: by what it says of itself, or because every slot is taken."""
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from fedgpt2.config import Codec, Data
+from fedgpt2.ledger.ledger import Ledger
+from fedgpt2.protocol.messages import Info
+from fedgpt2.validator.suits import unsuited
+
+from .conftest import MINERS
+
+INFO = Info(
+    hotkey=MINERS[0],
+    versions=(1, 2),
+    package="x",
+    state_codecs=("fp32", "bf16"),
+    gradient_codecs=("fp32",),
+    strategies=("mean_gradient",),
+    message_bytes=1 << 20,
+    challenge="0" * 64,
+)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    yield ledger
+    ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        ({}, None),
+        ({"versions": (2,)}, "it does not know version of the protocol 1 (it names 2)"),
+        ({"strategies": ()}, "it does not know strategy mean_gradient (it names none)"),
+        ({"state_codecs": ("fp32",)}, "it does not know codec of weights bf16 (it names fp32)"),
+        ({"gradient_codecs": ("bf16", "int8")}, "it does not know codec of gradients fp32 (it names bf16, int8)"),
+    ],
+)
+def test_a_miner_is_not_asked_for_what_it_does_not_offer(config, ledger, says, why):
+    config = replace(config, codec=Codec(state="bf16"))
+    assert unsuited(config, ledger, msgspec.structs.replace(INFO, **says)) == why
+
+
+def test_a_miner_without_a_slot_is_told_apart_from_one_that_has_one(config, ledger):
+    config = replace(config, data=Data(max_slots=2))
+    assert [ledger.slot_of(hotkey, 2) for hotkey in MINERS[:2]] == [0, 1]
+    assert unsuited(config, ledger, INFO) is None
+    why = unsuited(config, ledger, msgspec.structs.replace(INFO, hotkey=MINERS[2]))
+    assert why == "all 2 slots of this run were given to other miners; another run has new ones"
