@@ -7,7 +7,7 @@ import sqlite3
 import msgspec
 import pytest
 
-from fedgpt2.errors import DiskFullError, RunDirectoryError
+from fedgpt2.errors import DiskFullError, Reason, Refused, RunDirectoryError
 from fedgpt2.miner import journal as module
 from fedgpt2.miner.journal import Journal
 from fedgpt2.miner.orders import Taken
@@ -170,6 +170,18 @@ def test_a_full_disk_has_its_own_error(folder, monkeypatch):
     monkeypatch.setattr("os.write", full)
     with pytest.raises(DiskFullError, match="no space left"):
         journal.keep_receipt(RECEIPT)
+    journal.close()
+
+
+def test_files_that_cannot_be_opened_now_do_not_end_the_miner(folder, monkeypatch):
+    def none_left(*_arguments):
+        raise OSError(24, "Too many open files")
+
+    journal = Journal(folder)
+    monkeypatch.setattr("fedgpt2.miner.journal.append_line", none_left)
+    with pytest.raises(Refused, match="too many open files") as error:
+        journal.keep_receipt(RECEIPT)
+    assert error.value.reason is Reason.BUSY
     journal.close()
 
 

@@ -19,20 +19,21 @@ from aiohttp import web
 
 from fedgpt2 import __version__, codec
 from fedgpt2.config import Limits
-from fedgpt2.errors import NetworkError, PeerError, ProtocolError, Reason, Refused, SetupError, printable
+from fedgpt2.errors import PeerError, ProtocolError, Reason, Refused, SetupError, printable
 from fedgpt2.identity.auth import Gate
 from fedgpt2.identity.signing import Signer
 from fedgpt2.miner.service import Miner
 from fedgpt2.network.http import (
     Handler,
     hold_body,
+    message_response,
     read_message,
     receive_blob,
     refusal_response,
     send_blob,
     taken_response,
 )
-from fedgpt2.protocol.messages import PROTOCOL_VERSION, STRATEGY, Envelope, Info, Message, decode, encode
+from fedgpt2.protocol.messages import PROTOCOL_VERSION, STRATEGY, Envelope, Info, decode
 from fedgpt2.types import Hotkey
 
 __all__ = ["Axon"]
@@ -82,11 +83,11 @@ class Axon:
             message_bytes=self._limits.message_bytes,
             challenge=challenge,
         )
-        return _json(self._signer.seal("info", info))
+        return message_response(self._signer.seal("info", info))
 
     async def _take(self, request: web.Request) -> web.Response:
         caller, envelope = await self._signed(request)
-        return _json(await self._miner.take(envelope, caller), status=202)
+        return message_response(await self._miner.take(envelope, caller), status=202)
 
     async def _wait(self, request: web.Request) -> web.Response:
         caller = self._caller(request)
@@ -94,7 +95,7 @@ class Axon:
         if not _SECONDS.fullmatch(wait):
             raise ProtocolError("wait is not a number of seconds")
         seconds = min(float(wait), _LONGEST_WAIT)
-        return _json(await self._miner.wait(request.match_info["id"], caller, seconds))
+        return message_response(await self._miner.wait(request.match_info["id"], caller, seconds))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         caller = self._caller(request)
@@ -112,12 +113,7 @@ class Axon:
         caller = self._caller(request)
         job = self._miner.answered(request.match_info["digest"], caller)
         with job.read_by(request.transport) as blob:
-            try:
-                return await send_blob(request, blob, progress_seconds=self._limits.progress_seconds)
-            except NetworkError:
-                if request.transport is not None:
-                    request.transport.abort()  # half a blob is out: a refusal after it would pass for its bytes
-                raise
+            return await send_blob(request, blob, progress_seconds=self._limits.progress_seconds)
 
     async def _receipt(self, request: web.Request) -> web.Response:
         caller, envelope = await self._signed(request)
@@ -156,7 +152,3 @@ class Axon:
         if now - self._said.get(error.reason, -_QUIET_SECONDS) >= _QUIET_SECONDS:
             self._said[error.reason] = now
             self._say(f"refused {request.method} {printable(request.path[:20])} of {request.remote}: {error}")
-
-
-def _json(message: Message, status: int = 200) -> web.Response:
-    return web.Response(status=status, body=encode(message), content_type="application/json")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedgpt2.errors import DiskFullError, FedGPT2Error, ProtocolError, RunDirectoryError
+from fedgpt2.errors import DiskFullError, FedGPT2Error, ProtocolError, Reason, Refused, RunDirectoryError
 from fedgpt2.ledger.files import append_line, fsync_folder
 from fedgpt2.miner.orders import Taken
 from fedgpt2.protocol.messages import Envelope, Order, decode, encode
@@ -24,6 +24,7 @@ RECEIPTS_BYTES = 16 << 20
 _RUNS_KEPT = 10_000
 _RECEIPTS_KNOWN = 10_000
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_FILES = (errno.EMFILE, errno.ENFILE)  # of a moment: connections come and go
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS taken (
@@ -135,6 +136,8 @@ class Journal:
         )
         if full:
             return DiskFullError(f"{self._directory}: no space left; what was written before is intact")
+        if isinstance(error, OSError) and error.errno in _NO_FILES:
+            return Refused(Reason.BUSY, "too many open files; try again")
         return RunDirectoryError(f"{self._directory}: cannot be used as --run.dir ({error})")
 
 

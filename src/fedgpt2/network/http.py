@@ -8,6 +8,7 @@ import asyncio
 import errno
 import logging
 import re
+import resource
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -16,7 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from fedgpt2.errors import NetworkError, PeerError, PortInUseError, ProtocolError, Reason, SetupError
 from fedgpt2.network.blobs import Blob, Incoming, pump
-from fedgpt2.protocol.messages import RefusalBody, encode
+from fedgpt2.protocol.messages import Message, RefusalBody, encode
 from fedgpt2.protocol.statuses import http_status
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Server",
     "content_range",
     "hold_body",
+    "message_response",
     "read_message",
     "receive_blob",
     "refusal_response",
@@ -34,12 +36,32 @@ __all__ = [
 READ_BUFFER = 1 << 20  # bytes the reader of a body may run ahead (twice that at most)
 _KEEP_ALIVE = 75.0  # seconds an idle connection stays open; also the time a caller has for its headers
 _LINGER = 0.5  # seconds a refused sender has to read the refusal before its connection is closed
+_ANSWER_SECONDS = 10.0  # a caller has to take an answer that is no blob
+_MOST_CONNECTIONS = 512  # a validator needs half a dozen
 _RANGE = re.compile(r"bytes=([0-9]{1,16})-", re.ASCII)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class _Refusal(web.Response):
+class _Answer(web.Response):
+    """An answer to be read soon: one that asks and asks and reads nothing is cut off."""
+
+    _transport: asyncio.Transport | None = None
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        self._transport = request.transport
+        return await super().prepare(request)
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await super().write_eof(data)
+        except TimeoutError:
+            if self._transport is not None:
+                self._transport.abort()
+
+
+class _Refusal(_Answer):
     """A refusal that may come before the body: then the connection closes, after a moment in which nothing is read."""
 
     _unread = False
@@ -60,6 +82,11 @@ def refusal_response(error: PeerError) -> web.Response:
     """The answer to a request that is refused: a RefusalBody, with the status of its reason."""
     body = encode(RefusalBody(reason=error.reason.value, detail=error.detail))
     return _Refusal(status=http_status(error.reason), body=body, content_type="application/json")
+
+
+def message_response(message: Message, status: int = 200) -> web.Response:
+    """The answer to a request that is granted."""
+    return _Answer(status=status, body=encode(message), content_type="application/json")
 
 
 async def hold_body(request: web.Request) -> None:
@@ -185,11 +212,26 @@ def _logger() -> logging.Logger:
     return logger
 
 
-class Server:
-    """An application listening on one host and port (0 takes a free one)."""
+class _Full(asyncio.Protocol):
+    """Of a connection for which there is no room."""
 
-    def __init__(self, app: web.Application, host: str, port: int) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.Transport):
+            transport.abort()
+
+
+class Server:
+    """An application listening on one host and port (0 takes a free one).
+
+    It leaves its program files to open: at `most` connections, by default half of what a process may have open, idle
+    ones are closed, and new ones refused until there is room.
+    """
+
+    def __init__(self, app: web.Application, host: str, port: int, most: int = 0) -> None:
         self.host = host
+        self._busy: set[asyncio.Transport | None] = set()  # connections with a request in hand
+        app.middlewares.insert(0, self._note_busy)
+        self._most = most or min(_MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -200,28 +242,44 @@ class Server:
             read_bufsize=READ_BUFFER,
             auto_decompress=False,
         )
-        self._wanted = port
-        self._site: web.TCPSite | None = None
-
-    @property
-    def port(self) -> int:
-        """The port it listens on once started."""
-        return self._site.port if self._site else self._wanted
+        self.port = port  # the one it listens on, once started
+        self._listening: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Listen. Raises PortInUseError, or SetupError if the address is not ours to listen on."""
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self.host, self._wanted)
+        loop = asyncio.get_running_loop()
         try:
-            await site.start()
+            self._listening = await loop.create_server(self._connected, self.host, self.port)
         except OSError as error:
             await self._runner.cleanup()
             if error.errno == errno.EADDRINUSE:
-                message = f"port {self._wanted} of {self.host} is in use; choose another with --axon.port"
+                message = f"port {self.port} of {self.host} is in use; choose another with --axon.port"
                 raise PortInUseError(message) from error
-            raise SetupError(f"cannot listen on {self.host}:{self._wanted}: {error.strerror or error}") from error
-        self._site = site
+            raise SetupError(f"cannot listen on {self.host}:{self.port}: {error.strerror or error}") from error
+        self.port = self._listening.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Stop listening and close every connection, giving requests in flight a second."""
+        if self._listening is not None:
+            self._listening.close()
         await self._runner.cleanup()
+
+    def _connected(self) -> asyncio.BaseProtocol:
+        """What speaks on a new connection."""
+        server = self._runner.server
+        if server is None or len(server.connections) < self._most:
+            return server() if server is not None else _Full()
+        for connection in server.connections:
+            if connection.transport not in self._busy:
+                connection.force_close()
+        return _Full()
+
+    @web.middleware
+    async def _note_busy(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        transport = request.transport
+        self._busy.add(transport)
+        try:
+            return await handler(request)
+        finally:
+            self._busy.discard(transport)
