@@ -13,13 +13,12 @@ from fedgpt2 import codec
 from fedgpt2.codec import Codec
 from fedgpt2.config import Limits
 from fedgpt2.errors import Reason, Refused
-from fedgpt2.protocol.messages import STRATEGY, BlobRef, Order
+from fedgpt2.protocol.messages import MANIFEST_CODEC, STRATEGY, BlobRef, Order
 from fedgpt2.protocol.tensors import PREFIX
 from fedgpt2.types import Hotkey, ModelShape, Schema, WorkId
 
 __all__ = [
     "MANIFEST_BYTES",
-    "MANIFEST_CODEC",
     "Plan",
     "Taken",
     "answer_codec",
@@ -29,7 +28,6 @@ __all__ = [
     "physical_memory",
 ]
 
-MANIFEST_CODEC = "json"
 MANIFEST_BYTES = 8 << 20  # RefinedWeb's manifest names 5,534 files in 0.8 MB
 _MOST_LAYERS = 1024
 _MOST_WIDTH = 1 << 20  # of embedding, context and vocabulary alike

@@ -17,16 +17,15 @@ from blake3 import blake3
 from fedgpt2.errors import NetworkError, PeerError, ProtocolError, Reason
 from fedgpt2.network.straight import LEAST, Link, read_straight
 from fedgpt2.protocol.digests import blob_digest
-from fedgpt2.protocol.messages import BlobRef
+from fedgpt2.protocol.messages import MANIFEST_CODEC, BlobRef
 from fedgpt2.protocol.tensors import PREFIX, header_length
 
-__all__ = ["HEADERLESS", "LONGEST_SLICE", "SLICE_BYTES", "Blob", "Incoming", "pump"]
+__all__ = ["LONGEST_SLICE", "SLICE_BYTES", "Blob", "Incoming", "pump"]
 
 _FIRST_SLICE = 1 << 12  # fits the buffers of any connection: once it is taken, the connection was alive
 SLICE_BYTES = 1 << 20
 LONGEST_SLICE = 4 << 20  # fewer switches between connections where a link takes 40 MB a second and more
 _AT_ONCE = 0.1  # seconds
-HEADERLESS = "json"  # the codec of manifests: the body is the document itself
 _SEGMENT = 4 << 20  # bytes hashed at a time: long enough to outweigh the change of thread, short enough for the cache
 
 
@@ -164,7 +163,7 @@ class Incoming:
             self.filled(view.nbytes)
 
     def _take_header(self, view: memoryview) -> memoryview:
-        if self.ref.codec == HEADERLESS:
+        if self.ref.codec == MANIFEST_CODEC:
             self._open(b"")
             return view
         taken = view[: self._header_end() - len(self._head)]

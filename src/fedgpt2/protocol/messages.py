@@ -13,6 +13,7 @@ from fedgpt2.errors import LINE_LENGTH, Culprit, ProtocolError, Reason
 from fedgpt2.types import ModelShape
 
 __all__ = [
+    "MANIFEST_CODEC",
     "PROTOCOL_VERSION",
     "STRATEGY",
     "Accepted",
@@ -34,6 +35,7 @@ __all__ = [
 
 PROTOCOL_VERSION = 1
 STRATEGY = "mean_gradient"  # what an order asks for; how the miner computes it is its own affair
+MANIFEST_CODEC = "json"  # such a blob has no header: its bytes are the document itself
 
 # \Z, not $: that lets a line feed follow.
 Hex64 = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]

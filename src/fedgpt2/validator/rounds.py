@@ -15,9 +15,10 @@ from fedgpt2.data.pages import Pool
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import UsageError
 from fedgpt2.identity.signing import Signer
-from fedgpt2.network.blobs import HEADERLESS, Blob
+from fedgpt2.network.blobs import Blob
 from fedgpt2.network.loop import Stop
 from fedgpt2.observe.observer import Observer
+from fedgpt2.protocol.messages import MANIFEST_CODEC
 from fedgpt2.ranking.replay import otherwise_ranked, read_rows, replay
 from fedgpt2.validator.absences import Absences
 from fedgpt2.validator.orders import OrderBook
@@ -66,7 +67,7 @@ def build_run(
         run_id=directory.run_id,
         model=config.model.shape,
         corpus=corpus,
-        manifest=Blob.of(HEADERLESS, b"", memoryview(corpus.manifest.to_bytes())),
+        manifest=Blob.of(MANIFEST_CODEC, b"", memoryview(corpus.manifest.to_bytes())),
         answer_codec=codec.get(config.codec.gradient),
         windows=config.data.windows,
         budget_seconds=config.round.deadline,

@@ -24,10 +24,11 @@ from fedgpt2.identity.wallet import open_hotkey
 from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.model.hardware import prepare
 from fedgpt2.network.address import parse
-from fedgpt2.network.blobs import HEADERLESS, Blob
+from fedgpt2.network.blobs import Blob
 from fedgpt2.network.client import open_session
 from fedgpt2.network.loop import run
 from fedgpt2.network.threads import off_loop
+from fedgpt2.protocol.messages import MANIFEST_CODEC
 from fedgpt2.types import Digest
 from fedgpt2.validator.admission import admit
 from fedgpt2.validator.http_peers import HttpPeers
@@ -96,7 +97,7 @@ def _orders(config: ValidatorConfig, signer: Signer, corpus: Corpus) -> OrderBoo
         run_id=_RUN_ID,
         model=config.model.shape,
         corpus=corpus,
-        manifest=Blob.of(HEADERLESS, b"", memoryview(manifest)),
+        manifest=Blob.of(MANIFEST_CODEC, b"", memoryview(manifest)),
         answer_codec=codec.get(config.codec.gradient),
         windows=config.data.windows,
         budget_seconds=config.round.deadline,
