@@ -99,7 +99,7 @@ class Job:
 
     @property
     def heard(self) -> float:
-        """When its validator was last heard of, by the monotonic clock: a request, or a byte on its way to or fro."""
+        """When its validator was last heard of, by the monotonic clock: a request, or a byte of a blob."""
         if self._readers:
             return time.monotonic()
         return max(self.touched, *(delivery.incoming.moved for delivery in self.blobs.values()))
