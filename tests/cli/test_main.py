@@ -138,6 +138,16 @@ def test_a_reader_that_leaves_early_is_no_traceback() -> None:
         assert "Traceback" not in child.stderr.read()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_under_the_output_is_no_traceback() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "fedgpt2", "--version"]
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env={"PYTHONPATH": str(SRC)}, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_a_thread_at_work_does_not_hold_the_exit_nor_break_it() -> None:
     work = "a = torch.randn(3000, 3000)\nwhile True: a = (a @ a).tanh()"
     code = (

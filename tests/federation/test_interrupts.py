@@ -3,7 +3,8 @@
 import signal
 import time
 
-from .program import Spawned
+from .federation import free_port
+from .program import Spawned, wait_until
 
 
 def test_in_the_middle_of_real_arithmetic(federation):
@@ -48,6 +49,30 @@ def test_nothing_is_lost_and_a_second_one_leaves_at_once(federation, miners, gat
     assert [row["round"] for row in federation.rows()] == [1, 2, 3]
     assert all(miner["status"] == "admitted" for miner in federation.rows()[2]["miners"])
     assert federation.ledger("SELECT kind, attempt FROM entries WHERE kind = 'resume'") == []
+
+
+LOST = "output lost (Broken pipe); what is done goes on without it"
+
+
+def test_nothing_is_lost_when_nobody_reads_what_is_said(federation, miners):
+    """Ctrl-C on `validator | tee log` ends tee first."""
+    validator = federation.validator(miners, "--checkpoint.every", 1000, rounds=0, program="gone_reader:main")
+    wait_until(lambda: len(federation.rows()) > 1, "round 2", [validator])
+    validator.signal(signal.SIGINT)
+    assert validator.complaint(1, 5.0) == LOST
+    assert federation.checkpoint(len(federation.rows())).is_dir()
+
+
+def test_a_miner_serves_on_when_nobody_reads_what_it_says(federation, miners):
+    silent = free_port()
+    flags = ("--wallet.name", "miners", "--wallet.hotkey", "M1", "--run.dir", federation.folder / "M1")
+    where = ("--axon.port", silent, "--wallet.path", federation.wallets, "--device", "cpu")
+    source = ("--data.source", federation.source)
+    miner = federation.start("M1", ["miner", *flags, *where, *source], program="gone_reader:main")
+    federation.validator([miners[0], silent]).ended()
+    assert [row["miners"][1]["status"] for row in federation.rows()] == ["admitted"] * 3
+    miner.signal(signal.SIGINT)
+    assert miner.complaint(1, 5.0) == LOST
 
 
 def test_a_miner_whose_computation_does_not_end_ends_all_the_same(federation, miners, gate):

@@ -26,7 +26,7 @@ sys.exit(run(main))
 
 
 def start(then: str) -> subprocess.Popen[str]:
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": ""}
     command = [sys.executable, "-c", PROGRAM.format(then=then)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     assert process.stdout is not None
@@ -51,6 +51,17 @@ def test_a_second_interrupt_leaves_at_once(then):
         process.send_signal(signal.SIGINT)
         assert process.wait(5) == 130
         assert time.monotonic() - began < 2
+
+
+def test_a_second_interrupt_leaves_though_nobody_reads():
+    with start("print('unread', end=''); await asyncio.sleep(60)") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "stopping\n"
+        process.stdout.close()
+        time.sleep(0.2)  # until the word that nobody reads is in the buffer
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 130
 
 
 def test_the_exit_code_is_main_s_and_errors_pass_through():

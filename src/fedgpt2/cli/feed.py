@@ -1,6 +1,5 @@
 """`python -m fedgpt2.cli.feed`, with a validator's flags: the validator, telling a program instead of a person."""
 
-import functools
 import sys
 from collections.abc import Sequence
 
@@ -17,9 +16,10 @@ def main(argv: Sequence[str]) -> int:
     config = parse(ValidatorConfig, argv, prog="fedgpt2 validator", about="A validator that writes its events as JSON.")
     from fedgpt2.network.loop import run
     from fedgpt2.observe.feed import Feed
+    from fedgpt2.observe.outlet import Outlet
     from fedgpt2.validator.program import run_validator
 
-    feed = Feed(functools.partial(print, flush=True))
+    feed = Feed(Outlet(sys.stdout, sys.stderr).say)
     try:
         return run(lambda stop: run_validator(config, stop, feed))
     except FedGPT2Error as error:

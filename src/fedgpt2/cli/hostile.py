@@ -1,6 +1,5 @@
 """`python -m fedgpt2.cli.hostile`, with a miner's flags: a miner that lies. No command lists it."""
 
-import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,11 +26,12 @@ def main(argv: Sequence[str]) -> int:
     from fedgpt2.miner.program import run_miner
     from fedgpt2.model import hardware
     from fedgpt2.network.loop import run
+    from fedgpt2.observe.outlet import Outlet
     from fedgpt2.simulate.hostile import Hostile
 
     device = hardware.prepare(config.device, config.run.threads)
     liar = Hostile(config.attack, build(config.gradient, device))
-    say = functools.partial(print, flush=True)
+    say = Outlet(sys.stdout, sys.stderr).say
     return run(lambda stop: run_miner(config, stop, say, packer=liar, strategy=liar))
 
 

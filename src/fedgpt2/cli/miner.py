@@ -1,6 +1,6 @@
 """`fedgpt2 miner`."""
 
-import functools
+import sys
 from collections.abc import Sequence
 
 from fedgpt2.cli.parsing import parse
@@ -14,5 +14,7 @@ def main(argv: Sequence[str]) -> int:
     config = parse(MinerConfig, argv, prog="fedgpt2 miner", about="Computes gradients for validators until stopped.")
     from fedgpt2.miner.program import run_miner
     from fedgpt2.network.loop import run
+    from fedgpt2.observe.outlet import Outlet
 
-    return run(lambda stop: run_miner(config, stop, functools.partial(print, flush=True)))
+    say = Outlet(sys.stdout, sys.stderr).say
+    return run(lambda stop: run_miner(config, stop, say))

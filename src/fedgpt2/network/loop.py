@@ -1,6 +1,7 @@
 """The event loop of a program: uvloop where installed, and what Ctrl-C does."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -68,6 +69,7 @@ async def _with_signals(main: Callable[[Stop], Awaitable[int]]) -> int:
 
 
 def _leave() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # its reader may have left; we leave all the same
+            stream.flush()
     os._exit(_INTERRUPTED)

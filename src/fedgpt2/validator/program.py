@@ -77,12 +77,12 @@ async def _train_on(
                 run = build_run(config, directory, training, corpus, signer, peers, report)
                 observer.started(await off_loop(facts, run, [str(address) for address in addresses], done))
                 unfinished = await run_rounds(run, done, stop, observer)
-                if unfinished is not None:
-                    observer.notice(f"stopped before the end of round {unfinished}; start again to go on from there")
         except (CorpusError, NoMinersError):  # both come before a round's step: what is trained is whole
             await off_loop(directory.save_last, training, config.checkpoint.keep)  # nobody writes the ledger beside it
             raise
         await off_loop(directory.save_last, training, config.checkpoint.keep)
+        if unfinished is not None:
+            observer.notice(f"stopped before the end of round {unfinished}; start again to go on from there")
         observer.finished(closing(run))
     return 0
 
