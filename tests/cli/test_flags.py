@@ -107,6 +107,9 @@ BAD_FLAGS = {
     "--round.quorum 1.5": "--round.quorum 1.5: at most 1",
     "--round.deadline soon": "--round.deadline soon: not a number",
     "--round.deadline nan": "--round.deadline nan: not a number",
+    "--round.deadline .nan": "--round.deadline nan: not a finite number",
+    "--round.deadline 1e400": "--round.deadline inf: not a finite number",
+    f"--round.deadline {'1' * 400}": "int too large to convert to float",
     "--run.plain perhaps": "--run.plain perhaps: not true or false",
     "--axons": "--axons: expected at least one argument",
     "--config": "--config: expected a file",
@@ -130,6 +133,10 @@ BAD_FILES = {
     "axons = [2.5]": "axons.addresses = 2.5: not text",
     "rounds = -3": "--rounds -3: at least 0",
     "rounds = [": "not TOML",
+    f"rounds = {'1' * 5000}": "not TOML",
+    "[round]\ndeadline = nan": "--round.deadline nan: not a finite number",
+    "[round]\ndeadline = -inf": "--round.deadline -inf: not a finite number",
+    f"[round]\ndeadline = {'1' * 400}": "--round.deadline inf: not a finite number",
 }
 
 
@@ -146,6 +153,7 @@ def test_a_bad_file_is_one_clear_line(text: str, answer: str, tmp_path: Path) ->
     [
         ("FEDGPT2_ROUND__DEADLIN", "3", "environment: unknown setting FEDGPT2_ROUND__DEADLIN; did you mean"),
         ("FEDGPT2_ROUNDS", "few", "environment: --rounds few: not a whole number"),
+        ("FEDGPT2_ROUND__DEADLINE", "1e400", "--round.deadline inf: not a finite number"),
         ("FEDGPT2_AXONS__ACCEPT_NEW", "perhaps", "environment: --axons.accept_new perhaps: not true or false"),
     ],
 )

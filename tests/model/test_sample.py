@@ -1,5 +1,7 @@
 """Sampling: greedy, drawn, cut to the best."""
 
+import math
+
 import pytest
 import torch
 
@@ -40,6 +42,18 @@ def test_zero_temperature_and_top_1_take_the_best(model):
     assert best[3] == int(scores.argmax())
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-6])
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_the_coldest_draws_take_the_best(model, temperature, top_k):
+    assert draw(model, temperature=temperature, top_k=top_k) == draw(model, temperature=0.0)
+
+
+def test_the_hottest_draw_among_the_best_alone(model):
+    scores = model.logits(model(PROMPT[None])).detach()[0, -1]
+    best = set(scores.topk(2).indices.tolist())
+    assert {draw(model, n=1, seed=seed, temperature=1e308, top_k=2)[3] for seed in range(20)} == best
+
+
 def test_more_than_all_tokens_is_all_tokens(model):
     assert draw(model, top_k=1000) == draw(model)
 
@@ -48,8 +62,10 @@ def test_nothing_to_generate(model):
     assert draw(model, n=0) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("settings", [{"n": -1}, {"temperature": -0.1}, {"top_k": -1}])
-def test_negative_settings_are_refused(model, settings):
+@pytest.mark.parametrize(
+    "settings", [{"n": -1}, {"temperature": -0.1}, {"top_k": -1}, {"temperature": math.nan}, {"temperature": math.inf}]
+)
+def test_settings_that_mean_nothing_are_refused(model, settings):
     with pytest.raises(UsageError):
         draw(model, **settings)
 

@@ -6,6 +6,7 @@ A setting is a dataclass field made with `config.setting`; a field that is itsel
 """
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -62,16 +63,26 @@ class Flag:
         return text.lower() if self.kind is bool else text or "none"
 
     def checked(self, value: Any) -> Any:  # noqa: ANN401  (a value of the field's own type)
-        """The value in the field's type. Raises UsageError when it is out of range."""
+        """The value in the field's type. Raises UsageError when it is out of range or no finite number."""
         if self.many:
             # one word may hold several: "8091 8092" from the environment
             return tuple(part for word in value for part in str(word).replace(",", " ").split())
-        value = self.kind(value)
+        value = self.finite(value) if self.kind is float else self.kind(value)
         if self.least is not None and value < self.least:
             raise UsageError(f"{self.name} {value}: at least {self.least:g}")
         if self.most is not None and value > self.most:
             raise UsageError(f"{self.name} {value}: at most {self.most:g}")
         return value
+
+    def finite(self, value: float) -> float:
+        """`value`, unless it is a NaN, which passes every comparison with a bound, or infinity, as `1e400` is read."""
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number of a TOML file
+            number = math.inf
+        if not math.isfinite(number):
+            raise UsageError(f"{self.name} {number}: not a finite number")
+        return number
 
 
 def flags_of(settings: type) -> tuple[Flag, ...]:

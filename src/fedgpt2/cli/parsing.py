@@ -127,6 +127,8 @@ def _run(
         return typing.cast("Mapping[str, Any]", parser.parse_args(words, env=True))
     except argparse.ArgumentError as error:
         raise UsageError(source + _one_line(str(error), flags)) from error
+    except OverflowError as error:  # hundreds of digits where a float belongs
+        raise UsageError(f"{source}{error}") from error
 
 
 def _one_line(message: str, flags: Sequence[Flag]) -> str:

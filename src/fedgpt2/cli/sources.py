@@ -25,7 +25,7 @@ def read_file(file: str, flags: Sequence[Flag]) -> dict[str, Any]:
         table = tomllib.loads(Path(file).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config {file}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # among them an encoding that is not UTF-8
         raise UsageError(f"--config {file}: not TOML: {error}") from error
     known = {flag.key: flag for flag in flags}
     everywhere = known.keys() | _keys_of_all_programs()
@@ -66,7 +66,7 @@ def _typed_one(file: str, flag: Flag, value: Any) -> Any:  # noqa: ANN401
     allowed = (int, float) if flag.kind is float else (flag.kind,)
     if type(value) not in allowed:
         raise UsageError(f"{file}: {flag.key} = {value}: not {WANTED[flag.kind.__name__]}")
-    return value
+    return flag.finite(value) if flag.kind is float else value
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,7 @@
 """Text from a model, one token at a time."""
 
+import math
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -24,10 +26,10 @@ def generate(
 
     Scores are divided by `temperature` (0 takes the best token) and all but the `top_k` best are dropped
     (0 keeps all). The model sees the last `block_size` tokens. `generator` lives on the CPU, where tokens
-    are drawn. Raises UsageError for an empty prompt or a negative number.
+    are drawn. Raises UsageError for an empty prompt or a number that is negative or not finite.
     """
-    if len(prompt) == 0 or n < 0 or temperature < 0 or top_k < 0:
-        raise UsageError("sampling needs a prompt, and no negative length, temperature or top_k")
+    if len(prompt) == 0 or n < 0 or top_k < 0 or not 0 <= temperature < math.inf:
+        raise UsageError("sampling needs a prompt, and no negative or endless length, temperature or top_k")
     tokens = prompt.cpu().long()
     for _ in range(n):
         context = tokens[-model.shape.block_size :].to(model.device)
@@ -42,4 +44,6 @@ def _draw(scores: Tensor, temperature: float, top_k: int, generator: torch.Gener
     if top_k:
         worst = scores.topk(min(top_k, len(scores))).values[-1]
         scores = scores.masked_fill(scores < worst, float("-inf"))
-    return torch.multinomial(torch.softmax(scores / temperature, -1), 1, generator=generator)
+    # in double, and from the best down: no temperature that a float holds makes a NaN of it
+    ratios = (scores - scores.max()).double() / temperature
+    return torch.multinomial(torch.softmax(ratios, -1).float(), 1, generator=generator)
