@@ -186,13 +186,23 @@ def chosen(stream: io.StringIO, plain: bool) -> Iterator[type]:
         yield type(observer)
 
 
-def test_a_terminal_gets_the_console_and_a_pipe_lines() -> None:
+def test_a_terminal_gets_the_console_and_a_pipe_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     with chosen(_Terminal(), plain=False) as kind:
         assert kind is Live
     for stream, plain in ((_Terminal(), True), (io.StringIO(), False)):
         with chosen(stream, plain) as kind:
             assert kind is Lines
         assert stream.getvalue() == "hello\n"
+
+
+@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("TERM", "unknown"), ("TTY_COMPATIBLE", "0")])
+def test_a_terminal_that_cannot_redraw_gets_lines(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    terminal = _Terminal()
+    with observer_for(terminal, plain=False) as observer:
+        observer.notice("hello")
+        assert terminal.getvalue() == "hello\n"
 
 
 def test_the_chart_puts_losses_where_they_belong() -> None:

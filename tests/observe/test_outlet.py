@@ -63,6 +63,7 @@ def test_a_full_disk_is_told_of() -> None:
 
 def test_neither_view_fails_with_its_stream(gone: TextIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", io.StringIO())
+    monkeypatch.setenv("TERM", "xterm")
     failures: list[object] = []
     monkeypatch.setattr(threading, "excepthook", failures.append)  # the console draws in a thread
     with observer_for(gone, plain=True) as observer:

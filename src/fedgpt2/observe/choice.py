@@ -3,11 +3,14 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO, cast
+from typing import TYPE_CHECKING, TextIO, cast
 
 from fedgpt2.observe.observer import Observer
 from fedgpt2.observe.outlet import Outlet
 from fedgpt2.observe.plain import Lines
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["observer_for"]
 
@@ -16,12 +19,21 @@ __all__ = ["observer_for"]
 def observer_for(stream: TextIO, *, plain: bool) -> Iterator[Observer]:
     """The live console on a terminal that can show it, plain lines anywhere else; a lost stream fails neither."""
     outlet = Outlet(stream, sys.stderr)
-    if plain or not stream.isatty() or "utf" not in (stream.encoding or "").lower():
+    console = None if plain else _console(outlet)
+    if console is None:
         yield Lines(outlet.say)
         return
-    from rich.console import Console
-
     from fedgpt2.observe.console import Live
 
-    with Live(Console(file=cast("TextIO", outlet))) as live:
+    with Live(console) as live:
         yield live
+
+
+def _console(outlet: Outlet) -> "Console | None":
+    """A console that redraws in place; None where it would show nothing before the run has ended."""
+    if not outlet.isatty() or "utf" not in (outlet.encoding or "").lower():
+        return None
+    from rich.console import Console
+
+    console = Console(file=cast("TextIO", outlet))
+    return console if console.is_terminal and not console.is_dumb_terminal else None
