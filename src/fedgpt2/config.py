@@ -6,6 +6,7 @@ Where a setting comes from (flag > environment > file > default) is the business
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fedgpt2.errors import UsageError
@@ -30,6 +31,7 @@ __all__ = [
     "SimulationConfig",
     "ValidatorConfig",
     "Wallet",
+    "path_of",
     "setting",
 ]
 
@@ -49,6 +51,14 @@ def setting(default: Any, text: str, **more: float | str) -> Any:  # noqa: ANN40
     Bounds (`least`, `most`) are checked where the command line is read; `flag` is its name there, if another.
     """
     return field(default=default, metadata={"help": text, **more})
+
+
+def path_of(flag: str, text: str) -> Path:
+    """The path that a setting names, `~` written out. Raises UsageError where there is no such home directory."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{flag} {text}: no such home directory") from error
 
 
 @dataclass(frozen=True)

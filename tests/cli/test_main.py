@@ -79,6 +79,51 @@ def test_unknown_words_exit_2(words: list[str], line: str, capsys: pytest.Captur
     assert capsys.readouterr().err.startswith(line)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample", "--run.dir", "~nosuch/x"],
+        ["validator", "--config", "~nosuch/x"],
+        ["demo", "--run.dir", "~nosuch/x"],
+    ],
+)
+def test_a_home_that_is_none_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(words) == 2
+    command, flag, value = words
+    assert capsys.readouterr().err == f"fedgpt2 {command}: {flag} {value}: no such home directory\n"
+
+
+def test_an_attack_that_is_none_is_one_line() -> None:
+    answer = python("-m", "fedgpt2.cli.hostile", "--attack", "nosuch", "--device", "cpu")
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("fedgpt2.cli.hostile: --attack nosuch: no attack of a miner alone; one of ")
+    assert answer.stderr.count("\n") == 1
+
+
+_SAY = "from fedgpt2.cli.main import reported; reported('x', lambda: print('5Grw\u2026 \u2713') or 0)"
+
+
+@pytest.mark.parametrize(("encoding", "said"), [("ascii", rb"5Grw\u2026 \u2713"), ("utf-8", "5Grw… ✓".encode())])
+def test_an_encoding_without_a_character_gets_its_number(encoding: str, said: bytes) -> None:
+    path = {"PYTHONPATH": str(SRC), "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", _SAY], capture_output=True, env=path, check=False)
+    assert (done.stdout.strip(), done.stderr) == (said, b"")
+
+
+def test_a_program_started_without_output_runs_all_the_same() -> None:
+    line = f'"{sys.executable}" -m fedgpt2 sample --run.dir /nosuch >&- 2>&-'
+    done = subprocess.run(line, shell=True, env={"PYTHONPATH": str(SRC)}, check=False)  # noqa: S602
+    assert done.returncode == 1
+
+
+def test_a_failure_that_nobody_hears_of_keeps_its_code() -> None:
+    command = [sys.executable, "-m", "fedgpt2", "--nonsense"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env={"PYTHONPATH": str(SRC)}) as child:
+        assert child.stderr is not None
+        child.stderr.close()
+        assert child.wait(60) == 2
+
+
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.main(["--version"]) == 0
     assert capsys.readouterr().out == f"fedgpt2 {__version__}\n"

@@ -89,6 +89,9 @@ def test_interrupted_it_says_so_and_leaves_nothing_behind(tmp_path: Path) -> Non
         ("--byzantine -1", "--byzantine -1: at least 0"),
         ("--axons 8091", "unknown flag --axons"),
         ("--model.preset huge", "--model.preset huge: no such preset; one of tiny, nano"),
+        ("--run.dir ~nosuch/x", "--run.dir ~nosuch/x: no such home directory"),
+        ("--data.source parquet:x --data.cache ~nosuch/x", "--data.cache ~nosuch/x: no such home directory"),
+        ("--data.source text:~nosuch/x", "--data.source ~nosuch/x: no such home directory"),
         ("--aggregation.rule vote", "--aggregation.rule vote: no such rule; one of mean, default"),
     ],
 )

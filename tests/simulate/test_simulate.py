@@ -411,6 +411,13 @@ async def test_told_to_stop_before_it_began(small):
     assert (result.finished, result.rounds, result.final_val_loss) == (False, (), None)
 
 
+async def test_inside_an_event_loop_it_says_what_to_do_and_that_works(small):
+    with pytest.raises(UsageError, match=r"inside an event loop.*await run_simulation"):
+        simulate(small())
+    result = await run_simulation(small(rounds=1))
+    assert len(result.rounds) == 1
+
+
 def test_the_behaviours_of_the_document_work(small):
     text = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text()
     code = textwrap.dedent(

@@ -17,7 +17,7 @@ from fedgpt2.cli.cast import Cast, draw
 from fedgpt2.cli.crew import Crew
 from fedgpt2.cli.parsing import parse
 from fedgpt2.cli.verdict import judge, report
-from fedgpt2.config import setting
+from fedgpt2.config import path_of, setting
 from fedgpt2.errors import SetupError, UsageError
 from fedgpt2.ledger.files import disk_errors
 from fedgpt2.observe.board import Board, Recorder
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
 def _folder(settings: Demo) -> Path:
     """The run directory, made. Raises UsageError when something is there already."""
     default = time.strftime("runs/demo-%Y%m%d-%H%M%S")
-    folder = Path(settings.run_dir or default).expanduser()
+    folder = path_of("--run.dir", settings.run_dir or default)
     with disk_errors(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"--run.dir {folder}: not empty; a demo starts in a new folder")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fedgpt2.cli.card import model_card, run_facts
 from fedgpt2.cli.parsing import parse
 from fedgpt2.cli.runs import open_run
-from fedgpt2.config import setting
+from fedgpt2.config import path_of, setting
 from fedgpt2.errors import UsageError
 from fedgpt2.ledger.files import disk_errors, write_durably, write_parts
 from fedgpt2.types import ModelShape, Schema
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     settings = parse(Export, argv, prog="fedgpt2 export", about="Writes a run's model as a folder transformers opens.")
     if not settings.out:
         raise UsageError("--out is missing: the folder to write")
-    out = Path(settings.out).expanduser()
+    out = path_of("--out", settings.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not settings.overwrite:
         raise UsageError(f"--out {out}: there already, and not empty; --overwrite writes into it")
     run = open_run(settings.run_dir)

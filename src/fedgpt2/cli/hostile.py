@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fedgpt2.cli.cast import CYCLE
 from fedgpt2.cli.leaving import leave
+from fedgpt2.cli.main import reported
 from fedgpt2.cli.parsing import parse
 from fedgpt2.config import MinerConfig, setting
 
@@ -36,4 +37,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    leave(reported("fedgpt2.cli.hostile", lambda: main(sys.argv[1:])))

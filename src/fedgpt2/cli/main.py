@@ -4,17 +4,19 @@ A command is a module with `main(argv) -> int`; it is imported when it is asked 
 (torch, bittensor, aiohttp) after its flags are read.
 """
 
+import contextlib
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from fedgpt2 import __version__
 from fedgpt2.cli.leaving import leave
 from fedgpt2.cli.sources import suggestion
+from fedgpt2.cli.streams import prepare_streams
 from fedgpt2.errors import FedGPT2Error, UsageError
 
-__all__ = ["COMMANDS", "console", "main"]
+__all__ = ["COMMANDS", "console", "main", "reported"]
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("fedgpt2.cli.demo", "watch a GPT-2 learn from four honest miners and a hostile one, on this machine"),
@@ -33,14 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit code: 0 done, 2 bad usage, 1 anything else, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     name = words[0] if words else ""
+    who = f"fedgpt2 {name}" if name in COMMANDS else "fedgpt2"
+    return reported(who, lambda: _dispatch(name, words[1:]))
+
+
+def reported(who: str, work: Callable[[], int]) -> int:
+    """The exit code of `work`, or of its failure, which becomes one line on stderr that begins with `who`."""
+    prepare_streams()
     try:
-        return _dispatch(name, words[1:])
+        return work()
     except FedGPT2Error as error:
-        return _complain(name, str(error), error.exit_code)
+        return _complain(who, str(error), error.exit_code)
     except BrokenPipeError:
         return 1
     except OSError as error:
-        return _complain(name, str(error), 1)
+        return _complain(who, str(error), 1)
     except KeyboardInterrupt:
         return 130
 
@@ -71,9 +80,9 @@ def _run(module: str, rest: list[str]) -> int:
     return code
 
 
-def _complain(name: str, text: str, code: int) -> int:
-    who = f"fedgpt2 {name}" if name in COMMANDS else "fedgpt2"
-    print(f"{who}: {' '.join(text.split())}", file=sys.stderr)
+def _complain(who: str, text: str, code: int) -> int:
+    with contextlib.suppress(OSError):  # stderr may be gone as well
+        print(f"{who}: {' '.join(text.split())}", file=sys.stderr, flush=True)
     return code
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fedgpt2.config import path_of
 from fedgpt2.errors import CheckpointError, RunDirectoryError
 from fedgpt2.ledger.ledger import Ledger
 from fedgpt2.observe.rows import RoundRow, read_row
@@ -64,7 +65,7 @@ class StoredRun:
 
 def open_run(run_dir: str) -> StoredRun:
     """The run at `--run.dir`. Raises RunDirectoryError, one line, when there is none."""
-    path = Path(run_dir).expanduser()
+    path = path_of("--run.dir", run_dir)
     file = path / "config.json"
     if not file.is_file() or not (path / "ledger.sqlite").is_file():
         raise RunDirectoryError(f"{path} holds no run; name one with --run.dir")

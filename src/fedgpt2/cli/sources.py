@@ -4,11 +4,10 @@ import difflib
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fedgpt2.cli.flags import ENV_PREFIX, UNDOTTED, Flag, flags_of
-from fedgpt2.config import MinerConfig, SimulationConfig, ValidatorConfig
+from fedgpt2.config import MinerConfig, SimulationConfig, ValidatorConfig, path_of
 from fedgpt2.errors import UsageError
 
 __all__ = ["WANTED", "read_file", "refuse_unknown_environment", "suggestion"]
@@ -22,7 +21,7 @@ def read_file(file: str, flags: Sequence[Flag]) -> dict[str, Any]:
     Raises UsageError, one line naming the file: unreadable, not TOML, an unknown setting, a value of another type.
     """
     try:
-        table = tomllib.loads(Path(file).expanduser().read_text(encoding="utf-8"))
+        table = tomllib.loads(path_of("--config", file).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config {file}: {error.strerror or error}") from error
     except ValueError as error:  # among them an encoding that is not UTF-8

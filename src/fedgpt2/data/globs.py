@@ -3,6 +3,7 @@
 import glob
 from pathlib import Path
 
+from fedgpt2.config import path_of
 from fedgpt2.errors import CorpusError
 
 __all__ = ["matches", "portable"]
@@ -13,7 +14,7 @@ def matches(label: str, pattern: str) -> tuple[Path, list[Path]]:
 
     Raises CorpusError, beginning with `label`, where there is none.
     """
-    full = Path(pattern).expanduser()
+    full = path_of("--data.source", pattern)
     if not full.name:
         raise CorpusError(f"{label}: names no file")
     fixed = [part for part in _until_magic(full.parts) if part]

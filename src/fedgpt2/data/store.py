@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import blake3
 
+from fedgpt2.config import path_of
 from fedgpt2.errors import CorpusError
 
 __all__ = ["Store"]
@@ -53,7 +54,7 @@ class Store:
     @classmethod
     def open(cls, folder: str, gigabytes: float) -> "Store":
         """Open or create it. Raises CorpusError where the folder cannot be written."""
-        path = Path(folder).expanduser() / "text"
+        path = path_of("--data.cache", folder) / "text"
         try:
             (path / "locks").mkdir(parents=True, exist_ok=True)
         except OSError as error:

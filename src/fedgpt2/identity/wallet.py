@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedgpt2 import config
@@ -37,7 +36,7 @@ def _wallet(wallet: config.Wallet) -> "Wallet":
     for flag, word in (("--wallet.name", wallet.name), ("--wallet.hotkey", wallet.hotkey)):
         if not word or "/" in word or word in {".", ".."}:
             raise UsageError(f"{flag} {word!r}: not the name of a wallet or hotkey")
-    return BittensorWallet(wallet.name, wallet.hotkey, str(Path(wallet.path).expanduser()))
+    return BittensorWallet(wallet.name, wallet.hotkey, str(config.path_of("--wallet.path", wallet.path)))
 
 
 def _missing(wallet: config.Wallet, opened: "Wallet") -> str:

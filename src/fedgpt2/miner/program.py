@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TypeVar
 
 from fedgpt2.config import Axon as AxonSettings
-from fedgpt2.config import Data, MinerConfig
+from fedgpt2.config import Data, MinerConfig, path_of
 from fedgpt2.data.pages import PageSource
 from fedgpt2.data.sources import open_source, open_store
 from fedgpt2.data.store import Store
@@ -101,7 +100,7 @@ def _check_pins(axon: AxonSettings) -> None:
 
 def _journal(config: MinerConfig, signer: Signer) -> Journal:
     """A folder of its own for each hotkey, so that miners of one machine share nothing."""
-    return Journal(Path(config.run.dir).expanduser() / signer.hotkey)
+    return Journal(path_of("--run.dir", config.run.dir) / signer.hotkey)
 
 
 def _open_text(config: Data) -> tuple[PageSource, Store | None]:

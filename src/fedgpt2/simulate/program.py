@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 
 from fedgpt2 import codec
-from fedgpt2.config import Checkpoint, SimulationConfig, ValidatorConfig
+from fedgpt2.config import Checkpoint, SimulationConfig, ValidatorConfig, path_of
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.manifest import build
 from fedgpt2.data.pages import PageSource, Pool
@@ -61,30 +61,39 @@ def simulate(
 
     `behaviours`: what honest miners do otherwise than asked, by index of the miner (`simulate.crowd`); those of
     hostile miners are not looked at. `attack`: what the hostile ones do, in place of the arena's `config.attack`.
-    Raises a FedGPT2Error, one line, for settings that make no run, and for a training that diverges.
+    Raises a FedGPT2Error, one line, for settings that make no run, for a training that diverges, and inside an event
+    loop that runs already.
     """
+    if _in_a_loop():
+        raise UsageError("simulate() cannot run inside an event loop, a notebook's for one: await run_simulation(...)")
+    return asyncio.run(run_simulation(config, None, observer, behaviours=behaviours, attack=attack))
 
-    async def run() -> Result:
-        return await run_simulation(config, Stop(), observer or Recorder(Board()), behaviours, attack)
 
-    return asyncio.run(run())
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def run_simulation(
     config: SimulationConfig,
-    stop: Stop,
-    observer: Observer,
+    stop: Stop | None = None,
+    observer: Observer | None = None,
+    *,
     behaviours: Mapping[int, Behaviour] = _AS_ASKED,
     attack: Callable[[], Liars] | None = None,
 ) -> Result:
-    """As `simulate`; `stop` ends it early, with what there is by then."""
+    """As `simulate`, for who has an event loop; `stop` ends it early, with what there is by then."""
     _check(config)
     roster = draw_roster(config.miners, config.byzantine if attack or config.attack != NONE else 0, config.run.seed)
     with _folder(config) as folder:
         settings = _settings(config, folder)
         check_names(settings)
         device = prepare(config.device, config.run.threads)
-        return await _Play(config, settings, device, roster, _liars(config, attack), behaviours).run(stop, observer)
+        play = _Play(config, settings, device, roster, _liars(config, attack), behaviours)
+        return await play.run(stop or Stop(), observer or Recorder(Board()))
 
 
 def _check(config: SimulationConfig) -> None:
@@ -177,7 +186,7 @@ def _folder(config: SimulationConfig) -> Iterator[Path]:
         with TemporaryDirectory(prefix="fedgpt2-simulate-") as name:
             yield Path(name)
         return
-    folder = Path(config.run.dir).expanduser()
+    folder = path_of("--run.dir", config.run.dir)
     with disk_errors(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not _goes_on(folder, config):
             raise UsageError(

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from fedgpt2 import __version__
-from fedgpt2.config import ValidatorConfig
+from fedgpt2.config import ValidatorConfig, path_of
 from fedgpt2.data.manifest import Manifest
 from fedgpt2.data.pools import key_digest, new_key
 from fedgpt2.errors import CheckpointError, DiskFullError, RunDirectoryError
@@ -150,7 +150,7 @@ def open_run_directory(
 
     The name and the evaluation key of a new run come from `draw`; only a simulation may draw what can be guessed.
     """
-    path = Path(config.run.dir).expanduser()
+    path = path_of("--run.dir", config.run.dir)
     with disk_errors(path):
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         lock = (path / "lock").open("w")
