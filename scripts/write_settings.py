@@ -49,7 +49,8 @@ A setting comes from its flag, else from the environment, else from the TOML fil
 
 say the same thing. Lists take several words on the command line, one string of words in the environment, a list in
 TOML. A switch needs no value: `--axons.accept_new`. One TOML file may serve miner and validator: each takes what it
-knows. `--axons 8091 8092` is `addresses` under `[axons]`, or `axons = [8091, 8092]` at the top of the file.
+knows. `--axons 8091 8092` is `addresses` under `[axons]`, or `axons = [8091, 8092]` at the top of the file,
+and `FEDGPT2_AXONS__ADDRESSES` in the environment.
 """
 
 

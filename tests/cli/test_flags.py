@@ -152,6 +152,10 @@ def test_a_bad_file_is_one_clear_line(text: str, answer: str, tmp_path: Path) ->
     ("name", "value", "answer"),
     [
         ("FEDGPT2_ROUND__DEADLIN", "3", "environment: unknown setting FEDGPT2_ROUND__DEADLIN; did you mean"),
+        ("FEDGPT2_DEVIC", "cpu", "environment: unknown setting FEDGPT2_DEVIC; did you mean FEDGPT2_DEVICE?"),
+        ("FEDGPT2_ROUND", "3", "environment: unknown setting FEDGPT2_ROUND; did you mean FEDGPT2_ROUNDS?"),
+        ("FEDGPT2_AXONS", "1", "environment: unknown setting FEDGPT2_AXONS; did you mean FEDGPT2_AXONS__ADDRESSES?"),
+        ("FEDGPT2_ZZZ", "1", "environment: unknown setting FEDGPT2_ZZZ"),
         ("FEDGPT2_ROUNDS", "few", "environment: --rounds few: not a whole number"),
         ("FEDGPT2_ROUND__DEADLINE", "1e400", "--round.deadline inf: not a finite number"),
         ("FEDGPT2_AXONS__ACCEPT_NEW", "perhaps", "environment: --axons.accept_new perhaps: not true or false"),
@@ -166,6 +170,8 @@ def test_a_bad_variable_is_one_clear_line(name: str, value: str, answer: str, mo
 
 def test_another_programs_variable_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDGPT2_ROUND__DEADLINE", "3")
+    monkeypatch.setenv("FEDGPT2_ROUNDS", "3")
+    monkeypatch.setenv("FEDGPT2_WRITE_GOLDEN", "1")
     assert miner() == MinerConfig()
 
 

@@ -28,7 +28,7 @@ def model():
 def compute(model, strategy="exact", windows=WINDOWS, stop=None, **settings):
     out = model.weights.empty_like()
     out.flat.fill_(9.0)
-    settings = {"precision": "fp32", "plugin": EXAMPLE, **settings}
+    settings = {"precision": "fp32", "plugin": EXAMPLE if strategy == "plugin" else "", **settings}
     compute = build(Gradient(strategy=strategy, **settings), CPU)
     return compute(model, windows, out=out, stop=stop or threading.Event()), out
 
@@ -119,6 +119,7 @@ def test_long_windows_make_small_micro_batches_on_a_cpu():
         ({"strategy": "local"}, "exact, plugin"),
         ({"precision": "fp8"}, "auto, bf16, fp32"),
         ({"micro_batch": 0}, "at least 1"),
+        ({"plugin": "mine:f"}, "--gradient.plugin mine:f: not used without --gradient.strategy plugin"),
         ({"strategy": "plugin"}, "package.module:function"),
         ({"strategy": "plugin", "plugin": "no_such_module_here:f"}, "ModuleNotFoundError"),
         ({"strategy": "plugin", "plugin": "tests.gradient.plugins:absent"}, "has no function absent"),

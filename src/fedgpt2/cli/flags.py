@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from fedgpt2.errors import UsageError
 
-__all__ = ["ENV_PREFIX", "UNDOTTED", "Flag", "build", "flags_of"]
+__all__ = ["ENV_PREFIX", "UNDOTTED", "Flag", "build", "flags_of", "variable"]
 
 ENV_PREFIX = "FEDGPT2"
 
@@ -44,7 +44,7 @@ class Flag:
     @property
     def env(self) -> str:
         """The environment variable of the same setting."""
-        return f"{ENV_PREFIX}_{self.dest.replace('.', '__').upper()}"
+        return variable(self.dest)
 
     @property
     def dest(self) -> str:
@@ -83,6 +83,11 @@ class Flag:
         if not math.isfinite(number):
             raise UsageError(f"{self.name} {number}: not a finite number")
         return number
+
+
+def variable(key: str) -> str:
+    """The environment variable that `key`, as the parser stores it, is read from."""
+    return f"{ENV_PREFIX}_{key.replace('.', '__').upper()}"
 
 
 def flags_of(settings: type) -> tuple[Flag, ...]:

@@ -6,13 +6,15 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from fedgpt2.cli.flags import ENV_PREFIX, UNDOTTED, Flag, flags_of
+from fedgpt2.cli.flags import ENV_PREFIX, UNDOTTED, Flag, flags_of, variable
 from fedgpt2.config import MinerConfig, SimulationConfig, ValidatorConfig, path_of
 from fedgpt2.errors import UsageError
 
 __all__ = ["WANTED", "read_file", "refuse_unknown_environment", "suggestion"]
 
 WANTED: Mapping[str, str] = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+
+_NO_SETTINGS = {f"{ENV_PREFIX}_CONFIG", f"{ENV_PREFIX}_WRITE_GOLDEN"}  # a file of them; the tests' own
 
 
 def read_file(file: str, flags: Sequence[Flag]) -> dict[str, Any]:
@@ -38,12 +40,11 @@ def read_file(file: str, flags: Sequence[Flag]) -> dict[str, Any]:
 
 
 def refuse_unknown_environment(flags: Sequence[Flag]) -> None:
-    """Raise UsageError for a variable named like a grouped setting that no program knows."""
-    known = {f"{ENV_PREFIX}_{key.replace('.', '__').upper()}" for key in _keys_of_all_programs()}
-    known |= {flag.env for flag in flags}
+    """Raise UsageError for a variable named like a setting that neither these flags nor a program's know."""
+    known = {flag.env for flag in (*flags, *_flags_of_all_programs())}
     for name in os.environ:
-        if name.startswith(f"{ENV_PREFIX}_") and "__" in name and name not in known:
-            raise UsageError(f"environment: unknown setting {name}{suggestion(name, known)}")
+        if name.startswith(f"{ENV_PREFIX}_") and name not in known | _NO_SETTINGS:
+            raise UsageError(f"environment: unknown setting {name}{_meant(name, known)}")
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:
@@ -51,6 +52,12 @@ def suggestion(name: str, names: Iterable[str]) -> str:
     ordered = sorted(names)
     near = [full for full in ordered if full.startswith(name)] or difflib.get_close_matches(name, ordered, 1, 0.75)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """As `suggestion`; a name that has no dot on the command line has its group here all the same."""
+    in_full = {variable(short): variable(key) for key, short in UNDOTTED.items()}
+    return f"; did you mean {in_full[name]}?" if name in in_full else suggestion(name, known)
 
 
 def _typed(file: str, flag: Flag, value: Any) -> Any:  # noqa: ANN401
@@ -78,4 +85,9 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _keys_of_all_programs() -> set[str]:
-    return {flag.key for program in (MinerConfig, ValidatorConfig, SimulationConfig) for flag in flags_of(program)}
+    return {flag.key for flag in _flags_of_all_programs()}
+
+
+def _flags_of_all_programs() -> Iterator[Flag]:
+    for program in (MinerConfig, ValidatorConfig, SimulationConfig):
+        yield from flags_of(program)

@@ -22,4 +22,6 @@ def build(config: Gradient, device: torch.device) -> Strategy:
     """The strategy that the settings name, ready to run on `device`. Raises UsageError, one line."""
     if config.strategy not in STRATEGIES:
         raise UsageError(f"--gradient.strategy {config.strategy}: one of {', '.join(STRATEGIES)}")
+    if config.plugin and config.strategy != "plugin":
+        raise UsageError(f"--gradient.plugin {config.plugin}: not used without --gradient.strategy plugin")
     return STRATEGIES[config.strategy](config, device)
