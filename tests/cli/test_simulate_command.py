@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,13 @@ def test_tables_tell_losses_and_what_became_of_whom() -> None:
     assert re.search(r"honest +6 +24 +0 +0 +1\.500", text)
     assert re.search(r"hostile +2 +0 +8 +0 +0\.000 +non_finite 8x", text)
     assert text.count("5Key00") == 8
+
+
+def test_who_has_no_rank_comes_after_all_who_have_one() -> None:
+    result = ended(4, 2)
+    ranked = [replace(miner, rank=i, rating=30.0 - i) if i else miner for i, miner in enumerate(result.miners)]
+    table = shown(replace(result, miners=tuple(ranked))).splitlines()[-4:]
+    assert [re.split(r"  +", line)[2] for line in table] == ["1", "2", "3", "-"]
 
 
 def test_many_miners_and_rounds_are_summed_up() -> None:

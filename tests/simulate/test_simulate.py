@@ -354,10 +354,19 @@ def test_a_simulation_goes_on_where_it_ended(small, tmp_path):
     parts = [
         simulate(small(rounds=rounds, optimizer=schedule, run={"dir": str(tmp_path / "parts")})) for rounds in (2, 4)
     ]
-    assert [row.round for row in parts[1].rounds] == [3, 4]
-    assert parts[0].val_loss + parts[1].val_loss == whole.val_loss
+    assert [row.round for row in parts[1].rounds] == [1, 2, 3, 4]
+    assert parts[1].val_loss == whole.val_loss
+    assert parts[1].miners == whole.miners
+    assert [row.cosine is None for row in parts[1].rounds] == [True, True, False, False]
     with pytest.raises(UsageError, match=r"no simulation of --run\.seed 7"):
         simulate(small(rounds=6, run={"dir": str(tmp_path / "parts"), "seed": 7}))
+
+
+def test_a_simulation_that_is_over_is_reported_whole_again(small, tmp_path):
+    once, again = (simulate(small(run={"dir": str(tmp_path)})) for _ in range(2))
+    assert again.final_val_loss == once.final_val_loss is not None
+    assert (again.miners, again.board) == (once.miners, replace(once.board, facts=again.board.facts))
+    assert again.rounds == tuple(replace(row, cosine=None) for row in once.rounds)
 
 
 def test_more_miners_wanted_than_take_part(small):

@@ -1,5 +1,6 @@
 """What a simulation came to, as tables."""
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import TextIO
@@ -75,10 +76,10 @@ def _groups(result: Result) -> Table:
 
 
 def _miners(result: Result) -> Table:
-    """Every miner by rank, the weightiest first where nobody is ranked."""
+    """Every miner by rank, those without one last; the weightiest first where nobody is ranked."""
     table = _table(("miner", ""), ("rank", "rating", *_FATES, "weight a round"))
     table.add_column("refusals")
-    for miner in sorted(result.miners, key=lambda miner: (miner.rank or 0, -miner.weight)):
+    for miner in sorted(result.miners, key=lambda miner: (miner.rank or sys.maxsize, -miner.weight)):
         *fates, refusals = _fates(result, [miner])
         kind = "hostile" if miner.hostile else "honest"
         rank = ("-", "-") if miner.rank is None or miner.rating is None else (str(miner.rank), f"{miner.rating:.1f}")

@@ -1,6 +1,6 @@
 """What came of a simulation, and the observer that collects it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import msgspec
@@ -27,7 +27,7 @@ class Round:
     train_loss: float
     val_loss: float | None  # where it was measured
     hostile_share: float | None  # of the sum of absolute aggregation weights; None where no step was taken
-    cosine: float | None  # of the aggregate to the mean of the honest gradients; None where none was formed
+    cosine: float | None  # of the aggregate to the mean of the honest gradients; None where none was formed now
     seconds: float
 
 
@@ -48,7 +48,7 @@ class Miner:
 
 @dataclass(frozen=True)
 class Result:
-    """A simulation that has ended; `finished` is False when it was told to stop before."""
+    """A simulation that has ended, rounds of earlier starts included; `finished` is False when it was told to stop."""
 
     config: SimulationConfig
     rounds: tuple[Round, ...]
@@ -119,8 +119,17 @@ class Scribe:
         """Pass it on."""
         self.observer.waiting(message)
 
+    def recall(self, rows: Iterable[str]) -> None:
+        """Note the rounds that the ledger has of earlier starts; whoever watches was told of them then."""
+        for row in rows:
+            self._note(msgspec.json.decode(row), None)
+
     def round_done(self, row: Mapping[str, object]) -> None:
         """Note the round."""
+        self._note(row, self.cosine())
+        self.observer.round_done(row)
+
+    def _note(self, row: Mapping[str, object], cosine: float | None) -> None:
         self.board.add(read_row(row))
         known = msgspec.convert(row, _Row)
         for miner in known.miners:
@@ -133,11 +142,10 @@ class Scribe:
                 train_loss=known.train_loss,
                 val_loss=known.val_loss,
                 hostile_share=self._hostile_share(known),
-                cosine=self.cosine(),
+                cosine=cosine,
                 seconds=known.seconds["total"],
             )
         )
-        self.observer.round_done(row)
 
     def notice(self, line: str) -> None:
         """Pass it on."""
