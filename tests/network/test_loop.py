@@ -25,19 +25,28 @@ sys.exit(run(main))
 """
 
 
-def start(then: str) -> subprocess.Popen[str]:
+def start(then: str, *before: str) -> subprocess.Popen[str]:
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": ""}
-    command = [sys.executable, "-c", PROGRAM.format(then=then)]
+    command = [*before, sys.executable, "-c", PROGRAM.format(then=then)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_lets_the_program_finish(number):
     with start("await asyncio.sleep(0.1)") as process:
         process.send_signal(number)
+        assert process.wait(5) == 7
+
+
+def test_nohup_is_obeyed():
+    with start("await asyncio.sleep(0)", "nohup") as process:
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGTERM)
         assert process.wait(5) == 7
 
 

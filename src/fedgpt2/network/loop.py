@@ -34,8 +34,8 @@ class Stop:
 def run(main: Callable[[Stop], Awaitable[int]]) -> int:
     """Run `main` to its exit code.
 
-    SIGINT and SIGTERM set its `Stop`, so that it can put things in order; a second SIGINT leaves the process at once
-    with 130. Errors of `main` pass through.
+    SIGINT, SIGTERM and SIGHUP (a closed terminal) set its `Stop`, so that it can put things in order; a second SIGINT
+    leaves the process at once with 130. Under `nohup` SIGHUP is ignored, as asked. Errors of `main` pass through.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_with_signals(main))
@@ -58,14 +58,17 @@ async def _with_signals(main: Callable[[Stop], Awaitable[int]]) -> int:
             _leave()
         stop.set()
 
+    handlers: dict[signal.Signals, Callable[[], None]] = {signal.SIGINT: interrupt, signal.SIGTERM: stop.set}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
+        handlers[signal.SIGHUP] = stop.set
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, interrupt)
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
     try:
         return await main(stop)
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
-        loop.remove_signal_handler(signal.SIGTERM)
+        for number in handlers:
+            loop.remove_signal_handler(number)
 
 
 def _leave() -> None:
