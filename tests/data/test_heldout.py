@@ -103,8 +103,10 @@ def test_windows_are_different_and_can_be_all_of_the_pool(make_manifest, make_pa
 
 
 def test_a_pool_with_too_few_windows(make_manifest, make_page):
-    with pytest.raises(CorpusError, match="fewer than 13 windows found in the report pool"):
+    with pytest.raises(CorpusError, match=r"in the report pool, not 13; --run\.eval_windows asks for so many"):
         report_windows(make_manifest(), KEY, lambda _: make_page(2), 13)
+    with pytest.raises(CorpusError, match=r"not 99; --ranking\.tokens or --run\.score_windows asks for so many"):
+        score_windows(make_manifest(), KEY, 1, ADMITTED, lambda _: make_page(2), 99)
 
 
 def test_more_windows_go_on_where_fewer_ended(make_manifest, make_page):

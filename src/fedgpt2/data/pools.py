@@ -23,6 +23,10 @@ __all__ = ["Pick", "gather_picks", "key_digest", "new_key", "report_windows", "s
 
 _REPORT = b"report"
 _TRIES = 64  # draws a window, before the pool is called too small
+_ASKING = {
+    Pool.SCORE: "--ranking.tokens or --run.score_windows",
+    Pool.REPORT: "--run.eval_windows",
+}  # who wants windows
 
 PageTokens = Callable[[int], Tokens]
 
@@ -82,7 +86,10 @@ def _draw(manifest: Manifest, pool: Pool, seed: bytes, loader: PageTokens, n: in
         if count:
             picks[Pick(page, int.from_bytes(block[8:16], "big") % count)] = None
     if len(picks) < n:
-        raise CorpusError(f"corpus too small: fewer than {n} windows found in the {pool} pool")
+        raise CorpusError(
+            f"corpus too small: {len(picks)} windows of {manifest.seq_len} tokens found in the {pool} pool, not {n}; "
+            f"{_ASKING[pool]} asks for so many"
+        )
     return tuple(picks)
 
 
