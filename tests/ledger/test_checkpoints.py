@@ -105,6 +105,17 @@ def test_prune_keeps_what_it_is_told_to(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "notes")
 
 
+@pytest.mark.parametrize(
+    "name", ["round-000001-good", "round-000001.old", "round-1", "round-0000001", ".round-000001", "round-000001.tmp"]
+)
+def test_prune_leaves_what_somebody_put_there(tmp_path: Path, name: str) -> None:
+    for number in (1, 2, 1_000_000):
+        save(tmp_path, number, contents())
+    shutil.copytree(tmp_path / "round-000001", tmp_path / name)
+    prune(tmp_path, ["round-000002"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["round-000002", name])
+
+
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     path = tmp_path / "key"
     files.write_durably(path, b"old")

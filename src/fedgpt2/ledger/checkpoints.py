@@ -7,6 +7,7 @@ folder is renamed into place. A reader believes nothing that the manifest does n
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ __all__ = ["Checkpoint", "checkpoint_name", "load", "prune", "save"]
 
 _HEADER_LIMIT = 1 << 20
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+_MADE = re.compile(r"round-([0-9]{6}|[1-9][0-9]{6,})|\.round-([0-9]{6}|[1-9][0-9]{6,})\.tmp")  # names `save` makes
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _read_tensors(path: Path, sums: Mapping[str, object], schema: Schema) -> dic
 
 
 def prune(folder: Path, keep: list[str]) -> None:
-    """Remove every checkpoint but those named, and what a crash left behind."""
+    """Remove every checkpoint but those named, and what a crash left behind; what somebody put beside them stays."""
     for path in folder.iterdir():
-        if path.is_dir() and path.name not in keep and path.name.lstrip(".").startswith("round-"):
+        if path.is_dir() and path.name not in keep and _MADE.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
