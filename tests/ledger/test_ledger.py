@@ -66,6 +66,25 @@ def test_a_resume_takes_rounds_back_without_rewriting_them(ledger: Ledger) -> No
     assert ledger.broken_entry() is None
 
 
+def test_the_model_after_a_round_is_that_of_the_round_that_stands(ledger: Ledger) -> None:
+    for number in (1, 2):
+        ledger.commit_round(number, 0, {"round": number, "model": f"{number}" * 64}, None)
+    ledger.commit_resume(1, 1)
+    assert ledger.model_after(1) == "1" * 64
+    with pytest.raises(RunDirectoryError, match="round 2 is damaged, or does not stand"):
+        ledger.model_after(2)
+    ledger.commit_round(2, 1, {"round": 2, "model": "3" * 64}, None)
+    assert ledger.model_after(2) == "3" * 64
+
+
+@pytest.mark.parametrize("body", ["{", "{}", '{"model": 1}'])
+def test_a_round_that_does_not_say_what_it_left_is_one_line(ledger: Ledger, body: str) -> None:
+    ledger.commit_round(1, 0, {"round": 1}, None)
+    ledger._rows("UPDATE entries SET body = ?", body)
+    with pytest.raises(RunDirectoryError, match="round 1 is damaged, or does not stand"):
+        ledger.model_after(1)
+
+
 def test_slots_are_for_the_whole_run(ledger: Ledger) -> None:
     assert [ledger.slot_of(Hotkey(k), 2) for k in ("a", "b", "a", "c")] == [0, 1, 0, None]
 

@@ -18,7 +18,7 @@ RUN_ID = "ab" * 32
 def write_run(folder: Path, rounds: Iterable[Evidence], *, keep: bool = True) -> Table:
     """A run directory of these rounds; the table after the last."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"model": dataclasses.asdict(PRESETS["tiny"]), "run_id": RUN_ID}
+    facts = {"model": dataclasses.asdict(PRESETS["tiny"]), "run_id": RUN_ID, "identity": {"codec.state": "fp32"}}
     (folder / "config.json").write_text(json.dumps(facts))
     ledger, table = Ledger(folder / "ledger.sqlite"), Table()
     ledger.set_meta({"run_id": RUN_ID})

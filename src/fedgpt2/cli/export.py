@@ -1,6 +1,7 @@
 """`fedgpt2 export`: a directory that transformers opens.
 
-model.safetensors       fp32, under the names of the published checkpoints; the head is the token embedding
+model.safetensors       fp32, under the names of the published checkpoints; the head is the token embedding. The weights
+                        as they were broadcast after the round: their digest is the ledger's
 config.json generation_config.json
 tokenizer.json vocab.json merges.txt tokenizer_config.json special_tokens_map.json
 README.md run.json      where the model comes from

@@ -17,6 +17,7 @@ from fedgpt2.types import ModelShape
 
 if TYPE_CHECKING:
     from fedgpt2.model.gpt2 import GPT2
+    from fedgpt2.model.state import FlatState
 
 __all__ = ["StoredRun", "open_run"]
 
@@ -28,6 +29,7 @@ class StoredRun:
     path: Path
     facts: Mapping[str, object]
     shape: ModelShape
+    codec: str  # of the weights that were broadcast
     checkpoints: Mapping[int, str]  # round -> folder name, newest first
     head: str  # of the ledger's hash chain
 
@@ -43,9 +45,9 @@ class StoredRun:
                 raise RunDirectoryError(f"{file}: the row of round {number} is damaged: {error}") from error
 
     def load_model(self, round_: int | None = None) -> tuple["GPT2", int]:
-        """The model after a round, on the CPU, and that round; None takes the newest checkpoint.
+        """The model as it was broadcast after a round, on the CPU, and that round; None takes the newest checkpoint.
 
-        Raises CheckpointError when there is no such checkpoint, or it is damaged or of another model.
+        Raises CheckpointError when there is no such checkpoint, or it is damaged or not the ledger's model.
         """
         from fedgpt2.ledger.checkpoints import load
         from fedgpt2.model.gpt2 import GPT2
@@ -60,7 +62,30 @@ class StoredRun:
         weights = load(self.path / "checkpoints", self.checkpoints[number], self.shape.schema(), None).model
         for name, view in model.weights.views.items():
             view.copy_(weights[name])
+        _round(model.weights, self.codec)
+        self._check(model.weights, number)
         return model, number
+
+    def _check(self, weights: "FlatState", number: int) -> None:
+        """Raise CheckpointError unless these are the weights that the ledger names."""
+        from fedgpt2.protocol.digests import model_digest
+
+        with closing(Ledger(self.path / "ledger.sqlite")) as ledger:
+            named = ledger.model_after(number)
+        if model_digest(weights.schema, weights.memory(), threads=2) != named:
+            raise CheckpointError(
+                f"{self.path / 'checkpoints' / self.checkpoints[number]} is not the model that the ledger names"
+            )
+
+
+def _round(weights: "FlatState", name: str) -> None:
+    """Make the weights that the optimizer moves those that miners were sent: all that a run says is said of these."""
+    from fedgpt2 import codec
+    from fedgpt2.protocol.tensors import PREFIX, read_header
+
+    sent = codec.get(name)
+    layout = read_header(sent.header(weights.schema)[PREFIX:], weights.schema, sent.dtype)
+    weights.flat.copy_(sent.decode(layout, weights.schema, sent.encode(weights.flat)))
 
 
 def open_run(run_dir: str) -> StoredRun:
@@ -71,12 +96,12 @@ def open_run(run_dir: str) -> StoredRun:
         raise RunDirectoryError(f"{path} holds no run; name one with --run.dir")
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
-        shape = ModelShape(**facts["model"])
+        shape, codec = ModelShape(**facts["model"]), str(facts["identity"]["codec.state"])
     except (ValueError, KeyError, TypeError) as error:
         raise RunDirectoryError(f"{file} is damaged: {error}") from error
     ledger = Ledger(path / "ledger.sqlite")
     try:
         named = {number: name for number, name in ledger.checkpoints() if (path / "checkpoints" / name).is_dir()}
-        return StoredRun(path, facts, shape, named, ledger.head)
+        return StoredRun(path, facts, shape, codec, named, ledger.head)
     finally:
         ledger.close()

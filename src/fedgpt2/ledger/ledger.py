@@ -260,6 +260,19 @@ class Ledger:
                 standing[int(str(number))] = str(body)
         return [standing[number] for number in sorted(standing)]
 
+    def model_after(self, number: int) -> Digest:
+        """Digest of the broadcast weights after a round that stands. Raises RunDirectoryError for one that does not."""
+        rows = self._rows(
+            "SELECT body FROM entries WHERE kind = 'round' AND round = ? AND ? <= "
+            "(SELECT round FROM entries ORDER BY seq DESC LIMIT 1) ORDER BY seq DESC LIMIT 1",
+            number,
+            number,
+        )
+        try:
+            return msgspec.json.decode(str(rows[0][0]), type=_Left).model
+        except (IndexError, msgspec.DecodeError) as error:
+            raise RunDirectoryError(f"{self._path}: round {number} is damaged, or does not stand") from error
+
     def last_round(self) -> int:
         """Number of the last round that stands; 0 before the first."""
         rows = self._rows("SELECT round FROM entries ORDER BY seq DESC LIMIT 1")
@@ -307,6 +320,12 @@ class Ledger:
 
 def _forget(db: sqlite3.Connection, work: Collection[str]) -> None:
     db.executemany("DELETE FROM outbox WHERE work_id = ?", [(work_id,) for work_id in work])
+
+
+class _Left(msgspec.Struct, frozen=True):
+    """What a round's body says of the weights it left."""
+
+    model: Digest
 
 
 class _Told(msgspec.Struct, frozen=True):

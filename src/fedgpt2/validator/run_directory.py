@@ -101,7 +101,7 @@ class RunDirectory:
             raise CheckpointError(
                 f"{self.checkpoints / checkpoints.checkpoint_name(number)} is of another run or round"
             )
-        if state.get("model") != json.loads(self.ledger.rounds()[number - 1])["model"]:
+        if state.get("model") != self.ledger.model_after(number):
             raise CheckpointError(f"{self.checkpoints / checkpoints.checkpoint_name(number)} is not the ledger's model")
 
     def save(self, number: int, training: Training, facts: Mapping[str, object]) -> str:

@@ -1,0 +1,76 @@
+"""What `sample`, `export` and `ranking` read of a run directory: the weights that were broadcast."""
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedgpt2.cli import main as entry
+from fedgpt2.cli.runs import open_run
+from fedgpt2.config import Codec, Data, Model, ValidatorConfig
+from fedgpt2.config import Run as RunConfig
+from fedgpt2.data.corpus import Corpus
+from fedgpt2.errors import CheckpointError
+from fedgpt2.ledger.ledger import Ledger
+from fedgpt2.model.state import FlatState
+from fedgpt2.protocol.digests import model_digest
+from fedgpt2.validator.run_directory import open_run_directory
+from fedgpt2.validator.training import Training
+
+Write = Callable[[str], tuple[Path, FlatState]]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """A run of one round by a state codec: its folder, and the weights as the optimizer holds them."""
+
+    def written(state: str) -> tuple[Path, FlatState]:
+        config = ValidatorConfig(
+            model=Model(preset="tiny"),
+            data=Data(source="sample"),
+            codec=Codec(state=state),
+            run=RunConfig(dir=str(tmp_path / "run")),
+        )
+        corpus = Corpus.open(config.data, 64, config.run.seed)
+        with open_run_directory(config, corpus.manifest) as directory:
+            training = Training(config, torch.device("cpu"))
+            directory.resume(config, training, pytest.fail)
+            row = {"round": 1, "applied": False, "model": training.digest()}
+            directory.commit(1, 0, row, directory.save(1, training, {}), keep=1)
+        corpus.close()
+        return directory.path, training.weights
+
+    return written
+
+
+def digest(weights: FlatState) -> str:
+    return model_digest(weights.schema, weights.memory())
+
+
+@pytest.mark.parametrize("state", ["fp32", "bf16"])
+def test_what_is_exported_is_what_was_broadcast(write: Write, state: str, tmp_path: Path) -> None:
+    folder, kept = write(state)
+    assert entry.main(["export", "--run.dir", str(folder), "--out", str(tmp_path / "model")]) == 0
+    named = json.loads((folder / "rounds.jsonl").read_text())["model"]
+    exported = FlatState(kept.schema)
+    for name, tensor in load_file(tmp_path / "model" / "model.safetensors").items():
+        exported.views[name].copy_(tensor)
+    assert digest(exported) == named
+    assert (digest(kept) == named) == (state == "fp32")
+    model, _ = open_run(str(folder)).load_model()
+    assert torch.equal(model.weights.flat, exported.flat)
+
+
+def test_a_checkpoint_that_the_ledger_does_not_name_is_not_exported(write: Write, tmp_path: Path) -> None:
+    folder, _ = write("fp32")
+    with closing(Ledger(folder / "ledger.sqlite")) as ledger:
+        ledger.commit_resume(0, 1)
+        ledger.commit_round(1, 1, {"round": 1, "applied": False, "model": "0" * 64}, "round-000001")
+    with pytest.raises(CheckpointError, match="round-000001 is not the model that the ledger names"):
+        open_run(str(folder)).load_model()
+    assert entry.main(["export", "--run.dir", str(folder), "--out", str(tmp_path / "model")]) == 1
+    assert not (tmp_path / "model").exists()
