@@ -56,6 +56,18 @@ def test_damage_to_any_file_is_found(tmp_path: Path, name: str, damage: str) -> 
         load(tmp_path, "round-000001", MODEL, OPTIMIZER)
 
 
+def test_of_what_is_optional_comes_what_is_there(tmp_path: Path) -> None:
+    saved = Checkpoint({}, {"exp_avg": torch.randn(10), "aggregate_1": torch.randn(10)}, {})
+    save(tmp_path, 1, saved)
+    optional = {f"aggregate_{age}": (10,) for age in (1, 2)}
+    back = load(tmp_path, "round-000001", {}, OPTIMIZER, optional).optimizer
+    assert back.keys() == saved.optimizer.keys()
+    assert torch.equal(back["aggregate_1"], saved.optimizer["aggregate_1"])
+    for wrong in ({}, {"aggregate_1": (9,)}):
+        with pytest.raises(CheckpointError, match=r"is of another model: .*aggregate_1"):
+            load(tmp_path, "round-000001", {}, OPTIMIZER, wrong)
+
+
 @pytest.mark.parametrize("model", [{"a": (2, 3)}, {"a": (3, 2), "b": (4,)}, {"a": (2, 3), "c": (4,)}])
 def test_another_model_is_named_as_such(tmp_path: Path, model: dict[str, tuple[int, ...]]) -> None:
     save(tmp_path, 1, contents())

@@ -78,7 +78,7 @@ def test_a_continuation_is_bit_identical(training):
         kept.state,
     )
     again = Training(training.config, CPU)
-    again.restore(lambda model, optimizer: copy)
+    again.restore(lambda *schemas: copy)
     assert again.digest() == training.digest()
     for each in (training, again):
         moved(each)
@@ -90,7 +90,7 @@ def test_weights_that_are_not_those_the_state_names_are_refused(training):
     kept = moved(training).capture({"round": 2})
     wrong = Checkpoint(kept.model, kept.optimizer, {**kept.state, "model": "0" * 64})
     with pytest.raises(CheckpointError, match="not those its state names"):
-        Training(training.config, CPU).restore(lambda model, optimizer: wrong)
+        Training(training.config, CPU).restore(lambda *schemas: wrong)
 
 
 def test_short_steps_tell_the_slope_of_the_loss_and_move_nothing(training, corpus):

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from fedgpt2.errors import CheckpointError, ProtocolError
 from fedgpt2.ledger.files import disk_errors, fsync_folder, write_parts
 from fedgpt2.protocol.digests import blob_digest
-from fedgpt2.protocol.tensors import header_length, read_header, write_header
+from fedgpt2.protocol.tensors import header_length, names, read_header, write_header
 from fedgpt2.types import Schema
 
 __all__ = ["Checkpoint", "checkpoint_name", "load", "prune", "save"]
@@ -85,16 +86,19 @@ def _sum(parts: list[bytes | memoryview]) -> dict[str, object]:
     return {"blake3": blob_digest(*parts, threads=2), "bytes": sum(memoryview(part).nbytes for part in parts)}
 
 
-def load(folder: Path, name: str, model: Schema, optimizer: Schema | None) -> Checkpoint:
+def load(
+    folder: Path, name: str, model: Schema, optimizer: Schema | None, optional: Schema = MappingProxyType({})
+) -> Checkpoint:
     """Read a checkpoint, every byte checked; `optimizer` None leaves the optimizer unread.
 
-    Raises CheckpointError, one line naming the file, when it is missing, damaged or of another model.
+    Of `optional`, tensors beside the optimizer's, come those that are there. Raises CheckpointError, one line naming
+    the file, when it is missing, damaged or of another model.
     """
     path = folder / name
     sums = _read_json(path / "manifest.json")
     state = _read_json(path / "state.json", sums)
     weights = _read_tensors(path / "model.safetensors", sums, model)
-    moments = {} if optimizer is None else _read_tensors(path / "optimizer.safetensors", sums, optimizer)
+    moments = {} if optimizer is None else _read_tensors(path / "optimizer.safetensors", sums, optimizer, optional)
     return Checkpoint(weights, moments, state)
 
 
@@ -126,12 +130,16 @@ def _read_json(path: Path, sums: Mapping[str, object] | None = None) -> dict[str
     return value
 
 
-def _read_tensors(path: Path, sums: Mapping[str, object], schema: Schema) -> dict[str, Tensor]:
+def _read_tensors(
+    path: Path, sums: Mapping[str, object], schema: Schema, optional: Schema = MappingProxyType({})
+) -> dict[str, Tensor]:
     data = _read(path)
     _check(path, data, sums)
     try:
         start = 8 + header_length(data[:8].tobytes(), _HEADER_LIMIT)
-        layout = read_header(data[8:start].tobytes(), schema, "F32")
+        header = data[8:start].tobytes()
+        schema = {**schema, **{name: optional[name] for name in names(header) if name in optional}}
+        layout = read_header(header, schema, "F32")
     except ProtocolError as error:
         raise CheckpointError(f"{path} is of another model: {error.detail}") from error
     values = torch.from_numpy(data[start:]).view(torch.float32)

@@ -13,7 +13,7 @@ from math import prod
 from fedgpt2.errors import ProtocolError, Reason
 from fedgpt2.types import Schema
 
-__all__ = ["ITEM_BYTES", "PREFIX", "Layout", "data_bytes", "header_length", "read_header", "write_header"]
+__all__ = ["ITEM_BYTES", "PREFIX", "Layout", "data_bytes", "header_length", "names", "read_header", "write_header"]
 
 ITEM_BYTES: Mapping[str, int] = {"F32": 4, "BF16": 2}
 _ALIGNMENT = 64  # data begins on a cache line, so that views of it are aligned
@@ -59,6 +59,11 @@ def header_length(prefix: bytes, limit: int) -> int:
     if not 2 <= length <= limit:
         raise ProtocolError(f"header of {length} bytes, the limit is {limit}", Reason.TOO_LARGE)
     return int(length)
+
+
+def names(text: bytes) -> frozenset[str]:
+    """What the tensors of a JSON header are called; nothing else of it is checked. Raises ProtocolError."""
+    return frozenset(_entries(text))
 
 
 def read_header(text: bytes, schema: Schema, dtype: str) -> Layout:

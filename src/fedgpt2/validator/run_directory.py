@@ -82,10 +82,10 @@ class RunDirectory:
             "put one back or choose another --run.dir"
         )
 
-    def _reader(self, number: int, name: str) -> Callable[[Schema, Schema], Checkpoint]:
-        def read(model: Schema, optimizer: Schema) -> Checkpoint:
+    def _reader(self, number: int, name: str) -> Callable[[Schema, Schema, Schema], Checkpoint]:
+        def read(model: Schema, optimizer: Schema, optional: Schema) -> Checkpoint:
             try:
-                checkpoint = checkpoints.load(self.checkpoints, name, model, optimizer)
+                checkpoint = checkpoints.load(self.checkpoints, name, model, optimizer, optional)
                 self._check_origin(checkpoint, number)
             except CheckpointError as error:
                 way_out = f"remove {self.checkpoints / name} to go on from the checkpoint before it"

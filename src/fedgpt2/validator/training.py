@@ -24,7 +24,7 @@ from fedgpt2.optim.schedule import learning_rate
 from fedgpt2.optim.server import build
 from fedgpt2.protocol.digests import model_digest
 from fedgpt2.ranking.evidence import Free
-from fedgpt2.types import Digest
+from fedgpt2.types import Digest, Schema
 
 __all__ = ["Snapshot", "Training"]
 
@@ -33,6 +33,7 @@ T = TypeVar("T")
 _EVAL_TOKENS = 4096  # tokens of one forward pass when measuring a loss
 _NUDGE = 2e-4  # length of an audit's step, of the weights' own: as good as straight, and far above rounding
 _LARGEST = 1e38  # factor that fp32 can hold
+_MOST_AGGREGATES = 16  # that --ranking.recent can ask for
 _SCORING_TOKENS = 1024  # of one forward and backward pass for the scoring gradient: it is the validator's memory
 
 
@@ -202,29 +203,42 @@ class Training:
 
     def _beside_weights(self) -> dict[str, Tensor]:
         """What a continuation needs and the weights do not hold: moments and recent aggregates, [d] each."""
-        moments = {name: tensor for name, tensor in self.optimizer.tensors().items() if name != "step"}
-        return {**moments, **{f"aggregate_{i}": kept.flat for i, kept in enumerate(self._recent, 1)}}
+        return {**self._moments(), **{_aggregate(i): kept.flat for i, kept in enumerate(self._recent, 1)}}
 
-    def restore(
-        self, read: Callable[[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]], Checkpoint]
-    ) -> None:
-        """Take over a checkpoint; `read` gets the schemas of model and optimizer. Raises CheckpointError."""
-        own = self._beside_weights()
-        checkpoint = read(self._schema, {name: tuple(tensor.shape) for name, tensor in own.items()})
+    def _moments(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.optimizer.tensors().items() if name != "step"}
+
+    def restore(self, read: Callable[[Schema, Schema, Schema], Checkpoint]) -> None:
+        """Take over a checkpoint. Raises CheckpointError.
+
+        `read` gets the schemas of the model, of the optimizer, and of what may be there beside it.
+        """
+        moments = {name: tuple(tensor.shape) for name, tensor in self._moments().items()}
+        aggregates = {_aggregate(i): tuple(self._aggregate.flat.shape) for i in range(1, _MOST_AGGREGATES + 1)}
+        checkpoint = read(self._schema, moments, aggregates)
         for name, view in self.weights.views.items():
             view.copy_(checkpoint.model[name])
         steps = torch.tensor(int(str(checkpoint.state["optimizer_steps"])))
-        kept = dict(checkpoint.optimizer)
-        for i, aggregate in enumerate(self._recent, 1):
-            aggregate.flat.copy_(kept.pop(f"aggregate_{i}"))
-        self._remembered = int(str(checkpoint.state["aggregates"]))
-        self.optimizer.load({**kept, "step": steps})
+        self.optimizer.load({**{name: checkpoint.optimizer[name] for name in moments}, "step": steps})
+        self._recall(checkpoint)
         self._changed()
         if self.digest() != checkpoint.state["model"]:
             raise CheckpointError("the checkpoint's weights are not those its state names")
 
+    def _recall(self, checkpoint: Checkpoint) -> None:
+        """Take over the aggregates that are there and asked for now; their number is the ranking's, not the run's."""
+        there = int(str(checkpoint.state["aggregates"]))
+        self._remembered = min(there, len(self._recent))
+        for i, aggregate in enumerate(self._recent[: self._remembered], 1):
+            aggregate.flat.copy_(checkpoint.optimizer[_aggregate(i)])
+
     def _changed(self) -> None:
         self._digest, self._stale = None, True
+
+
+def _aggregate(age: int) -> str:
+    """What a checkpoint calls the aggregate of the last step but `age` - 1."""
+    return f"aggregate_{age}"
 
 
 def _kept_aggregates(config: ValidatorConfig) -> int:
