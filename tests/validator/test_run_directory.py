@@ -221,6 +221,28 @@ async def test_a_checkpoint_of_another(case, train, opened, config):
         pass
 
 
+async def test_settings_with_which_it_does_not_go_on_are_not_written(train, opened, config):
+    await train(config, 2)
+    before = (config_path(config) / "config.json").read_bytes()
+    whole = config_path(config) / "checkpoints" / "round-000002"
+    shutil.move(whole / "state.json", whole.with_name("aside"))
+    changed = with_settings(config, optimizer={"lr": 0.5})
+    with pytest.raises(CheckpointError, match=r"state\.json is missing"), opened(changed):
+        pass
+    assert (config_path(config) / "config.json").read_bytes() == before
+    shutil.move(whole.with_name("aside"), whole / "state.json")
+    with opened(changed):
+        assert facts(config)["settings"]["optimizer"]["lr"] == 0.5
+
+
+async def test_an_earlier_key_ends_where_the_run_goes_on(train, opened, config):
+    config = with_settings(config, checkpoint={"every": 2})
+    await train(config, 3)
+    (config_path(config) / "evaluation.key").unlink()
+    with opened(config) as (_, _, done):
+        assert (done, facts(config)["earlier_keys"][0]["last_round"]) == (2, 2)
+
+
 OTHERS = {
     "model": ({"model": {"preset": "nano"}}, "--model.preset tiny, not nano"),
     "codec": ({"codec": {"state": "bf16"}}, "--codec.state fp32, not bf16"),

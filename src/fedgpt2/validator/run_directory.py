@@ -37,10 +37,15 @@ _PACKAGES = ("torch", "numpy", "tiktoken", "aiohttp", "bittensor", "msgspec", "b
 class RunDirectory:
     """An opened run directory; only one process holds it at a time."""
 
-    def __init__(self, path: Path, ledger: Ledger, key: bytes) -> None:
+    def __init__(
+        self, path: Path, ledger: Ledger, key: bytes, identity: Mapping[str, object], earlier: Mapping[str, object]
+    ) -> None:
+        """`earlier`: what config.json says as it was found."""
         self.path = path
         self.ledger = ledger
         self.key = key
+        self._identity = identity
+        self._earlier = earlier
         self.journal = Journal(path / "rounds.jsonl")
         self.run_id = ledger.meta("run_id") or ""
 
@@ -64,8 +69,15 @@ class RunDirectory:
         if number < self.ledger.last_round() or changed:
             self.ledger.commit_resume(number, self.ledger.attempt() + 1)
         self.ledger.set_meta({"orders": orders})
+        self.write_facts(config)
         self.journal.rewrite(self.ledger.rounds())
         return number
+
+    def write_facts(self, config: ValidatorConfig) -> None:
+        """Write config.json: with these settings, and this key, the run goes on after its last round."""
+        earlier = _earlier_keys(self._earlier, self.key, self.ledger.last_round())
+        facts = _facts(config, self.ledger, self.key, self._identity)
+        _write_json(self.path / "config.json", {**facts, "earlier_keys": earlier})
 
     def _restore(self, training: Training, notice: Callable[[str], None]) -> int:
         named = self.ledger.checkpoints()
@@ -166,9 +178,10 @@ def open_run_directory(
             if ledger.meta("run_id") is None:
                 ledger.set_meta({"run_id": draw(32).hex()})
             _write_json(path / "manifest.json", json.loads(manifest.to_bytes()))
-            earlier = _earlier_keys(facts or {}, key, ledger.last_round())
-            _write_json(path / "config.json", {**_facts(config, ledger, key, identity), "earlier_keys": earlier})
-            yield RunDirectory(path, ledger, key)
+            directory = RunDirectory(path, ledger, key, identity, facts or {})
+            if facts is None:  # what there is already is left until the run goes on
+                directory.write_facts(config)
+            yield directory
             with contextlib.suppress(DiskFullError):  # they would be sent once more, no more than that
                 ledger.settle()
         finally:
