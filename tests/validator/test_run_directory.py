@@ -151,6 +151,9 @@ async def test_rounds_after_it_are_taken_back_under_another_attempt(train, opene
     with opened(config) as (directory, _, done):
         assert (done, directory.ledger.attempt(), directory.ledger.last_round()) == (2, 1, 2)
         assert len(directory.journal.path.read_text().splitlines()) == 2
+        assert opened.notices == ["round 3 has no checkpoint: going on after round 2"]
+    with opened(config):
+        assert opened.notices == []
     again = await train(config, 3)
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
 
@@ -159,7 +162,8 @@ async def test_a_run_without_a_checkpoint_begins_again(train, opened, config):
     config = with_settings(config, checkpoint={"every": 5})
     await train(config, 2)
     with opened(config) as (directory, _, done):
-        assert (done, directory.ledger.attempt(), opened.notices) == (0, 1, [])
+        assert (done, directory.ledger.attempt()) == (0, 1)
+        assert opened.notices == ["rounds 1 to 2 have no checkpoint: beginning again"]
 
 
 async def test_the_last_round_is_saved_once(train, opened, config):
@@ -179,13 +183,19 @@ async def test_orders_that_would_be_others_are_another_attempt(train, opened, co
         assert directory.ledger.attempt() == 1
 
 
-async def test_a_checkpoint_that_is_gone_is_one_notice(train, opened, config):
+async def test_a_checkpoint_that_is_gone_is_said_and_so_are_its_rounds(train, opened, config):
     config = with_settings(config, checkpoint={"keep": 3})
     await train(config, 3)
     for number in (2, 3):
         shutil.rmtree(config_path(config) / "checkpoints" / f"round-00000{number}")
     with opened(config) as (_, _, done):
-        assert (done, opened.notices) == (1, ["checkpoint round-000003 is gone; going on from round-000001"])
+        assert (done, opened.notices) == (
+            1,
+            [
+                "checkpoint round-000003 is gone; going on from round-000001",
+                "rounds 2 to 3 have no checkpoint: going on after round 1",
+            ],
+        )
 
 
 async def test_without_any_checkpoint_left_nothing_is_begun_again(train, opened, config):

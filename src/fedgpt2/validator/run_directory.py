@@ -66,7 +66,10 @@ class RunDirectory:
             notice(f"{unread} receipts that were not delivered are of another version: not sent by this one")
         orders = _order_settings(config)
         changed = self.ledger.meta("orders") not in (None, orders)
-        if number < self.ledger.last_round() or changed:
+        last = self.ledger.last_round()
+        if number < last:
+            notice(_taken_back(number, last))
+        if number < last or changed:
             self.ledger.commit_resume(number, self.ledger.attempt() + 1)
         self.ledger.set_meta({"orders": orders})
         self.write_facts(config)
@@ -269,6 +272,12 @@ def _facts(config: ValidatorConfig, ledger: Ledger, key: bytes, identity: Mappin
         "model": dataclasses.asdict(config.model.shape),
         "versions": {"fedgpt2": __version__, **{name: metadata.version(name) for name in _PACKAGES}},
     }
+
+
+def _taken_back(number: int, last: int) -> str:
+    """What is said of the rounds after `number`, up to the `last` that was committed, which run again."""
+    rounds = f"rounds {number + 1} to {last} have" if last > number + 1 else f"round {last} has"
+    return f"{rounds} no checkpoint: " + (f"going on after round {number}" if number else "beginning again")
 
 
 def _order_settings(config: ValidatorConfig) -> str:
