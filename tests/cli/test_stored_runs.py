@@ -1,7 +1,10 @@
 """What `sample`, `export` and `ranking` read of a run directory: the weights that were broadcast."""
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -74,3 +77,36 @@ def test_a_checkpoint_that_the_ledger_does_not_name_is_not_exported(write: Write
         open_run(str(folder)).load_model()
     assert entry.main(["export", "--run.dir", str(folder), "--out", str(tmp_path / "model")]) == 1
     assert not (tmp_path / "model").exists()
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """Make a folder one that cannot be written; skips where this process may write anywhere and mount nothing."""
+    mounted: list[Path] = []
+
+    def seal(folder: Path) -> None:
+        if os.geteuid():
+            folder.chmod(0o555)
+            return
+        bound = ["mount", "--bind", folder, folder], ["mount", "-o", "remount,bind,ro", folder]
+        if shutil.which("mount") is None or any(subprocess.run(c, capture_output=True).returncode for c in bound):
+            pytest.skip("this process may not mount")
+        mounted.append(folder)
+
+    yield seal
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+    (tmp_path / "run").chmod(0o755)
+
+
+def test_a_run_that_can_only_be_read(write: Write, read_only: Callable[[Path], None], tmp_path: Path) -> None:
+    folder, kept = write("fp32")
+    read_only(folder)
+    with pytest.raises(OSError, match=r"Read-only|denied"):
+        (folder / "x").write_text("")
+    for command in (["sample", "--tokens", "1"], ["export", "--out", str(tmp_path / "model")]):
+        assert entry.main([command[0], "--run.dir", str(folder), *command[1:]]) == 0
+    run = open_run(str(folder))
+    assert digest(run.load_model()[0].weights) == digest(kept)
+    assert [row.round for row in run.rounds()] == [1]
+    assert {path.suffix for path in folder.glob("ledger*")} == {".sqlite"}

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -229,3 +230,37 @@ def test_journal_follows_the_ledger(tmp_path: Path) -> None:
     assert journal.path.read_text() == "1\n"
     journal.rewrite([])
     assert journal.path.read_text() == ""
+
+
+def test_a_reader_sees_the_ledger_as_it_was_when_opened(ledger: Ledger, tmp_path: Path) -> None:
+    """And the validator goes on writing meanwhile."""
+    ledger.commit_round(1, 0, {"round": 1}, None)
+    with closing(Ledger(tmp_path / "ledger.sqlite", reading=True)) as reader:
+        ledger.commit_round(2, 0, {"round": 2}, None)
+        assert (reader.last_round(), ledger.last_round()) == (1, 2)
+        with pytest.raises(RunDirectoryError, match="readonly database"):
+            reader._rows("DELETE FROM entries")
+    with closing(Ledger(tmp_path / "ledger.sqlite", reading=True)) as reader:
+        assert (reader.last_round(), reader.head) == (2, ledger.head)
+
+
+def test_a_reader_makes_no_ledger(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match=r"ledger\.sqlite: unable to open database file"):
+        Ledger(tmp_path / "ledger.sqlite", reading=True)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "ledger.sqlite").write_text("this is no database, only text of some length" * 20)
+    with pytest.raises(RunDirectoryError, match=r"ledger\.sqlite: file is not a database"):
+        Ledger(tmp_path / "ledger.sqlite", reading=True)
+
+
+def test_a_reader_does_without_the_index_that_it_cannot_write(ledger: Ledger, tmp_path: Path) -> None:
+    """As on a disk that is only read; tests/cli has a real one, where this process may mount."""
+    ledger.commit_round(1, 0, {"round": 1}, None)
+    wal = (tmp_path / "ledger.sqlite-wal").read_bytes()
+    ledger.close()
+    (tmp_path / "ledger.sqlite-shm").symlink_to("nowhere")  # in its place
+    with closing(Ledger(tmp_path / "ledger.sqlite", reading=True)) as reader:
+        assert reader.last_round() == 1
+    (tmp_path / "ledger.sqlite-wal").write_bytes(wal)
+    with pytest.raises(RunDirectoryError, match=r"rounds wait in ledger\.sqlite-wal: copy the run to"):
+        Ledger(tmp_path / "ledger.sqlite", reading=True)

@@ -134,7 +134,7 @@ def _read(run_dir: str, head: str) -> Stored:
     from fedgpt2.ranking.replay import read_rows
 
     path = open_run(run_dir).path / "ledger.sqlite"
-    ledger = Ledger(path)
+    ledger = Ledger(path, reading=True)
     try:
         broken = ledger.broken_entry()
         if broken is not None:

@@ -36,7 +36,7 @@ class StoredRun:
     def rounds(self) -> Iterator[RoundRow]:
         """The committed rounds. Raises RunDirectoryError for a damaged row."""
         file = self.path / "ledger.sqlite"
-        with closing(Ledger(file)) as ledger:
+        with closing(Ledger(file, reading=True)) as ledger:
             bodies = ledger.rounds()
         for number, body in enumerate(bodies, 1):
             try:
@@ -70,7 +70,7 @@ class StoredRun:
         """Raise CheckpointError unless these are the weights that the ledger names."""
         from fedgpt2.protocol.digests import model_digest
 
-        with closing(Ledger(self.path / "ledger.sqlite")) as ledger:
+        with closing(Ledger(self.path / "ledger.sqlite", reading=True)) as ledger:
             named = ledger.model_after(number)
         if model_digest(weights.schema, weights.memory(), threads=2) != named:
             raise CheckpointError(
@@ -99,9 +99,6 @@ def open_run(run_dir: str) -> StoredRun:
         shape, codec = ModelShape(**facts["model"]), str(facts["identity"]["codec.state"])
     except (ValueError, KeyError, TypeError) as error:
         raise RunDirectoryError(f"{file} is damaged: {error}") from error
-    ledger = Ledger(path / "ledger.sqlite")
-    try:
+    with closing(Ledger(path / "ledger.sqlite", reading=True)) as ledger:
         named = {number: name for number, name in ledger.checkpoints() if (path / "checkpoints" / name).is_dir()}
         return StoredRun(path, facts, shape, codec, named, ledger.head)
-    finally:
-        ledger.close()

@@ -6,11 +6,11 @@ rewritten, so a head in a receipt stays checkable for good. The ratings beside t
 of what follows from the entries; receipts lie there until they have arrived (outbox.py).
 """
 
+import contextlib
 import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,20 +57,20 @@ class Admission:
 class Ledger:
     """One run's record. Every method is one transaction."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create. Raises RunDirectoryError for a file that is no ledger."""
+    def __init__(self, path: Path, *, reading: bool = False) -> None:
+        """Open or create; only to read, it stays as it is now, whatever a validator writes to the file meanwhile.
+
+        Raises RunDirectoryError for a file that is no ledger.
+        """
         self._path = path
         with self._errors():
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_TABLES)
+            self._db = _snapshot(path) if reading else _writable(path)
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
@@ -79,7 +79,7 @@ class Ledger:
                 raise DiskFullError(f"no space left to write {self._path}; the last round is safe") from error
             raise RunDirectoryError(f"{self._path}: {error}") from error
 
-    @contextmanager
+    @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._errors():
             self._db.execute("BEGIN IMMEDIATE")
@@ -245,6 +245,8 @@ class Ledger:
 
     def ratings(self) -> dict[Hotkey, str] | None:
         """Each miner's rating after the last round that stands, as JSON; None where it was not kept."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'ratings'"):
+            return None  # an old ledger, opened to read
         rows = self._rows("SELECT hotkey, round, body FROM ratings ORDER BY hotkey")
         if not rows or any(number != self.last_round() for _, number, _ in rows):
             return None
@@ -316,6 +318,42 @@ class Ledger:
     def holds_head(self, head: str) -> bool:
         """Whether a head is one of the chain's, as that in every receipt of this run must be."""
         return bool(self._rows("SELECT 1 FROM entries WHERE head = ?", head))
+
+
+def _writable(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=FULL")
+    db.executescript(_TABLES)
+    return db
+
+
+def _snapshot(path: Path) -> sqlite3.Connection:
+    """A connection to what the file holds now.
+
+    Even to read, SQLite wants to write an index beside a file with a WAL. Where it cannot nobody else can, so the file
+    is whole without it, unless a WAL was left there that is not in the file yet.
+    """
+    try:
+        return _reading(path, "mode=ro")
+    except sqlite3.OperationalError as error:
+        sealed = error.sqlite_errorname.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY"))
+        wal = path.with_name(f"{path.name}-wal")
+        if not sealed or (wal.exists() and wal.stat().st_size):
+            way_out = f"; rounds wait in {wal.name}: copy the run to a folder that can be written" if sealed else ""
+            raise RunDirectoryError(f"{path}: {error}{way_out}") from error
+    return _reading(path, "mode=ro&immutable=1")
+
+
+def _reading(path: Path, how: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?{how}"
+    with contextlib.ExitStack() as failing:
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        failing.callback(db.close)
+        db.execute("BEGIN")
+        db.execute("SELECT 1 FROM sqlite_master").fetchone()  # what is read first fixes what is read later
+        failing.pop_all()
+    return db
 
 
 def _forget(db: sqlite3.Connection, work: Collection[str]) -> None:
