@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -123,6 +124,37 @@ def test_a_full_disk_costs_only_the_cache(store: Store, monkeypatch: pytest.Monk
     with pytest.raises(CorpusError, match="I/O error"):
         cache.get(Pool.ASSIGN, 2)
     assert files(store) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_so_does_one_without_room_for_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int):
+    """No inodes are left, or the disk is only read: nothing can be made there, or removed."""
+    before = Store.open(str(tmp_path), 1.0)
+    kept = TokenCache(CountingSource(), store=before).get(Pool.ASSIGN, 1)
+    before.put("k", "damaged", b"bytes")
+    (before.folder / "k" / "damaged").write_bytes(b"byteS")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "mkdir", refuse)
+    monkeypatch.setattr(os, "unlink", refuse)
+    source = CountingSource()
+    cache = TokenCache(source, store=Store.open(str(tmp_path), 1.0))
+    assert np.array_equal(cache.get(Pool.ASSIGN, 1), kept)
+    assert len(cache.get(Pool.ASSIGN, 2)) > 100
+    assert source.reads == {2: 1}
+    assert before.get("k", "damaged") is None
+    elsewhere = TokenCache(source, store=Store.open(str(tmp_path / "new"), 1.0))
+    assert len(elsewhere.get(Pool.ASSIGN, 3)) > 100
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_else_is_wrong_with_a_lock_is_named(store: Store):
+    (store.folder / "locks" / f"k-{zlib.crc32(b'a') % 64:02d}").mkdir()
+    with pytest.raises(CorpusError, match=r"locks/k-.*: cannot be used as cache"), store.turn("k", "a"):
+        pass
 
 
 def test_a_page_is_tokenised_once_for_all_processes_and_threads(store: Store):

@@ -53,12 +53,10 @@ class Store:
 
     @classmethod
     def open(cls, folder: str, gigabytes: float) -> "Store":
-        """Open or create it. Raises CorpusError where the folder cannot be written."""
+        """Open or create it. Raises CorpusError where the folder cannot be written, unless for want of room."""
         path = path_of("--data.cache", folder) / "text"
-        try:
+        with _without_room(path):
             (path / "locks").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unusable(path, error) from error
         return cls(path, int(gigabytes * 1e9))
 
     def get(self, kind: str, name: str) -> bytes | None:
@@ -84,24 +82,23 @@ class Store:
 
     def put(self, kind: str, name: str, data: bytes) -> bool:
         """Keep bytes under a name; False where the disk has no room for them. Raises CorpusError."""
-        path = self.folder / kind / name
-        try:
+        path, kept = self.folder / kind / name, False
+        with _without_room(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._write(path, data)
             self._write(path.with_name(f"{name}.b3"), _digest(data))
             _flush_folder(path.parent)
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                return False
-            raise _unusable(path, error) from error
-        self._count(len(data))
-        return True
+            kept = True
+        if kept:
+            self._count(len(data))
+        return kept
 
     def remove(self, kind: str, name: str) -> None:
         """Forget a name."""
         path = self.folder / kind / name
-        path.with_name(f"{name}.b3").unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        with _without_room(path):
+            path.with_name(f"{name}.b3").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
     def names(self, kind: str) -> list[str]:
         """What is kept of a kind, in order."""
@@ -112,19 +109,18 @@ class Store:
     def turn(self, kind: str, name: str) -> Iterator[None]:
         """Hold a name, among all threads and processes, while it is fetched; a dead process holds nothing.
 
-        A turn may be taken inside a turn of another kind only where all do so in the same order.
+        A turn may be taken inside a turn of another kind only where all do so in the same order. Where there is no room
+        for its file nothing can be kept either, and everybody fetches for itself.
         """
         number = zlib.crc32(name.encode()) % _LOCKS
         path = self.folder / "locks" / f"{kind}-{number:02d}"
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise _unusable(path, error) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as held:
+            with _without_room(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+                held.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
-        finally:
-            os.close(descriptor)
 
     def _write(self, path: Path, data: bytes) -> None:
         aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
@@ -187,6 +183,16 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _without_room(path: Path) -> Iterator[None]:
+    """End where the disk has no room or is only read; what else is wrong with it raises CorpusError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise _unusable(path, error) from error
 
 
 def _unusable(path: Path, error: OSError) -> CorpusError:
