@@ -175,7 +175,7 @@ def test_recorded_numbers_that_do_not_follow_are_told(tmp_path: Path, capsys: py
     folder = tmp_path / "lied"
     table = write_run(folder, world(3), keep=False)
     ledger = Ledger(folder / "ledger.sqlite")
-    row = json.loads(ledger.rounds()[-1])
+    row = json.loads([*ledger.rounds()][-1])
     row["miners"][0]["rating"] = 40.0
     ledger.commit_resume(2, 1)
     ledger.commit_round(3, 1, row, None)

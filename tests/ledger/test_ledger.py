@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
@@ -42,6 +43,18 @@ def test_an_edited_row_shows(ledger: Ledger, tmp_path: Path) -> None:
         db.execute('UPDATE entries SET body = \'{"round":2,"x":1}\' WHERE seq = 2')
     db.close()
     assert ledger.broken_entry() == 2
+
+
+def test_of_a_long_run_one_round_at_a_time_is_held(ledger: Ledger, tmp_path: Path) -> None:
+    for number in range(1, 41):
+        ledger.commit_round(number, 0, {"round": number, "text": "x" * 100_000}, None)
+    journal = Journal(tmp_path / "rounds.jsonl")
+    tracemalloc.start()
+    journal.rewrite(ledger.rounds())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(journal.path.read_bytes()) > 4_000_000
+    assert peak < 1_000_000
 
 
 def test_a_round_must_be_the_next_one(ledger: Ledger) -> None:

@@ -9,7 +9,15 @@ import pytest
 from fedgpt2.cli.rankings import difference_lines
 from fedgpt2.errors import RunDirectoryError
 from fedgpt2.ledger.ledger import Ledger
-from fedgpt2.ranking.replay import Recorded, differences, kept_differences, otherwise_ranked, read_rows, replay
+from fedgpt2.ranking.replay import (
+    Recorded,
+    differences,
+    kept_differences,
+    otherwise_ranked,
+    read_rows,
+    replay,
+    table_of,
+)
 from fedgpt2.ranking.table import Rank, ranks
 from tests.ranking.runs import write_run
 from tests.ranking.worlds import noisy_rounds, refused, rule
@@ -20,7 +28,7 @@ QUALITY = {"a": 4.0, "b": 2.0, "c": 1.0}
 def bodies(folder: Path) -> list[str]:
     ledger = Ledger(folder / "ledger.sqlite")
     try:
-        return ledger.rounds()
+        return list(ledger.rounds())
     finally:
         ledger.close()
 
@@ -32,6 +40,7 @@ def test_a_replay_from_the_ledger_is_the_live_table_to_the_bit(tmp_path: Path) -
     rows = read_rows(bodies(tmp_path))
     history = replay(rows)
     assert history.table == live
+    assert table_of(bodies(tmp_path)) == (live, 0)
     assert repr(ranks(history.table)) == repr(ranks(live))
     assert differences(rows, history) == []
     ledger = Ledger(tmp_path / "ledger.sqlite")
@@ -63,6 +72,7 @@ def test_rounds_of_another_revision_are_named(tmp_path: Path) -> None:
     write_run(tmp_path, [*rounds, *noisy_rounds(QUALITY, 4)[2:]])
     rows = read_rows(bodies(tmp_path))
     assert otherwise_ranked(rows) == [1, 2]
+    assert table_of(bodies(tmp_path)) == (replay(rows).table, 2)
     found = differences([replace_score(rows[0]), *rows[1:]], replay(rows))
     said = difference_lines(4, found, [1, 2])[1]
     assert said.startswith("2 rounds from 1 on were ranked by another revision of the rule, under which")
@@ -104,6 +114,7 @@ def test_rows_from_before_there_was_evidence_are_passed_over(tmp_path: Path) -> 
     rows = read_rows(map(json.dumps, values))
     history = replay(rows)
     assert [number for number, _ in history.entries] == [2, 3, 4]
+    assert table_of(map(json.dumps, values))[0] == history.table
     assert all(each.round > 1 for each in differences(rows, history))
 
 

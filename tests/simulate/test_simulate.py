@@ -413,6 +413,22 @@ async def test_told_to_stop_it_ends_soon_with_what_there_is(small):
     assert [row.round for row in result.rounds] == [1]
 
 
+async def test_told_to_stop_while_it_reads_what_was_before(small, monkeypatch):
+    stop, began, release = Stop(), threading.Event(), threading.Event()
+
+    def long(directory):
+        began.set()
+        release.wait(30)
+
+    monkeypatch.setattr(program, "recall", long)
+    running = asyncio.create_task(run_simulation(small(), stop, Recorder(Board())))
+    assert await asyncio.to_thread(began.wait, 30)
+    stop.set()
+    result = await asyncio.wait_for(running, 5)
+    release.set()
+    assert (result.finished, result.rounds) == (False, ())
+
+
 async def test_told_to_stop_before_it_began(small):
     stop = Stop()
     stop.set()

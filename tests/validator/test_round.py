@@ -132,7 +132,7 @@ async def test_a_run_goes_on_after_a_miner_that_wrote_what_cannot_be_encoded(run
         await run_round(run, 1, 0, Stop())
         (receipts,) = run.peers.receipts
         assert decode(encode(receipts[MINERS[1]]), Receipt).detail == "w: dtype \ufffd, not F32"
-        rounds = run.directory.ledger.rounds()
+        rounds = list(run.directory.ledger.rounds())
     assert len(read_rows(rounds)) == 1
     Absences.of(rounds)
 

@@ -37,12 +37,11 @@ class StoredRun:
         """The committed rounds. Raises RunDirectoryError for a damaged row."""
         file = self.path / "ledger.sqlite"
         with closing(Ledger(file, reading=True)) as ledger:
-            bodies = ledger.rounds()
-        for number, body in enumerate(bodies, 1):
-            try:
-                yield read_row(body.encode())
-            except msgspec.DecodeError as error:
-                raise RunDirectoryError(f"{file}: the row of round {number} is damaged: {error}") from error
+            for number, body in enumerate(ledger.rounds(), 1):
+                try:
+                    yield read_row(body.encode())
+                except msgspec.DecodeError as error:
+                    raise RunDirectoryError(f"{file}: the row of round {number} is damaged: {error}") from error
 
     def load_model(self, round_: int | None = None) -> tuple["GPT2", int]:
         """The model as it was broadcast after a round, on the CPU, and that round; None takes the newest checkpoint.

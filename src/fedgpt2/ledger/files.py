@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedgpt2.errors import DiskFullError, RunDirectoryError
 
-__all__ = ["append_line", "disk_errors", "fsync_folder", "write_durably", "write_parts"]
+__all__ = ["append_line", "disk_errors", "fsync_folder", "replace_durably", "write_durably", "write_parts"]
 
 
 @contextmanager
@@ -35,10 +35,15 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace `path` by `data` in one step: temporary file, fsync, rename, fsync of the folder."""
+    """Replace `path` by `data` in one step."""
+    replace_durably(path, [data], mode)
+
+
+def replace_durably(path: Path, parts: Iterable[bytes | memoryview], mode: int = 0o644) -> None:
+    """Replace `path` by the parts in one step: temporary file, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.tmp")
     with disk_errors(path):
-        write_parts(temporary, [data])
+        write_parts(temporary, parts)
         temporary.chmod(mode)
         temporary.replace(path)
         fsync_folder(path.parent)

@@ -1,8 +1,9 @@
 """rounds.jsonl: the ledger's standing rounds, a line each, for people and plots."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from fedgpt2.ledger.files import append_line, disk_errors, write_durably
+from fedgpt2.ledger.files import append_line, disk_errors, replace_durably
 
 __all__ = ["Journal"]
 
@@ -13,9 +14,9 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def rewrite(self, rounds: list[str]) -> None:
+    def rewrite(self, rounds: Iterable[str]) -> None:
         """Make the file exactly these lines: what a resume does, cutting back what was not committed."""
-        write_durably(self.path, "".join(f"{line}\n" for line in rounds).encode())
+        replace_durably(self.path, (f"{line}\n".encode() for line in rounds))
 
     def append(self, line: str) -> None:
         """Add a committed round, whole or not at all. Raises DiskFullError or RunDirectoryError."""

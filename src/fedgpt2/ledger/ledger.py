@@ -66,6 +66,10 @@ class Ledger:
         with self._errors():
             self._db = _snapshot(path) if reading else _writable(path)
 
+    def reader(self) -> "Ledger":
+        """The same, opened once more and only to read: for a thread that may outlive this one."""
+        return Ledger(self._path, reading=True)
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()
@@ -252,15 +256,17 @@ class Ledger:
             return None
         return {Hotkey(str(hotkey)): str(body) for hotkey, _, body in rows}
 
-    def rounds(self) -> list[str]:
-        """Bodies of the rounds that stand, in order: those that no later resume took back."""
-        standing: dict[int, str] = {}
-        for kind, number, body in self._rows("SELECT kind, round, body FROM entries ORDER BY seq"):
+    def rounds(self) -> Iterator[str]:
+        """Bodies of the rounds that stand, in order: those that no later resume took back. One is held at a time."""
+        standing: list[tuple[int, int]] = []  # round, and the entry that holds it
+        for kind, number, seq in self._rows("SELECT kind, round, seq FROM entries ORDER BY seq"):
             if kind == "resume":
-                standing = {r: b for r, b in standing.items() if r <= int(str(number))}
+                standing = [place for place in standing if place[0] <= int(str(number))]
             elif kind == "round":
-                standing[int(str(number))] = str(body)
-        return [standing[number] for number in sorted(standing)]
+                standing.append((int(str(number)), int(str(seq))))
+        for _, seq in standing:
+            ((body,),) = self._rows("SELECT body FROM entries WHERE seq = ?", seq)
+            yield str(body)
 
     def model_after(self, number: int) -> Digest:
         """Digest of the broadcast weights after a round that stands. Raises RunDirectoryError for one that does not."""

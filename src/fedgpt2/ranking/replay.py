@@ -1,6 +1,6 @@
 """The ranking once more, from the rows of a ledger, and where it differs from what they say it was."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import msgspec
@@ -22,6 +22,7 @@ __all__ = [
     "otherwise_ranked",
     "read_rows",
     "replay",
+    "table_of",
 ]
 
 MEASURED = ("tokens", "sample", "audit")  # settings of what was measured, which no replay can measure again
@@ -62,7 +63,10 @@ class Difference:
 
 def read_rows(bodies: Iterable[str]) -> list[Recorded]:
     """The rows of the rounds, in order. Raises RunDirectoryError for one that is damaged, or another round's."""
-    rows = []
+    return list(_each(bodies))
+
+
+def _each(bodies: Iterable[str]) -> Iterator[Recorded]:
     for number, body in enumerate(bodies, 1):
         try:
             row = msgspec.json.decode(body, type=Recorded)
@@ -70,8 +74,7 @@ def read_rows(bodies: Iterable[str]) -> list[Recorded]:
             raise RunDirectoryError(f"the ledger's row of round {number} is damaged: {error}") from None
         if row.round != number or (row.evidence is not None and row.evidence.round != number):
             raise RunDirectoryError(f"the ledger's row of round {number} is about round {row.round}")
-        rows.append(row)
-    return rows
+        yield row
 
 
 def replay(rows: Sequence[Recorded], changes: Mapping[str, object] | None = None) -> History:
@@ -82,6 +85,19 @@ def replay(rows: Sequence[Recorded], changes: Mapping[str, object] | None = None
             table, made = advance(table, row.evidence, _rule(row.evidence, changes))
             entries.append((row.round, made))
     return History(table, tuple(entries))
+
+
+def table_of(bodies: Iterable[str]) -> tuple[Table, int]:
+    """The table that `replay` ends with, and how many rounds another revision of the rule had ranked.
+
+    For a validator that goes on: of a long run's rows it holds one at a time.
+    """
+    table, otherwise = Table(), 0
+    for row in _each(bodies):
+        if row.evidence is not None:
+            table, _ = advance(table, row.evidence, _rule(row.evidence, None))
+            otherwise += row.evidence.revision != REVISION
+    return table, otherwise
 
 
 def otherwise_ranked(rows: Sequence[Recorded]) -> list[int]:

@@ -40,7 +40,7 @@ from fedgpt2.simulate.roster import Roster, draw_roster, draws, validator_signer
 from fedgpt2.simulate.scene import Liars
 from fedgpt2.simulate.watching import Gauge, WatchedTraining
 from fedgpt2.validator.patience import Stopped, unless
-from fedgpt2.validator.rounds import build_run, check_names, check_sequence, closing, facts, run_rounds
+from fedgpt2.validator.rounds import build_run, check_names, check_sequence, closing, facts, recall, run_rounds
 from fedgpt2.validator.run_directory import open_run_directory
 
 __all__ = ["ABSENT", "NONE", "run_simulation", "simulate"]
@@ -138,8 +138,9 @@ class _Play:
             training = await off_loop(WatchedTraining, self.settings, self.device)
             done = await off_loop(directory.resume, self.settings, training, observer.notice)
             report = await unless(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))
+            past = await unless(stop, off_loop(recall, directory))
             peers = self._peers(corpus, training, directory.ledger.outbox)
-            run = build_run(self.settings, directory, training, corpus, validator_signer(seed), peers, report)
+            run = build_run(self.settings, directory, training, corpus, validator_signer(seed), peers, report, past)
             scribe = Scribe(observer, self.roster.keys(self.roster.hostile), Gauge(training, peers.crowd))
             axons = [seat.axon for seat in peers.seats()]
             scribe.started({**await off_loop(facts, run, axons, done), **self._place()})

@@ -6,6 +6,7 @@ lapse costs it nothing; from then on it sits out twice as many rounds each time,
 for one lapse: whoever answers every other round is found out as well.
 """
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -82,7 +83,7 @@ class Absences:
     def of(cls, lines: Iterable[str]) -> "Absences":
         """Remembered from the last lines of rounds.jsonl."""
         absences = cls()
-        for line in list(lines)[-_REMEMBERED:]:
+        for line in deque(lines, maxlen=_REMEMBERED):
             row = msgspec.json.decode(line, type=_Row)
             absences.add(row.round, {miner.hotkey: miner.reason for miner in row.miners})
         return absences

@@ -20,7 +20,7 @@ from fedgpt2.network.threads import off_loop
 from fedgpt2.observe.observer import Observer
 from fedgpt2.validator.http_peers import HttpPeers
 from fedgpt2.validator.patience import Stopped, unless
-from fedgpt2.validator.rounds import build_run, check_names, check_sequence, closing, facts, run_rounds
+from fedgpt2.validator.rounds import build_run, check_names, check_sequence, closing, facts, recall, run_rounds
 from fedgpt2.validator.run_directory import RunDirectory, open_run_directory
 from fedgpt2.validator.suits import unsuited
 from fedgpt2.validator.training import Training
@@ -71,10 +71,11 @@ async def _train_on(
         training = await off_loop(Training, config, device)
         done = await off_loop(directory.resume, config, training, observer.notice)
         report = await unless(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))
+        past = await unless(stop, off_loop(recall, directory))
         corpus.load_held_out()
         try:
             async with _peers(config, addresses, signer, directory, observer) as peers:
-                run = build_run(config, directory, training, corpus, signer, peers, report)
+                run = build_run(config, directory, training, corpus, signer, peers, report, past)
                 observer.started(await off_loop(facts, run, [str(address) for address in addresses], done))
                 unfinished = await run_rounds(run, done, stop, observer)
         except (CorpusError, NoMinersError):  # both come before a round's step: what is trained is whole

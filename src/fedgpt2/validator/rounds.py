@@ -3,8 +3,10 @@
 `program` puts HTTP behind it, `fedgpt2.simulate` miners of the same process.
 """
 
+import contextlib
 import resource
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from fedgpt2 import codec
 from fedgpt2.aggregation.combine import check_rule
@@ -19,7 +21,7 @@ from fedgpt2.network.blobs import Blob
 from fedgpt2.network.loop import Stop
 from fedgpt2.observe.observer import Observer
 from fedgpt2.protocol.messages import MANIFEST_CODEC
-from fedgpt2.ranking.replay import otherwise_ranked, read_rows, replay
+from fedgpt2.ranking.replay import table_of
 from fedgpt2.validator.absences import Absences
 from fedgpt2.validator.orders import OrderBook
 from fedgpt2.validator.patience import Stopped
@@ -30,7 +32,7 @@ from fedgpt2.validator.run import Run, Standings
 from fedgpt2.validator.run_directory import RunDirectory
 from fedgpt2.validator.training import Training
 
-__all__ = ["build_run", "check_names", "check_sequence", "closing", "facts", "run_rounds"]
+__all__ = ["Past", "build_run", "check_names", "check_sequence", "closing", "facts", "recall", "run_rounds"]
 
 _UNIGRAM_PAGES = 2000  # about a second of tokenising
 
@@ -52,6 +54,23 @@ def check_sequence(config: ValidatorConfig, manifest: Manifest) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Past:
+    """What follows from the rounds of the ledger and no checkpoint holds."""
+
+    absences: Absences
+    ranking: Standings
+
+
+def recall(directory: RunDirectory) -> Past:
+    """Read it from the ledger, once the run stands where it goes on. Blocking, and of a long run for a while.
+
+    It opens the ledger for itself: a validator that is told to stop meanwhile closes its own.
+    """
+    with contextlib.closing(directory.ledger.reader()) as ledger:
+        return Past(Absences.of(ledger.rounds()), Standings(*table_of(ledger.rounds())))
+
+
 def build_run(
     config: ValidatorConfig,
     directory: RunDirectory,
@@ -60,6 +79,7 @@ def build_run(
     signer: Signer,
     peers: Peers,
     report: Tokens,
+    past: Past,
 ) -> Run:
     """What every round of a run works with."""
     orders = OrderBook(
@@ -73,10 +93,7 @@ def build_run(
         budget_seconds=config.round.deadline,
         header_bytes=config.limits.header_bytes,
     )
-    rounds = directory.ledger.rounds()
-    rows = read_rows(rounds)
-    standings = Standings(replay(rows).table, len(otherwise_ranked(rows)))
-    return Run(config, directory, training, corpus, orders, peers, report, Absences.of(rounds), standings)
+    return Run(config, directory, training, corpus, orders, peers, report, past.absences, past.ranking)
 
 
 async def run_rounds(run: Run, done: int, stop: Stop, observer: Observer) -> int | None:
