@@ -112,6 +112,18 @@ def test_the_admitted_set_is_kept_and_replaced_whole(ledger: Ledger) -> None:
     assert ledger.admitted(1, 1) == []
 
 
+def test_the_admitted_set_is_on_record_as_long_as_its_round_is_not(ledger: Ledger) -> None:
+    one = Admission(Hotkey("a"), "1" * 64, Digest("2" * 64), 10)
+    ledger.admit(1, 0, [one])
+    ledger.commit_round(1, 0, {"round": 1}, None)
+    assert ledger._rows("SELECT * FROM admissions") == []
+    ledger.admit(2, 0, [one])
+    ledger.commit_checkpoint(1, 0, "round-000001")
+    assert ledger.admitted(2, 0) == [one]  # told to stop in the middle of a round, it goes on with that
+    ledger.commit_resume(1, 1)
+    assert ledger._rows("SELECT * FROM admissions") == []
+
+
 def test_axon_keys_and_facts_survive(ledger: Ledger, tmp_path: Path) -> None:
     ledger.record_axon("127.0.0.1:1", Hotkey("k"))
     ledger.record_axon("127.0.0.1:1", Hotkey("l"))

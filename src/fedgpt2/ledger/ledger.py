@@ -148,7 +148,10 @@ class Ledger:
         return Digest(hashlib.sha256((self.meta("run_id") or "").encode()).hexdigest())
 
     def admit(self, number: int, attempt: int, admissions: list[Admission]) -> None:
-        """Commit the admitted set of a round, before its step. The same set again changes nothing."""
+        """Commit the admitted set of a round, before its step: on record until the round is committed or taken back.
+
+        A validator that ends in between asks again; what is admitted then replaces it.
+        """
         with self._transaction() as db:
             db.execute("DELETE FROM admissions WHERE round = ? AND attempt = ?", (number, attempt))
             db.executemany(
@@ -157,7 +160,7 @@ class Ledger:
             )
 
     def admitted(self, number: int, attempt: int) -> list[Admission]:
-        """The admitted set of a round, by hotkey."""
+        """The admitted set of a round that was begun, by hotkey; of a committed one its row tells."""
         rows = self._rows(
             "SELECT hotkey, work_id, digest, tokens FROM admissions WHERE round = ? AND attempt = ? ORDER BY hotkey",
             number,
@@ -209,6 +212,8 @@ class Ledger:
                 "INSERT INTO entries (kind, round, attempt, checkpoint, body, head) VALUES (?, ?, ?, ?, ?, ?)",
                 (kind, number, attempt, checkpoint, body, head),
             )
+            if kind != "checkpoint":
+                db.execute("DELETE FROM admissions")  # the round they were for is this one, or taken back
             if ratings is not None:
                 db.execute("DELETE FROM ratings")
                 db.executemany(
