@@ -86,15 +86,18 @@ class Store:
         return {cell: result for cell, result in found.items() if result is not None}
 
 
-def condense(cell: Cell, code: int, out: str, err: str, seconds: tuple[float, float]) -> Result | Failed:
-    """What a process left behind, as a result; `seconds` are those of CPU and of the clock."""
+def condense(
+    cell: Cell, code: int, out: str, err: str, seconds: tuple[float, float], before: int = 0
+) -> Result | Failed:
+    """What a process left behind, as a result: `seconds` of CPU and of the clock, rounds `before` it left out."""
     said = (err.strip().splitlines() or [f"exit code {code}"])[-1]
     if code == 1 and _DIVERGED in said:
         return Result(cell.name, None, [], None, commit(), *seconds, hardware())
     if code != 0:
         return Failed(cell.name, said)
     document = json.loads(out)
-    rounds = [{name: _short(row.get(name)) for name in _KEPT} for row in document["rounds"]]
+    rows = [row for row in document["rounds"] if row["round"] > before]
+    rounds = [{name: _short(row.get(name)) for name in _KEPT} for row in rows]
     final, unigram = document["final_val_loss"], document["unigram_loss"]
     scored = document["settings"]["ranking"]["tokens"] > 0
     sides = {
@@ -119,6 +122,7 @@ class _Process:
     out: Path
     err: Path
     began: float
+    before: int  # rounds that it goes on from
 
     def result(self) -> Result | Failed | None:
         """What came of it, once it has ended."""
@@ -132,7 +136,7 @@ class _Process:
         out, err = self.out.read_text(errors="replace"), self.err.read_text(errors="replace")
         self.out.unlink()
         self.err.unlink()
-        return condense(self.cell, self.process.returncode, out, err, seconds)
+        return condense(self.cell, self.process.returncode, out, err, seconds, self.before)
 
 
 def run(
@@ -159,7 +163,7 @@ def run(
                 cell = waiting.pop(0)
                 if not spared(cell):
                     begin = starts.flags(cell) if starts else ()
-                    running.append(_start(cell, (*common, *begin), store))
+                    running.append(_start(cell, (*common, *begin), store, starts.rounds if starts else 0))
                 told([each.cell for each in running], None)
             for each, result in _ended(running):
                 running.remove(each)
@@ -179,7 +183,7 @@ def command(cell: Cell, common: Sequence[str]) -> list[str]:
     return ["-m", "fedgpt2", "simulate", *cell.flags(), *common, "--json"]
 
 
-def _start(cell: Cell, common: Sequence[str], store: Store) -> _Process:
+def _start(cell: Cell, common: Sequence[str], store: Store, before: int) -> _Process:
     out, err = store.path(cell).with_suffix(".out"), store.path(cell).with_suffix(".err")
     began = time.monotonic()
     with out.open("wb") as stdout, err.open("wb") as stderr:
@@ -191,7 +195,7 @@ def _start(cell: Cell, common: Sequence[str], store: Store) -> _Process:
             env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C is ours; we end them
         )
-    return _Process(cell, process, out, err, began)
+    return _Process(cell, process, out, err, began, before)
 
 
 def _ended(running: Sequence[_Process]) -> list[tuple[_Process, Result | Failed]]:
