@@ -21,16 +21,28 @@ def both_passes(attend, qkv):
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 255, 256, 257, 600])
-def test_both_passes_are_torch_s_own(tokens):
-    qkv = drawn(2, tokens, 3, 4)
+@pytest.mark.parametrize(("windows", "heads"), [(2, 3), (1, 3), (2, 1), (1, 1)])
+def test_both_passes_are_torch_s_own(windows, heads, tokens):
+    qkv = drawn(windows, tokens, heads, 4)
     for ours, theirs in zip(
         both_passes(attention._Attention.apply, qkv), both_passes(causal_attention, qkv), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-def test_in_bf16_it_is_as_near_to_the_truth_as_torch_s():
-    exact = drawn(2, 200, 2, 32, torch.float32)
+@pytest.mark.parametrize("windows", [1, 2])
+def test_what_it_is_given_is_only_read(windows):
+    qkv = drawn(windows, 300, 2, 4).requires_grad_()
+    before = qkv.detach().clone()
+    out = attention._Attention.apply(qkv)
+    assert torch.equal(qkv, before)
+    out.sum().backward()
+    assert torch.equal(qkv, before)
+
+
+@pytest.mark.parametrize("windows", [1, 2])
+def test_in_bf16_it_is_as_near_to_the_truth_as_torch_s(windows):
+    exact = drawn(windows, 200, 2, 32, torch.float32)
     _, truth = both_passes(causal_attention, exact.double())
     _, ours = both_passes(causal_attention, exact.bfloat16())
     _, theirs = both_passes(attention._attend, exact.bfloat16())

@@ -56,7 +56,7 @@ class _Attention(torch.autograd.Function):
         qkv, *kept = ctx.saved_tensors
         b, t, _, h, e = qkv.shape
         q, k, v = _heads(qkv)
-        d_y = d_out.view(b, t, h, e).transpose(1, 2).reshape(b * h, t, e)
+        d_y = d_out.reshape(b, t, h, e).transpose(1, 2).reshape(b * h, t, e)
         d_q, d_k, d_v = d_qkv = torch.zeros(3, b * h, t, e, dtype=qkv.dtype)
         for rows in _blocks(t):
             seen = slice(0, rows.stop)
@@ -70,10 +70,10 @@ class _Attention(torch.autograd.Function):
 
 
 def _heads(qkv: Float[Tensor, "b t 3 h e"]) -> tuple[Float[Tensor, "bh t e"], ...]:
-    """Scaled queries, keys and values, each head of each window by itself; copies."""
+    """Scaled queries, keys and values, each head of each window by itself. May be views: nothing is to be written."""
     b, t, _, h, e = qkv.shape
     q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, b * h, t, e).unbind(0)
-    return q.mul_(1.0 / math.sqrt(e)), k, v
+    return q * (1.0 / math.sqrt(e)), k, v
 
 
 def _blocks(t: int) -> list[slice]:
