@@ -1,10 +1,13 @@
 """Who ends above whom: every attack of the arena under the ranking, from the first round.
 
     .venv/bin/python benchmarks/ranking_arena.py [--jobs 2] [--seeds 1 2 3] [--only TEXT ...] [--page FILE] [--json]
+    .venv/bin/python benchmarks/ranking_arena.py --ledgers FOLDER [--again] ...
 
 Trains `nano` on the embedded text for 30 rounds with 12 miners, 3 of them hostile, once an attack and seed: runs of
 `fedgpt2 simulate`. Each finished one is a file in the state folder, so an interruption loses only those that run. When
-all are there it writes benchmarks/results/ranking-arena-DATE.json and, into FILE, its table between markers.
+all are there it writes benchmarks/results/ranking-arena-DATE.json and, into FILE, its table between markers. With
+--ledgers the runs' ledgers are kept, and with --again those that were kept are judged by the rule of ranking as it is
+now, in seconds: nothing is trained or written.
 
 It holds if no hostile miner ends above an honest one, and if those who share one gradient together are paid no more
 than an honest miner is on average. `sybils` and its kin share the work of one honest miner: one name of theirs may
@@ -32,6 +35,7 @@ from fedgpt2.cli.bench.report import commit, hardware
 from fedgpt2.errors import FedGPT2Error
 from fedgpt2.simulate.names import NAMES, SYBILS
 from trials.cells import BYZANTINE, Cell
+from trials.ledgers import Ledgers
 from trials.page import woven
 from trials.progress import watched
 from trials.running import Result, Store
@@ -39,8 +43,10 @@ from trials.running import Result, Store
 STATE = Path(__file__).resolve().parent / "results" / "ranking-arena-cells"
 BEGIN, END = "<!-- arena: written by benchmarks/ranking_arena.py -->", "<!-- /arena -->"
 SHARED = ("copy", "copy_noise", "mimic_copies")  # several names, one gradient, that an honest miner computed
+ROUNDS = 30
 COMMON = (
-    *("--model.preset", "nano", "--data.source", "sample", "--device", "cpu", "--run.threads", "1", "--rounds", "30"),
+    *("--model.preset", "nano", "--data.source", "sample", "--device", "cpu", "--run.threads", "1"),
+    *("--rounds", str(ROUNDS)),
     *("--data.windows", "1", "--run.eval_every", "30", "--run.eval_windows", "8", "--run.score_windows", "2"),
     *("--optimizer.lr", "3e-3", "--optimizer.warmup", "2", "--optimizer.beta1", "0.7", "--optimizer.horizon", "60"),
     *("--ranking.tokens", "512", "--ranking.audit", "128"),
@@ -70,9 +76,12 @@ def main() -> int:
     console = Console(stderr=True)
     cells = [Cell("default", True, attack, seed) for seed in arguments.seeds for attack in NAMES]
     chosen = [cell for cell in cells if not arguments.only or any(text in cell.name for text in arguments.only)]
+    ledgers = Ledgers(arguments.ledgers, ROUNDS) if arguments.ledgers else None
+    if ledgers is not None and arguments.again:
+        return _again(chosen, ledgers, arguments.json)
     store = Store.open(arguments.state, COMMON)
     try:
-        failed = watched(chosen, COMMON, store, None, arguments.jobs, console)
+        failed = watched(chosen, COMMON, store, ledgers, arguments.jobs, console)
     except KeyboardInterrupt:
         console.print("interrupted; start again to go on", highlight=False)
         return 130
@@ -82,12 +91,24 @@ def main() -> int:
     results = store.finished(chosen)
     rows = judged(results)
     document = _document(rows, results)
-    print(json.dumps(document, indent=2) if arguments.json else "\n".join(table(rows)))
+    _print(document, rows, as_json=arguments.json)
     if len(results) == len(cells):
         _write(document, rows, arguments, console)
     for failure in failed:
         console.print(f"{failure.name}: {failure.said}", style="red", highlight=False)
     return 0 if not failed and document["holds"] else 1
+
+
+def _again(cells: Sequence[Cell], ledgers: Ledgers, as_json: bool) -> int:
+    results = {cell: result for cell in cells if (result := ledgers.judged(cell)) is not None}
+    rows = judged(results)
+    document = _document(rows, results)
+    _print(document, rows, as_json=as_json)
+    return 0 if document["holds"] else 1
+
+
+def _print(document: Mapping[str, Any], rows: Sequence[Row], *, as_json: bool) -> None:
+    print(json.dumps(document, indent=2) if as_json else "\n".join(table(rows)))
 
 
 def judged(results: Mapping[Cell, Result]) -> list[Row]:
@@ -188,9 +209,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="run only those with this in their name")
     parser.add_argument("--state", type=Path, default=STATE, help="folder of finished runs")
     parser.add_argument("--page", type=Path, help="Markdown file with markers for the table")
+    parser.add_argument("--ledgers", type=Path, metavar="FOLDER", help="keep the ledgers of the runs there")
+    parser.add_argument("--again", action="store_true", help="judge the kept ledgers by the rule as it is now")
     parser.add_argument("--log", default="", help="for the record: what else ran on the machine")
     parser.add_argument("--json", action="store_true", help="print the record")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.again and arguments.ledgers is None:
+        parser.error("--again needs --ledgers")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -6,15 +6,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from trials.cells import Cell
-from trials.running import Failed, Result, Store, run
-from trials.starts import Starts
+from trials.running import Failed, Place, Result, Store, run
 from trials.twins import spared
 
 __all__ = ["watched"]
 
 
 def watched(
-    cells: Sequence[Cell], common: Sequence[str], store: Store, starts: Starts | None, jobs: int, console: Console
+    cells: Sequence[Cell], common: Sequence[str], store: Store, place: Place | None, jobs: int, console: Console
 ) -> list[Failed]:
     """`running.run`, seen on `console`; returns the cells that failed."""
     ready = len(store.finished(cells))
@@ -35,9 +34,9 @@ def watched(
             return found
 
         waiting = {c.seed for c in cells if store.get(c) is None and not spared(c, store.finished([c.twin]))}
-        if starts:
-            starts.prepare(sorted(waiting), lambda line: bar.console.print(line, highlight=False))
-        return run(cells, common, store, jobs, told, known, starts)
+        if place:
+            place.prepare(sorted(waiting), lambda line: bar.console.print(line, highlight=False))
+        return run(cells, common, store, jobs, told, known, place)
 
 
 def _line(result: Result | Failed) -> str:

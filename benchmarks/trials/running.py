@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fedgpt2.cli.bench.report import commit, hardware
 from trials.cells import Cell
-from trials.starts import Starts
 
-__all__ = ["Failed", "Result", "Store", "command", "condense", "run"]
+__all__ = ["Failed", "Place", "Result", "Store", "command", "condense", "run"]
 
 _TICK = 0.1  # seconds between looks at the running cells
 _PATIENCE = 5.0  # seconds a cell has to end when told to
@@ -40,6 +39,24 @@ class Result:
     hardware: str = ""
     ranks: dict[str, list[int | None]] = field(default_factory=dict)  # after the last round: of hostile, of honest
     pay: dict[str, list[float]] = field(default_factory=dict)  # the same of what each is paid
+
+
+class Place(Protocol):
+    """Where cells keep their run directories."""
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds there are already when a cell begins."""
+
+    def prepare(self, seeds: Sequence[int], say: Callable[[str], None]) -> None:
+        """Make ready for cells of these seeds."""
+
+    def flags(self, cell: Cell) -> tuple[str, ...]:
+        """Those that put the cell there."""
+        ...
+
+    def drop(self, cell: Cell) -> None:
+        """The cell is over, or was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -146,29 +163,29 @@ def run(
     jobs: int,
     told: Callable[[Sequence[Cell], Result | Failed | None], None],
     spared: Callable[[Cell], bool] = lambda _cell: False,
-    starts: Starts | None = None,
+    place: Place | None = None,
 ) -> list[Failed]:
     """Run the cells that `store` lacks, `jobs` at a time, but for those `spared` when their turn comes.
 
-    Each begins where `starts` says, else at the beginning. Returns those that failed.
+    Each begins where `place` says, else at the beginning. Returns those that failed.
 
     `told` hears of every start and end: the cells running now, and the result where one came. An interruption ends the
     running ones and loses nothing else.
     """
     waiting = [cell for cell in cells if store.get(cell) is None]
     failures = []
-    with _processes(starts) as running:
+    with _processes(place) as running:
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
                 if not spared(cell):
-                    begin = starts.flags(cell) if starts else ()
-                    running.append(_start(cell, (*common, *begin), store, starts.rounds if starts else 0))
+                    begin = place.flags(cell) if place else ()
+                    running.append(_start(cell, (*common, *begin), store, place.rounds if place else 0))
                 told([each.cell for each in running], None)
             for each, result in _ended(running):
                 running.remove(each)
-                if starts:
-                    starts.drop(each.cell)
+                if place:
+                    place.drop(each.cell)
                 if isinstance(result, Result):
                     store.put(each.cell, result)
                 else:
@@ -204,7 +221,7 @@ def _ended(running: Sequence[_Process]) -> list[tuple[_Process, Result | Failed]
 
 
 @contextmanager
-def _processes(starts: Starts | None) -> Iterator[list[_Process]]:
+def _processes(place: Place | None) -> Iterator[list[_Process]]:
     """A list whose processes are ended when it is left."""
     running: list[_Process] = []
     try:
@@ -218,5 +235,5 @@ def _processes(starts: Starts | None) -> Iterator[list[_Process]]:
                 each.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 each.process.kill()
-            if starts:
-                starts.drop(each.cell)
+            if place:
+                place.drop(each.cell)

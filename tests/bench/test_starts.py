@@ -24,7 +24,7 @@ def test_a_cell_goes_on_from_rounds_without_liars(tmp_path: Path) -> None:
     assert said == ["training 1 rounds without liars for seed 3"]
     starts.prepare([3], pytest.fail)
     store = Store.open(tmp_path / "cells", COMMON)
-    assert running.run([CELL], (*COMMON, "--rounds", "2"), store, 1, lambda now, ended: None, starts=starts) == []
+    assert running.run([CELL], (*COMMON, "--rounds", "2"), store, 1, lambda now, ended: None, place=starts) == []
     found = store.get(CELL)
     assert found is not None
     assert [row["round"] for row in found.rounds] == [2]
