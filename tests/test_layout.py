@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from fedgpt2.cli.flags import flags_of
 from fedgpt2.cli.main import COMMANDS
+from fedgpt2.cli.sources import OF_OTHER_COMMANDS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -98,6 +100,9 @@ def test_settings_document_is_current_and_whole() -> None:
     spec.loader.exec_module(script)
     assert (ROOT / "docs" / "settings.md").read_text() == script.document(), "run `make docs`"
     assert {name.partition(" ")[0] for name in script.PROGRAMS} == set(COMMANDS)
+    big = {flag.dest for name in ("miner", "validator", "simulate") for flag in flags_of(script.PROGRAMS[name])}
+    small = {flag.dest for program in script.PROGRAMS.values() for flag in flags_of(program)} - big
+    assert small <= OF_OTHER_COMMANDS <= small | big  # what an environment may hold for any of them
 
 
 def test_every_dependency_is_justified() -> None:

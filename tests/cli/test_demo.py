@@ -10,6 +10,7 @@ import pytest
 
 from fedgpt2.cli import main as entry
 from fedgpt2.cli.cast import ADMISSIBLE, CYCLE, Cast, draw
+from fedgpt2.cli.demo import _interrupts as interrupts
 from fedgpt2.cli.verdict import EXPECTED, judge
 from fedgpt2.observe.board import Board
 from fedgpt2.observe.rows import RoundRow, read_row
@@ -87,6 +88,16 @@ def within(seconds: float, true: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.05)
     return true()
+
+
+def test_under_nohup_it_outlives_the_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupts():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_hostile_miners_place_is_drawn_by_seed() -> None:

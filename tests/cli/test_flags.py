@@ -153,7 +153,7 @@ def test_a_bad_file_is_one_clear_line(text: str, answer: str, tmp_path: Path) ->
     [
         ("FEDGPT2_ROUND__DEADLIN", "3", "environment: unknown setting FEDGPT2_ROUND__DEADLIN; did you mean"),
         ("FEDGPT2_DEVIC", "cpu", "environment: unknown setting FEDGPT2_DEVIC; did you mean FEDGPT2_DEVICE?"),
-        ("FEDGPT2_ROUND", "3", "environment: unknown setting FEDGPT2_ROUND; did you mean FEDGPT2_ROUNDS?"),
+        ("FEDGPT2_ROUNDZ", "3", "environment: unknown setting FEDGPT2_ROUNDZ; did you mean FEDGPT2_ROUNDS?"),
         ("FEDGPT2_AXONS", "1", "environment: unknown setting FEDGPT2_AXONS; did you mean FEDGPT2_AXONS__ADDRESSES?"),
         ("FEDGPT2_ZZZ", "1", "environment: unknown setting FEDGPT2_ZZZ"),
         ("FEDGPT2_ROUNDS", "few", "environment: --rounds few: not a whole number"),
@@ -172,6 +172,7 @@ def test_another_programs_variable_is_left_alone(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("FEDGPT2_ROUND__DEADLINE", "3")
     monkeypatch.setenv("FEDGPT2_ROUNDS", "3")
     monkeypatch.setenv("FEDGPT2_WRITE_GOLDEN", "1")
+    monkeypatch.setenv("FEDGPT2_JSON", "true")  # of `fedgpt2 ranking` and `bench`
     assert miner() == MinerConfig()
 
 

@@ -57,6 +57,32 @@ async def test_where_connections_are_many_idle_ones_make_room(connect):
     await server.stop()
 
 
+async def test_who_does_not_read_its_answer_makes_room_too():
+    async def here(_: web.Request) -> web.Response:
+        return web.Response(body=b"x" * (8 << 20))
+
+    app = web.Application()
+    app.add_routes([web.get("/", here)])
+    server = Server(app, "127.0.0.1", 0, most=1)
+    await server.start()
+    loop = asyncio.get_running_loop()
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.setblocking(False)
+        await loop.sock_connect(deaf, ("127.0.0.1", server.port))
+        await loop.sock_sendall(deaf, b"GET / HTTP/1.1\r\nHost: axon\r\n\r\n")
+        await asyncio.sleep(0.2)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 2) == b""
+        writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: axon\r\nConnection: close\r\n\r\n")
+        assert b"200 OK" in await reader.readline()
+        writer.transport.abort()
+    await server.stop()
+
+
 async def test_who_asks_and_asks_and_reads_no_answer_is_cut_off(axon, monkeypatch):
     monkeypatch.setattr("fedgpt2.network.http._ANSWER_SECONDS", 0.3)
     with socket.socket() as caller:

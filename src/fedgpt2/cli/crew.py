@@ -105,7 +105,7 @@ def _environment() -> Mapping[str, str]:
     return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-_ENDING = (signal.SIGINT, signal.SIGTERM)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager

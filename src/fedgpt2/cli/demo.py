@@ -130,12 +130,18 @@ def _show(lines: list[bytes], observer: Observer, board: Board) -> None:
 @contextmanager
 def _interrupts() -> Iterator[None]:
     """SIGTERM and SIGHUP end us as Ctrl-C does, children first; Ctrl-C too where a script's shell had it ignored."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in _SIGNALS}
+    heard = [number for number in _SIGNALS if not _of_nohup(number)]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _of_nohup(number: int) -> bool:
+    """Whether a signal is one that `nohup` had ignored, for us to outlive the terminal."""
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if os.name == "posix" else ()))

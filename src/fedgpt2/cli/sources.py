@@ -10,11 +10,40 @@ from fedgpt2.cli.flags import ENV_PREFIX, UNDOTTED, Flag, flags_of, variable
 from fedgpt2.config import MinerConfig, SimulationConfig, ValidatorConfig, path_of
 from fedgpt2.errors import UsageError
 
-__all__ = ["WANTED", "read_file", "refuse_unknown_environment", "suggestion"]
+__all__ = ["OF_OTHER_COMMANDS", "WANTED", "read_file", "refuse_unknown_environment", "suggestion"]
 
 WANTED: Mapping[str, str] = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 _NO_SETTINGS = {f"{ENV_PREFIX}_CONFIG", f"{ENV_PREFIX}_WRITE_GOLDEN"}  # a file of them; the tests' own
+
+# settings of the commands that look at a run, by key: they are not imported to read the flags of another
+OF_OTHER_COMMANDS = frozenset(
+    [
+        "first",
+        "head",
+        "held_out",
+        "json",
+        "miner",
+        "no_hostile",
+        "out",
+        "overwrite",
+        "pages",
+        "preset",
+        "prompt",
+        "repeats",
+        "replay",
+        "round",
+        "seconds",
+        "seed",
+        "set",
+        "slots",
+        "steps",
+        "temperature",
+        "text",
+        "tokens",
+        "top_k",
+    ]
+)
 
 
 def read_file(file: str, flags: Sequence[Flag]) -> dict[str, Any]:
@@ -40,10 +69,11 @@ def read_file(file: str, flags: Sequence[Flag]) -> dict[str, Any]:
 
 
 def refuse_unknown_environment(flags: Sequence[Flag]) -> None:
-    """Raise UsageError for a variable named like a setting that neither these flags nor a program's know."""
+    """Raise UsageError for a variable named like a setting that no command knows; those of another are left alone."""
     known = {flag.env for flag in (*flags, *_flags_of_all_programs())}
+    others = {variable(key) for key in OF_OTHER_COMMANDS}
     for name in os.environ:
-        if name.startswith(f"{ENV_PREFIX}_") and name not in known | _NO_SETTINGS:
+        if name.startswith(f"{ENV_PREFIX}_") and name not in known | others | _NO_SETTINGS:
             raise UsageError(f"environment: unknown setting {name}{_meant(name, known)}")
 
 

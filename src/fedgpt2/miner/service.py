@@ -81,6 +81,7 @@ class Miner:
         job = self._job(work, caller)
         job.touched = time.monotonic()
         await asyncio.wait({job.answer}, timeout=seconds)
+        job.touched = time.monotonic()  # it has been listening
         if job.answered is None:
             return WorkStatus(state="pending")
         if self._closing and job.answered.blob is None:  # given up with us: no failure of the work's own

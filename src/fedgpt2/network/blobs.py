@@ -22,7 +22,7 @@ from fedgpt2.protocol.tensors import PREFIX, header_length
 
 __all__ = ["LONGEST_SLICE", "SLICE_BYTES", "Blob", "Incoming", "pump"]
 
-_FIRST_SLICE = 1 << 12  # fits the buffers of any connection: once it is taken, the connection was alive
+_FIRST_SLICE = 1 << 12  # taken at once by any connection that is open: what was sent is known to have begun
 SLICE_BYTES = 1 << 20
 LONGEST_SLICE = 4 << 20  # fewer switches between connections where a link takes 40 MB a second and more
 _AT_ONCE = 0.1  # seconds

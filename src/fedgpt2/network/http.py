@@ -9,6 +9,7 @@ import errno
 import logging
 import re
 import resource
+import socket
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -37,7 +38,9 @@ READ_BUFFER = 1 << 20  # bytes the reader of a body may run ahead (twice that at
 _KEEP_ALIVE = 75.0  # seconds an idle connection stays open; also the time a caller has for its headers
 _LINGER = 0.5  # seconds a refused sender has to read the refusal before its connection is closed
 _ANSWER_SECONDS = 10.0  # a caller has to take an answer that is no blob
+_UNREAD_SECONDS = 60.0  # an open connection may stand still with bytes that nobody takes
 _MOST_CONNECTIONS = 512  # a validator needs half a dozen
+_BACKLOG = 32  # connections accepted at once, whatever there is room for
 _RANGE = re.compile(r"bytes=([0-9]{1,16})-", re.ASCII)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -212,6 +215,13 @@ def _logger() -> logging.Logger:
     return logger
 
 
+def _abandon_unread(transport: asyncio.Transport | None) -> None:
+    """Have the kernel end a connection of which nothing is read: closing one waits for that, even for ever."""
+    made = transport.get_extra_info("socket") if transport is not None else None
+    if made is not None and hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * _UNREAD_SECONDS))
+
+
 class _Full(asyncio.Protocol):
     """Of a connection for which there is no room."""
 
@@ -250,7 +260,7 @@ class Server:
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         try:
-            self._listening = await loop.create_server(self._connected, self.host, self.port)
+            self._listening = await loop.create_server(self._connected, self.host, self.port, backlog=_BACKLOG)
         except OSError as error:
             await self._runner.cleanup()
             if error.errno == errno.EADDRINUSE:
@@ -271,14 +281,16 @@ class Server:
         if server is None or len(server.connections) < self._most:
             return server() if server is not None else _Full()
         for connection in server.connections:
-            if connection.transport not in self._busy:
-                connection.force_close()
+            transport = connection.transport
+            if transport is not None and transport not in self._busy:
+                transport.abort()  # not closed, which would wait for the other side to read
         return _Full()
 
     @web.middleware
     async def _note_busy(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         transport = request.transport
         self._busy.add(transport)
+        _abandon_unread(transport)
         try:
             return await handler(request)
         finally:

@@ -144,7 +144,7 @@ class _Play:
             scribe = Scribe(observer, self.roster.keys(self.roster.hostile), Gauge(training, peers.crowd))
             axons = [seat.axon for seat in peers.seats()]
             scribe.started({**await off_loop(facts, run, axons, done), **self._place()})
-            scribe.recall(directory.ledger.rounds())
+            await off_loop(scribe.recall, directory.ledger)
             unfinished = await run_rounds(run, done, stop, scribe)
             scribe.ranks = {line.hotkey: line for line in ranks(run.ranking.table)}
             if config.run.dir:

@@ -1,12 +1,14 @@
 """What came of a simulation, and the observer that collects it."""
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import msgspec
 from msgspec import Struct
 
 from fedgpt2.config import SimulationConfig
+from fedgpt2.ledger.ledger import Ledger
 from fedgpt2.observe.board import Board
 from fedgpt2.observe.observer import Observer
 from fedgpt2.observe.rows import read_facts, read_row
@@ -119,10 +121,11 @@ class Scribe:
         """Pass it on."""
         self.observer.waiting(message)
 
-    def recall(self, rows: Iterable[str]) -> None:
-        """Note the rounds that the ledger has of earlier starts; whoever watches was told of them then."""
-        for row in rows:
-            self._note(msgspec.json.decode(row), None)
+    def recall(self, ledger: Ledger) -> None:
+        """Note the rounds that the ledger has of earlier starts; whoever watches was told of them then. Blocking."""
+        with contextlib.closing(ledger.reader()) as reader:
+            for row in reader.rounds():
+                self._note(msgspec.json.decode(row), None)
 
     def round_done(self, row: Mapping[str, object]) -> None:
         """Note the round."""

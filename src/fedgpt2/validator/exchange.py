@@ -26,7 +26,7 @@ __all__ = ["Exchange"]
 
 _POLL_SECONDS = 30.0
 _POLL_APART = 1.0  # seconds between the starts of two polls, of a miner that answers "pending" at once
-_SENT_AT_MOST = 3.0  # times the blobs of a round: a miner that takes them and cuts the link again is given up
+_SENT_AT_MOST = 3.0  # times state and manifest: a miner that takes them and cuts the link again is given up
 _PAUSES = (0.2, 0.4, 0.8, 1.6)  # before each new try since the last progress; after the last one it is given up
 
 
@@ -109,7 +109,9 @@ class Exchange:
     async def _put(self, blob: Blob, have: int) -> None:
         """Raises Refused(timed_out) where so much was sent that what is missing should be there."""
         if self._sendable <= 0:
-            raise Refused(Reason.TIMED_OUT, f"sent {_SENT_AT_MOST:g} times what it lacks, and it lacks it still")
+            raise Refused(
+                Reason.TIMED_OUT, f"sent {_SENT_AT_MOST:g} times what a round needs, and some is lacking still"
+            )
         before = self._client.bytes_sent
         try:
             await self._client.put_blob(blob, have)
