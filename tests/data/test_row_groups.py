@@ -60,7 +60,6 @@ def test_a_null_is_an_empty_document(kind: pa.DataType):
 def test_what_a_footer_tells(plain: bytes):
     footer = footer_of(plain)
     assert footer.columns == [("url", "string"), ("content", "string"), ("n", "int64")]
-    assert footer.rows == 900
     assert footer.writer.startswith("parquet-cpp-arrow")
     assert sum(group.text_bytes for group in footer.groups) > sum(len(text) for text in DOCUMENTS) * 0.2
     starts = [group.start for group in footer.groups]

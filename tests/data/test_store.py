@@ -44,9 +44,7 @@ def files(store: Store) -> list[str]:
 
 def test_what_is_put_is_got(store: Store):
     assert store.get("pages/x", "a") is None
-    assert not store.has("pages/x", "a")
     assert store.put("pages/x", "a", b"bytes")
-    assert store.has("pages/x", "a")
     assert store.get("pages/x", "a") == b"bytes"
     assert store.names("pages/x") == ["a"]
     assert Store(store.folder, store.capacity).get("pages/x", "a") == b"bytes"
@@ -182,8 +180,6 @@ def test_tokens_from_disk_are_the_same_and_read_only(store: Store):
     again = cache.get(Pool.SCORE, 3)
     assert np.array_equal(first, again)
     assert (again.dtype, again.flags.writeable, cache.fetched) == (np.uint16, False, 0)
-    assert cache.here(Pool.SCORE, 3)
-    assert not cache.here(Pool.SCORE, 4)
     assert TokenCache(source, store=store).length(Pool.SCORE, 3) == len(first)
 
 

@@ -41,11 +41,6 @@ class Footer:
     writer: str
     metadata: Any  # pyarrow.parquet.FileMetaData
 
-    @property
-    def rows(self) -> int:
-        """Documents in the file."""
-        return sum(group.rows for group in self.groups)
-
 
 def footer_range(name: str, size: int, tail: bytes) -> tuple[int, int]:
     """The footer's place in a file of `size` bytes with this end (at least 8 bytes), [start, stop).

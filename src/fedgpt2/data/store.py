@@ -76,10 +76,6 @@ class Store:
             os.utime(path)
         return data
 
-    def has(self, kind: str, name: str) -> bool:
-        """Whether there are bytes under a name; whether they are right shows when they are read."""
-        return (self.folder / kind / f"{name}.b3").exists()
-
     def put(self, kind: str, name: str, data: bytes) -> bool:
         """Keep bytes under a name; False where the disk has no room for them. Raises CorpusError."""
         path, kept = self.folder / kind / name, False

@@ -77,12 +77,6 @@ class TokenCache:
         known = self._lengths.get((pool, page))
         return len(self.get(pool, page)) if known is None else known
 
-    def here(self, pool: Pool, page: int) -> bool:
-        """Whether a page is in memory or on disk."""
-        return (pool, page) in self._pages or (
-            self.store is not None and self.store.has(self.kind, _page_name(pool, page))
-        )
-
     @cached_property
     def kind(self) -> str:
         """Where the store keeps the pages of this text."""
