@@ -13,6 +13,7 @@ from fedgpt2.errors import UsageError
 from fedgpt2.types import ModelShape
 
 __all__ = [
+    "MOST_RECENT",
     "PRESETS",
     "Aggregation",
     "Axon",
@@ -190,6 +191,9 @@ class Aggregation:
     tolerance: float = setting(0.05, "how far a step may raise that loss, nats a token", least=0)
 
 
+MOST_RECENT = 16  # aggregates that a checkpoint may hold beside the optimizer
+
+
 @dataclass(frozen=True)
 class Ranking:
     """How miners are ranked and paid. Each round's evidence names the settings that its ratings were made with."""
@@ -211,7 +215,7 @@ class Ranking:
         "aggregate+moment", "what counts as free: aggregate (recent ones), moment, mean, update, score, by +; or none"
     )
     recent: int = setting(
-        2, "rounds for which an aggregate counts as free; the validator keeps as many", least=0, most=16
+        2, "rounds for which an aggregate counts as free; the validator keeps as many", least=0, most=MOST_RECENT
     )
     blend: float = setting(0.0, "share of the raw credit in the scores projected and leave_one_out", least=0, most=1)
     own: float = setting(

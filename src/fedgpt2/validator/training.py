@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedgpt2 import codec
-from fedgpt2.config import ValidatorConfig
+from fedgpt2.config import MOST_RECENT, ValidatorConfig
 from fedgpt2.errors import CheckpointError, SetupError
 from fedgpt2.gradient.exact import Exact
 from fedgpt2.ledger.checkpoints import Checkpoint
@@ -33,7 +33,6 @@ T = TypeVar("T")
 _EVAL_TOKENS = 4096  # tokens of one forward pass when measuring a loss
 _NUDGE = 2e-4  # length of an audit's step, of the weights' own: as good as straight, and far above rounding
 _LARGEST = 1e38  # factor that fp32 can hold
-_MOST_AGGREGATES = 16  # that --ranking.recent can ask for
 _SCORING_TOKENS = 1024  # of one forward and backward pass for the scoring gradient: it is the validator's memory
 
 
@@ -214,7 +213,7 @@ class Training:
         `read` gets the schemas of the model, of the optimizer, and of what may be there beside it.
         """
         moments = {name: tuple(tensor.shape) for name, tensor in self._moments().items()}
-        aggregates = {_aggregate(i): tuple(self._aggregate.flat.shape) for i in range(1, _MOST_AGGREGATES + 1)}
+        aggregates = {_aggregate(i): tuple(self._aggregate.flat.shape) for i in range(1, MOST_RECENT + 1)}
         checkpoint = read(self._schema, moments, aggregates)
         for name, view in self.weights.views.items():
             view.copy_(checkpoint.model[name])
