@@ -57,6 +57,7 @@ class Scene:
         length = config.model.shape.block_size
         shape = (-(-self.rule.tokens // length), length + 1)
         self.windows: Tokens = np.random.default_rng(0).integers(0, config.model.shape.vocab_size, shape, np.uint16)
+        self.tried = self.windows[: -(-self.rule.trial // length)]
         self.texts = self.windows[: -(-self.rule.audit // length), : self.rule.audit + 1]
 
     def gradient(self) -> None:
@@ -91,7 +92,7 @@ class Scene:
         return combine(terms("default", len(rows), 0), rows, norms, [1] * len(rows), out, 0)
 
     def _trial(self, hotkey: str) -> Trial:
-        after = self.training.trial_of(self.rows[hotkey], self.norms[hotkey], _LR, self.windows)
+        after = self.training.trial_of(self.rows[hotkey], self.norms[hotkey], _LR, self.tried)
         return Trial(hotkey=hotkey, before=after, after=after)
 
     def _audit(self, hotkey: str) -> Audit:

@@ -201,10 +201,14 @@ class Ranking:
     tokens: int = setting(
         2048, "held-out tokens that the gradient behind all credits is taken on; 0: nobody is scored", least=0
     )
-    sample: int = setting(4, "miners a round whose step is tried out, for the true loss before and after it", least=0)
-    audit: int = setting(
-        512, "tokens of its own text on which the gradient of each of these is tried as well; 0: none", least=0
+    sample: int = setting(4, "miners a round whose gradients are tried out, whoever least is known of", least=0)
+    trial: int = setting(
+        512,
+        "of the held-out tokens, those on which a step along each of these is tried, for the true loss before and "
+        "after it; 0: none",
+        least=0,
     )
+    audit: int = setting(512, "tokens of its own text on which each of these is tried; 0: none", least=0)
     score: str = setting(
         "proven",
         "what a round compares: proven (a third of the whole effect and two of what is added to what is free, as far "

@@ -108,7 +108,10 @@ class Products(Record, frozen=True, kw_only=True):
 
 
 class Trial(Record, frozen=True, kw_only=True):
-    """A step along one miner's contribution alone, tried out: the loss on the scoring windows, nats a token."""
+    """A step along one miner's contribution alone, tried out: the loss on the first of the scoring windows.
+
+    `before` and `after` it, nats a token; `ranking.trial` says how many tokens.
+    """
 
     hotkey: str
     before: float

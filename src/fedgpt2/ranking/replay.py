@@ -25,7 +25,7 @@ __all__ = [
     "table_of",
 ]
 
-MEASURED = ("tokens", "sample", "audit")  # settings of what was measured, which no replay can measure again
+MEASURED = ("tokens", "sample", "trial", "audit")  # settings of what was measured, which no replay can measure again
 
 
 class RecordedMiner(Struct, frozen=True):

@@ -26,6 +26,7 @@ from fedgpt2.types import Digest, Hotkey
 from fedgpt2.validator.admission import Status, Verdict
 from fedgpt2.validator.run import Run
 from fedgpt2.validator.step import Combined, Step
+from fedgpt2.validator.training import Training
 
 __all__ = ["Judged", "Measured", "Scoring", "check_ranking", "measure_contributions", "rank", "score"]
 
@@ -40,8 +41,9 @@ class Scoring:
     picks: tuple[Pick, ...]
     windows: Tokens  # uint16 [n, seq_len + 1], that contributions are measured on; their places are `picks`
     gate_windows: Tokens  # that the loss gate looks at
+    trial_windows: Tokens  # that the steps of a sample are tried on: the first of `windows`
     loss: float  # on the gate's: train_loss
-    before: float  # on those that contributions are measured on
+    before: float  # on the trials'
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Judged:
 def check_ranking(rule: Ranking) -> None:
     """Raise UsageError for settings that a validator cannot rank by."""
     check_rule(rule)
+    if rule.score == "losses" and 0 in (rule.tokens, rule.sample, rule.trial):
+        raise UsageError("--ranking.score losses compares trials: --ranking.tokens, .sample and .trial must not be 0")
     for kind in rule.basis.split("+"):
         if kind not in _LIVE:
             raise UsageError(f"--ranking.basis {rule.basis}: a validator keeps aggregate and moment only, joined by +")
@@ -72,22 +76,22 @@ def check_ranking(rule: Ranking) -> None:
 
 def score(run: Run, number: int, digests: Sequence[Digest]) -> Scoring:
     """Draw the round's windows; nobody could know them before the admitted set, `digests`, was fixed."""
-    gate = run.config.run.score_windows
-    ranked = -(-run.config.ranking.tokens // run.corpus.manifest.seq_len)
+    gate, rule = run.config.run.score_windows, run.config.ranking
+    ranked, tried = (-(-tokens // run.corpus.manifest.seq_len) for tokens in (rule.tokens, rule.trial))
+    tried = min(tried, ranked) if rule.sample else 0
     picks = run.corpus.score_picks(run.key, number, digests, max(gate, ranked))
     windows = run.corpus.score_tokens(picks)
-    loss, before = _losses(run, windows, gate, ranked)
-    return Scoring(picks[:ranked], windows[:ranked], windows[:gate], loss, before)
+    loss, before = _losses(run.training, windows, gate, tried)
+    return Scoring(picks[:ranked], windows[:ranked], windows[:gate], windows[:tried], loss, before)
 
 
-def _losses(run: Run, windows: Tokens, gate: int, ranked: int) -> tuple[float, float]:
-    """Of the first `gate` and of the first `ranked` windows: those of both pass once, the rest of either after them."""
-    ranked = ranked if run.config.ranking.sample else min(gate, ranked)  # for trials alone
-    shared = min(gate, ranked)
-    parts = [part for part in (windows[:shared], windows[shared : max(gate, ranked)]) if len(part)]
-    losses = [run.training.loss(part) for part in parts]
+def _losses(training: Training, windows: Tokens, gate: int, tried: int) -> tuple[float, float]:
+    """Of the first `gate` and of the first `tried` windows: those of both pass once, the rest of either after them."""
+    shared = min(gate, tried)
+    parts = [part for part in (windows[:shared], windows[shared : max(gate, tried)]) if len(part)]
+    losses = [training.loss(part) for part in parts]
     whole = sum(len(part) * loss for part, loss in zip(parts, losses, strict=True)) / sum(map(len, parts))
-    return (whole, losses[0]) if gate > ranked else (losses[0], whole)
+    return (whole, losses[0]) if gate > tried else (losses[0], whole)
 
 
 def measure_contributions(
@@ -131,10 +135,10 @@ def _drawn(run: Run, number: int, what: bytes) -> bytes:
 
 def _trials(run: Run, number: int, sample: Mapping[Hotkey, _Sampled], scoring: Scoring) -> tuple[Trial, ...]:
     """A step along one contribution alone, as long as the round's."""
-    if not sample:
+    if not len(scoring.trial_windows):
         return ()
     lr = run.training.rate(number, run.horizon)
-    after = {hotkey: run.training.trial_of(s.values, s.norm, lr, scoring.windows) for hotkey, s in sample.items()}
+    after = {hotkey: run.training.trial_of(s.values, s.norm, lr, scoring.trial_windows) for hotkey, s in sample.items()}
     return tuple(Trial(hotkey=hotkey, before=scoring.before, after=_finite(loss)) for hotkey, loss in after.items())
 
 
