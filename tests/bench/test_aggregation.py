@@ -63,7 +63,7 @@ class FakeWorker:
 def test_the_report_compares_only_what_did_the_same_work(byzfl, peer_d, monkeypatch, capsys):
     opened = []
 
-    def start(name, *arguments):
+    def start(name, *arguments, **_):
         opened.append((name, int(arguments[-1])))
         return FakeWorker()
 

@@ -92,7 +92,7 @@ class FakeWorker:
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_the_report_carries_every_row_and_target(precision, steps, monkeypatch, capsys):
-    monkeypatch.setattr(Worker, "start", lambda name, *_: _Nothing(FakeWorker(name)))
+    monkeypatch.setattr(Worker, "start", lambda name, *_, **__: _Nothing(FakeWorker(name)))
     monkeypatch.setattr(hardware, "native_precision", lambda _device: precision)
     assert run("tiny", 2, True, tokens=128, steps=steps) == 0
     document = json.loads(capsys.readouterr().out)

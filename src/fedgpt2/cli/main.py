@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from fedgpt2 import __version__
+from fedgpt2.cli.cores import share_cores
 from fedgpt2.cli.leaving import leave
 from fedgpt2.cli.sources import suggestion
 from fedgpt2.cli.streams import prepare_streams
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def reported(who: str, work: Callable[[], int]) -> int:
     """The exit code of `work`, or of its failure, which becomes one line on stderr that begins with `who`."""
     prepare_streams()
+    share_cores()
     try:
         return work()
     except FedGPT2Error as error:

@@ -16,6 +16,7 @@ import numpy as np
 
 from fedgpt2.cli.bench.report import Row, interleave, ratios, report
 from fedgpt2.cli.bench.worker import Worker
+from fedgpt2.cli.cores import SPINS
 from fedgpt2.config import Data, Model
 from fedgpt2.errors import UsageError
 from fedgpt2.types import ModelShape
@@ -101,13 +102,18 @@ def run(preset: str, repeats: int, as_json: bool, tokens: int = 2048, steps: int
     batch, field = Batch(tokens // length, length), Field.here()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         workers = {
-            name: stack.enter_context(Worker.start(name, _MODULE, name, preset))
+            name: stack.enter_context(Worker.start(name, _MODULE, name, preset, unset=_unset(name)))
             for name in (*field.candidates, *field.limits)
         }
         rows = _measure(workers, field, shape, batch, repeats, Path(folder))
         rows = _compare(workers, rows, shape, batch, steps, Path(folder))
     report("compute", rows, as_json=as_json, notes=_notes(rows, field, batch, steps))
     return 0
+
+
+def _unset(name: str) -> tuple[str, ...]:
+    """What others are not given: they wait as they are shipped."""
+    return () if name.startswith("fedgpt2") else (SPINS,)
 
 
 def _measure(

@@ -13,7 +13,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,8 +52,8 @@ class Worker:
 
     @classmethod
     @contextlib.contextmanager
-    def start(cls, name: str, module: str, *arguments: str) -> Iterator["Worker"]:
-        """`python -m module arguments...` as worker `name`; it ends with the block."""
+    def start(cls, name: str, module: str, *arguments: str, unset: Collection[str] = ()) -> Iterator["Worker"]:
+        """`python -m module arguments...` as worker `name`, without the variables `unset`; it ends with the block."""
         package_root = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
         with tempfile.TemporaryFile("w+") as log:
@@ -63,7 +63,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=os.environ | {"PYTHONPATH": path},
+                env={k: v for k, v in os.environ.items() if k not in unset} | {"PYTHONPATH": path},
             )
             with process:
                 try:
