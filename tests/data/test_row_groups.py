@@ -128,6 +128,26 @@ def test_a_row_group_beyond_memory_is_refused(plain: bytes, monkeypatch: pytest.
         footer_of(plain)
 
 
+def test_a_document_that_a_dictionary_names_often_counts_as_often(monkeypatch: pytest.MonkeyPatch):
+    """639 bytes can hold 400 MiB of text, of which the footer counts two."""
+    raw = written({"content": ["long " * 20_000] * 200}, compression="zstd")
+    footer = footer_of(raw)
+    group = footer.groups[0]
+    assert group.text_bytes < 200_000
+    monkeypatch.setattr(row_groups, "_MOST_PAGE", 1 << 20)
+    with pytest.raises(CorpusError, match="1 MiB of text or more, at most 1 are read at once"):
+        texts(footer, 0, raw[group.start : group.stop])
+
+
+@pytest.mark.parametrize("word", [b"parquet-cpp-arrow", b"content"])
+def test_a_footer_whose_words_are_not_utf8(word: bytes):
+    raw = written({"content": DOCUMENTS}, store_schema=False)
+    start, stop = footer_range("x", len(raw), raw[-TAIL_BYTES:])
+    assert word in raw[start:stop]
+    with pytest.raises(CorpusError, match=r"x\.parquet: its footer cannot be read"):
+        parse_footer("x.parquet", len(raw), "content", raw[start:stop].replace(word, b"\xff" * len(word)))
+
+
 def test_a_footer_that_points_outside_its_file(plain: bytes):
     start, stop = footer_range("x", len(plain), plain[-TAIL_BYTES:])
     with pytest.raises(CorpusError, match="outside the file"):

@@ -17,6 +17,7 @@ _MAGIC = b"PAR1"
 _ENCRYPTED = b"PARE"
 _MOST_FOOTER = 256 << 20
 _MOST_PAGE = 512 << 20  # bytes of text in one row group, decompressed
+_ROWS = 4  # decoded at once: what is counted in between is never far over the bound
 
 
 @dataclass(frozen=True)
@@ -67,28 +68,34 @@ def parse_footer(name: str, size: int, column: str, raw: bytes) -> Footer:
     try:
         metadata = pq.read_metadata(io.BytesIO(_MAGIC + raw + len(raw).to_bytes(4, "little") + _MAGIC))
         columns = [(field.name, str(field.type)) for field in metadata.schema.to_arrow_schema()]
-    except (pyarrow.ArrowException, OSError) as error:
+        index = _column_index(name, column, columns, metadata)
+        groups = [_row_group(name, size, metadata.row_group(n), index) for n in range(metadata.num_row_groups)]
+        return Footer(name, size, column, columns, groups, str(metadata.created_by), metadata)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{name}: its footer cannot be read ({_first_line(error)})") from error
-    index = _column_index(name, column, columns, metadata)
-    groups = [_row_group(name, size, metadata.row_group(number), index) for number in range(metadata.num_row_groups)]
-    return Footer(name, size, column, columns, groups, str(metadata.created_by), metadata)
 
 
 def texts(footer: Footer, number: int, raw: bytes) -> list[str]:
     """The documents of row group `number`, in row order, from the bytes of its text; a null is an empty document.
 
-    Raises CorpusError if they cannot be decoded.
+    Raises CorpusError if they cannot be decoded, or become more text than fits into memory: a dictionary names a long
+    document again and again in a few bytes, and its footer counts it once.
     """
     import pyarrow
     import pyarrow.parquet as pq
 
-    part = _Part(footer.groups[number].start, raw, footer.size)
+    part, columns = _Part(footer.groups[number].start, raw, footer.size), [footer.column]
+    documents: list[str] = []
+    size = 0
     try:
         file = pq.ParquetFile(part, metadata=footer.metadata, pre_buffer=False, page_checksum_verification=True)
-        values = file.read_row_group(number, columns=[footer.column], use_threads=False).column(0).to_pylist()
+        for rows in file.iter_batches(_ROWS, row_groups=[number], columns=columns, use_threads=False):
+            size += rows.nbytes
+            _check_size(footer.name, size)
+            documents += ("" if value is None else value for value in rows.column(0).to_pylist())
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{footer.name}: row group {number} cannot be decoded ({_first_line(error)})") from error
-    return ["" if value is None else value for value in values]
+    return documents
 
 
 def _column_index(name: str, column: str, columns: Sequence[tuple[str, str]], metadata: Any) -> int:  # noqa: ANN401
@@ -108,13 +115,16 @@ def _row_group(name: str, size: int, group: Any, index: int) -> RowGroup:  # noq
     stop = start + chunk.total_compressed_size
     if not 4 <= start < stop <= size - 12 and group.num_rows:
         raise CorpusError(f"{name}: its footer names bytes {start} to {stop}, outside the file")
-    if max(chunk.total_uncompressed_size, stop - start) > _MOST_PAGE:
-        megabytes = chunk.total_uncompressed_size >> 20
+    _check_size(name, max(chunk.total_uncompressed_size, stop - start))
+    return RowGroup(start, stop, group.num_rows, chunk.total_uncompressed_size)
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > _MOST_PAGE:
         raise CorpusError(
-            f"{name}: a row group holds {megabytes} MiB of text, at most {_MOST_PAGE >> 20} are read at once; "
+            f"{name}: a row group holds {size >> 20} MiB of text or more, at most {_MOST_PAGE >> 20} are read at once; "
             "write it again with smaller row groups (1,000 rows)"
         )
-    return RowGroup(start, stop, group.num_rows, chunk.total_uncompressed_size)
 
 
 def _first_line(error: Exception) -> str:
