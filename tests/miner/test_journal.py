@@ -51,6 +51,16 @@ def test_the_runs_remembered_are_bounded(folder, monkeypatch):
     journal.close()
 
 
+def test_a_run_is_remembered_however_many_orders_of_another_come(folder, monkeypatch):
+    monkeypatch.setattr(module, "_RUNS_KEPT", 3)
+    journal = Journal(folder)
+    journal.record(order(0, 7, run="a"), "1" * 64)
+    for number in range(10):
+        journal.record(order(0, number, run="b"), "2" * 64)
+    assert journal.newest(order(0, 0, run="a")) == Taken((0, 7), "1" * 64)
+    journal.close()
+
+
 def test_receipts_are_lines_and_their_file_is_capped(folder):
     journal = Journal(folder, receipts_bytes=1000)
     for number in range(20):

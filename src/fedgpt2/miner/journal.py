@@ -76,7 +76,7 @@ class Journal:
                 (order.sender, order.run_id, order.attempt, order.round, work_id),
             )
             self._database.execute(
-                "DELETE FROM taken WHERE rowid <= (SELECT MAX(rowid) FROM taken) - ?",
+                "DELETE FROM taken WHERE rowid <= (SELECT rowid FROM taken ORDER BY rowid DESC LIMIT 1 OFFSET ?)",
                 (_RUNS_KEPT,),
             )
 
