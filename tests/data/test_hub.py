@@ -67,12 +67,21 @@ def test_a_listing_has_sizes_and_hashes_in_path_order(client: Hub, hub: Loopback
         ("**/x.parquet", ["data/deep/er/x.parquet"]),
         ("data/train-0000[12].parquet", ["data/train-00001.parquet", "data/train-00002.parquet"]),
         ("data/train-0000?.parquet", 10),
+        ("data/train-0000[!0-7].parquet", ["data/train-00008.parquet", "data/train-00009.parquet"]),
+        ("data/**", 15),
+        ("data/**/**/x.parquet", ["data/deep/er/x.parquet"]),
         ("top.parquet", ["top.parquet"]),
     ],
 )
 def test_globs(client: Hub, pattern: str, found):
     paths = [file.path for file in client.listing(pattern)]
     assert len(paths) == found if isinstance(found, int) else paths == found
+
+
+@pytest.mark.parametrize("pattern", ["data/train-0000[9-0].parquet", "data[/]notes.txt", "data/[.parquet"])
+def test_globs_that_name_nothing(client: Hub, pattern: str):
+    with pytest.raises(CorpusError, match="the hub has no such file"):
+        client.listing(pattern)
 
 
 def test_the_folder_of_a_glob():

@@ -50,6 +50,10 @@ def test_every_20th_page_is_held_out(folder: Path):
     assert numbers(source, Pool.ASSIGN) == [p for i, p in enumerate(pages) if i % 20 not in (9, 19)]
 
 
+def test_a_file_that_a_glob_finds_twice_is_there_once(folder: Path):
+    assert open_text(folder / "**" / "**" / "*.txt").files() == open_text(folder / "**" / "*.txt").files()
+
+
 def test_file_names_do_not_depend_on_the_machine(folder: Path, monkeypatch: pytest.MonkeyPatch):
     expected = [f"{'abcd'[n]}/{n}.txt" for n in range(4)]
     files = open_text(folder / "*" / "*.txt").files()

@@ -19,7 +19,7 @@ def matches(label: str, pattern: str) -> tuple[Path, list[Path]]:
         raise CorpusError(f"{label}: names no file")
     fixed = [part for part in _until_magic(full.parts) if part]
     root = Path(*fixed) if fixed else Path()
-    found = [Path(name) for name in glob.glob(str(full), recursive=True)]
+    found = {Path(name) for name in glob.glob(str(full), recursive=True)}  # `**/**` finds a file more than once
     paths = sorted((p for p in found if p.is_file()), key=lambda p: p.relative_to(root).as_posix())
     if not paths:
         raise CorpusError(f"{label}: names no file")

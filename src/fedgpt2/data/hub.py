@@ -7,9 +7,10 @@ ended, and is held against the size and hash of the listing.
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
@@ -66,9 +67,9 @@ class Hub:
 
         `*` stays within a folder, `**` does not. Size and SHA-256 are those of the repository's LFS pointers.
         """
-        match = _matcher(pattern)
-        folder = glob_folder(pattern)
-        files = [_file(self.name, entry) for entry in self._tree(folder) if match(str(entry.get("path", "")))]
+        parts = pattern.split("/")
+        entries = self._tree(glob_folder(pattern))
+        files = [_file(self.name, entry) for entry in entries if _matches(str(entry.get("path", "")).split("/"), parts)]
         if not files:
             raise CorpusError(f"{self.name}/{pattern}: the hub has no such file at this revision; {WAY_OUT}")
         return sorted(files)
@@ -156,12 +157,13 @@ def _persist(patience: Patience, what: str, attempt: Callable[[], T]) -> T:
         raise CorpusError(f"{what}: cannot be read: {error}; {WAY_OUT}") from error
 
 
-def _matcher(pattern: str) -> Callable[[str], bool]:
-    """Whether a path matches a glob: `*`, `?` and `[…]` stay within a folder, `**/` crosses them."""
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
-    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    compiled = re.compile("".join(signs.get(part, part if part.startswith("[") else re.escape(part)) for part in parts))
-    return lambda path: compiled.fullmatch(path) is not None
+def _matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a path match those of a glob: `**` stands for any number of folders, also for none."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(_matches(path[skipped:], pattern[1:]) for skipped in range(len(path) + 1))
+    return bool(path) and fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
 
 
 def _file(name: str, entry: Mapping[str, Any]) -> SourceFile:
