@@ -68,6 +68,8 @@ def test_the_mean_trusts_everybody_and_the_others_do_not():
         ("default", 3, 0.5, 2),
         ("mean", 12, 0.75, 9),
         ("krum", 4, 0.0, 4),
+        ("mean", 25, 0.28, 7),  # 7.000000000000001 by floats
+        ("mean", 3, 0.34, 2),
     ],
 )
 def test_a_quorum_is_never_too_few_for_the_rule(rule, asked, share, wanted):

@@ -50,7 +50,8 @@ def terms(rule: str, asked: int, refused: int, silent: int = 0, unheard: int = 0
 
 def quorum(rule: str, asked: int, share: float) -> int:
     """Answers after which a round need not wait for the rest: a share of those asked, and as many as the rule needs."""
-    return max(math.ceil(share * asked), smallest(terms(rule, asked, 0).f))
+    enough_answers = math.ceil(round(share * asked, 6))  # 0.28 of 25 is 7, and not the 7.000000000000001 of floats
+    return max(enough_answers, smallest(terms(rule, asked, 0).f))
 
 
 def combine(
