@@ -2,6 +2,8 @@
 
 import hashlib
 import time
+from contextlib import suppress
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -212,6 +214,7 @@ def test_a_wait_beyond_reason_is_not_waited(client: Hub, hub: LoopbackHub, waits
         (Fault("/resolve/", headers={"X-Linked-ETag": f'"{"e" * 64}"'}), "its SHA-256 is eeeeeeeeeeeeeeee…, "),
         (Fault("/storage/", headers={"Content-Range": "bytes 0-9/99"}), "it has 99 bytes, 102400 in the listing"),
         (Fault("/storage/", headers={"Content-Range": "bytes 5-14/102400"}), "does not answer ranges"),
+        (Fault("/storage/", headers={"Content-Range": f"bytes {'0' * 5000}-9/102400"}), "does not answer ranges"),
         (Fault("/storage/", 200), "answers 200, not 206"),
     ],
 )
@@ -227,6 +230,34 @@ def test_what_does_not_pass_ends_at_once(client: Hub, hub: LoopbackHub, waits: l
 def test_a_listing_that_is_none(client: Hub, hub: LoopbackHub, body: bytes, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tests.data.hub._Handler._tree", lambda handler, *_: handler._answer(200, body))
     with pytest.raises(CorpusError, match=r"not JSON|listing is none"):
+        client.listing("data/*.parquet")
+
+
+def endless(handler: _Handler, piece: bytes, seconds: float) -> None:
+    """A body without a length, until the client hangs up or nobody has for ten seconds."""
+    handler.send_response(200)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    began = time.monotonic()
+    with suppress(OSError):
+        while time.monotonic() < began + 10:
+            handler.wfile.write(piece)
+            time.sleep(seconds)
+    handler.close_connection = True
+
+
+@pytest.mark.parametrize(
+    ("piece", "seconds", "said"),
+    [(b" ", 0.001, r"slower than 4096 bytes a second \(3 tries\)"), (bytes(1 << 16), 0.0, "more than 1000000 bytes")],
+)
+def test_a_listing_without_end_ends(
+    client: Hub, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, piece: bytes, seconds: float, said: str
+):
+    clock = count()  # a second passes between two pieces
+    monkeypatch.setattr("fedgpt2.data.hub.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("fedgpt2.data.hub._PAGE_BYTES", 1_000_000)
+    monkeypatch.setattr("tests.data.hub._Handler._tree", lambda handler, *_: endless(handler, piece, seconds))
+    with pytest.raises(CorpusError, match=said):
         client.listing("data/*.parquet")
 
 

@@ -5,6 +5,7 @@ ours: every request has deadlines and bounded tries, asks for exactly the bytes 
 ended, and is held against the size and hash of the listing.
 """
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,11 +32,12 @@ WAY_OUT = (
 T = TypeVar("T")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.ASCII)
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
 _CONNECT_SECONDS = 5.0
 _QUIET_SECONDS = 30.0  # the longest silence inside an answer
 _SLOWEST = 4096  # bytes a second, over a whole answer
 _PAGES = 1000  # of a listing, at most
+_PAGE_BYTES = 16 << 20  # of one of them; the hub's have a thousand files and 0.4 MB
 _OPENING_TRIES = 3  # before a run begins, somebody waits for the answer
 
 
@@ -103,12 +105,12 @@ class Hub:
         """A JSON answer, and the address of its next page."""
 
         def attempt() -> tuple[Any, str | None]:
-            with _transport_errors():
-                answer = _session().request("GET", url, headers=_headers(), timeout=_timeout())
+            with _transport_errors(), _session().stream("GET", url, headers=_headers(), timeout=_timeout()) as answer:
                 _check_status(answer, expected=200)
+                raw = _whole(answer)
                 try:
-                    return answer.json(), answer.links.get("next", {}).get("url")
-                except ValueError as error:
+                    return json.loads(raw), answer.links.get("next", {}).get("url")
+                except (ValueError, RecursionError) as error:
                     raise Passing(f"not JSON: {error}") from error
 
         patience = replace(self.patience, tries=min(self.patience.tries, _OPENING_TRIES))
@@ -214,6 +216,18 @@ def _transport_errors() -> Iterator[None]:
         raise _Refusal("HF_HUB_OFFLINE is set") from error
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise _Refusal(str(error)) from error
+
+
+def _whole(answer: "httpx2.Response") -> bytes:
+    """A body whose length nobody knows before. Raises Passing for one too slow, _Refusal for one too long."""
+    began, body = time.monotonic(), bytearray()
+    for piece in answer.iter_bytes():
+        body += piece
+        if len(body) > _PAGE_BYTES:
+            raise _Refusal(f"an answer of more than {_PAGE_BYTES} bytes")
+        if time.monotonic() - began > _QUIET_SECONDS + len(body) / _SLOWEST:
+            raise Passing(f"slower than {_SLOWEST} bytes a second")
+    return bytes(body)
 
 
 def _check_status(answer: "httpx2.Response", expected: int) -> None:
