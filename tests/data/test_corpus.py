@@ -1,12 +1,14 @@
 """Corpus: the embedded text from settings to training windows."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 
 from fedgpt2.config import Data
 from fedgpt2.data import Corpus, Pool
+from fedgpt2.data.assignment import verify
 from fedgpt2.data.tokenizer import EOT, VOCAB_SIZE
 from fedgpt2.data.tokens import page_windows
 from fedgpt2.data.unigram import Unigram, fit_unigram
@@ -20,7 +22,7 @@ ADMITTED = [Digest("ab" * 32), Digest("cd" * 32)]
 def test_an_order_is_recomputed_by_another_process(corpus: Corpus):
     other = Corpus.open(Data(source="sample"), seq_len=128, seed=1337)
     given = corpus.assign(round=7, slot=3, n=8)
-    other.verify(given, round=7)
+    verify(other.manifest, given, 7, partial(other.tokens, Pool.ASSIGN))
     windows = other.windows(given)
     assert windows.shape == (8, 129)
     assert windows.dtype == np.uint16
@@ -47,7 +49,7 @@ def test_another_seed_deals_otherwise(corpus: Corpus):
     other = Corpus.open(Data(source="sample"), seq_len=128, seed=1338)
     given = other.assign(0, 0, 8)
     with pytest.raises(Refused) as caught:
-        corpus.verify(given, 0)
+        verify(corpus.manifest, given, 0)
     assert caught.value.reason is Reason.WRONG_MANIFEST
     assert given.pages != corpus.assign(0, 0, 8).pages
 

@@ -17,15 +17,17 @@ from fedgpt2.data.store import Store
 from fedgpt2.errors import CorpusError, DiskFullError, PeerError, Reason, Refused
 from fedgpt2.gradient.strategy import Result
 from fedgpt2.miner import service
+from fedgpt2.miner.job import Tools
 from fedgpt2.miner.journal import Journal
+from fedgpt2.miner.packer import HonestPacker
 from fedgpt2.miner.service import Miner
-from fedgpt2.miner.work import Library
+from fedgpt2.miner.work import Library, Workshop
 from fedgpt2.model.gpt2 import initialise
 from fedgpt2.network.blobs import Blob
 from fedgpt2.protocol.messages import Caps
 from fedgpt2.types import Digest, ModelShape
 
-from .conftest import DATA, EXACT, SHAPE
+from .conftest import CPU, DATA, EXACT, SHAPE, Validator
 
 
 class Slow:
@@ -590,6 +592,45 @@ def test_a_refused_manifest_leaves_the_reading_ahead_as_it_was(corpus, source, t
     assert opened.wait(30)
     assert opened.cache.store.names(opened.cache.kind)
     library.close()
+
+
+class Halting:
+    """A source during whose first page something happens."""
+
+    def __init__(self, source, happens):
+        self._source, self._happens, self.pages = source, happens, []
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def documents(self, pool, page):
+        if not self.pages:
+            self._happens()
+        self.pages.append(page)
+        return self._source.documents(pool, page)
+
+
+async def test_the_text_of_an_order_that_was_called_off_is_not_read_on(source, signers, tmp_path):
+    begun, release = threading.Event(), threading.Event()
+    text = Halting(source, lambda: (begun.set(), release.wait(10)))
+    whole = Corpus(source, build_manifest(source, DATA, SHAPE.block_size, 7))
+    tools = Tools(signers[0], Library(text), Workshop(CPU, EXACT), HonestPacker())
+    journal = Journal(tmp_path / "miner")
+    miner = Miner(tools, journal, Limits(), lambda _: None)
+    validator = Validator(signers[1], signers[0], whole, client=None)
+    order = validator.order(n=10_000)
+    assert len(order.assignment.pages) == 2
+    work = await miner.take(signers[1].seal("order", order), signers[1].hotkey)
+    manifest = miner.delivery(order.assignment.manifest, signers[1].hotkey)
+    await manifest.incoming.feed(whole.manifest.to_bytes())
+    manifest.complete(await manifest.incoming.finish())
+    await asyncio.to_thread(begun.wait, 10)
+    (reading,) = (thread for thread in threading.enumerate() if thread.name == "windows")
+    await miner.cancel(work.work_id, signers[1].hotkey)
+    release.set()
+    await asyncio.to_thread(reading.join, 10)
+    journal.close()
+    assert text.pages == list(order.assignment.pages[:1])
 
 
 async def test_a_result_is_not_needed_when_nobody_wants_it(rig):

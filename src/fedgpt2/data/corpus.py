@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sized
 from functools import cached_property, partial
 
 from fedgpt2.config import Data
-from fedgpt2.data.assignment import Assignment, assign, gather_windows, verify
+from fedgpt2.data.assignment import Assignment, assign, gather_windows
 from fedgpt2.data.manifest import Manifest, build, check
 from fedgpt2.data.pages import PageSource, Pool
 from fedgpt2.data.pools import Pick, gather_picks, report_windows, score_windows
@@ -72,10 +72,6 @@ class Corpus:
     def close(self) -> None:
         """Fetch nothing more ahead; a program calls it before it ends."""
         self._prefetcher.close()
-
-    def verify(self, assignment: Assignment, round: int) -> None:
-        """Raise Refused unless the scheme gives the slot exactly these windows in the round."""
-        verify(self.manifest, assignment, round, self._assign_length)
 
     def windows(self, assignment: Assignment) -> Tokens:
         """The assigned windows, uint16 [n, seq_len + 1]. Raises Refused for one that does not exist."""

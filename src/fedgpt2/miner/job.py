@@ -207,8 +207,12 @@ async def _ended(thread: "asyncio.Future[T]") -> None:
         thread.exception()  # seen: it is the cancellation itself, or came too late to matter
 
 
-async def _abandonable(function: Callable[[Plan, bytes], T], plan: Plan, manifest: bytes) -> T:
-    """Result of a thread that touches nothing of ours: a cancellation leaves it to itself."""
-    thread = asyncio.ensure_future(off_loop(function, plan, manifest))
+async def _abandonable(function: Callable[[Plan, bytes, threading.Event], T], plan: Plan, manifest: bytes) -> T:
+    """Result of a thread that touches nothing of ours: a cancellation tells it, and does not wait for its end."""
+    stop = threading.Event()
+    thread = asyncio.ensure_future(off_loop(function, plan, manifest, stop))
     thread.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-    return await asyncio.shield(thread)
+    try:
+        return await asyncio.shield(thread)
+    finally:
+        stop.set()

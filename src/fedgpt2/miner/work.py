@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedgpt2.data.assignment import Assignment
+from fedgpt2.data.assignment import Assignment, gather_windows, verify
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.manifest import Manifest
-from fedgpt2.data.pages import PageSource
+from fedgpt2.data.pages import PageSource, Pool
 from fedgpt2.data.store import Store
+from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import CorpusError, Reason, Refused
 from fedgpt2.gradient.strategy import Strategy
 from fedgpt2.miner.orders import Plan, check_windows
@@ -37,18 +38,24 @@ class Library:
         self._corpus: Corpus | None = None
         self._lock = threading.Lock()
 
-    def windows(self, plan: Plan, manifest: bytes) -> Windows:
+    def windows(self, plan: Plan, manifest: bytes, stop: threading.Event) -> Windows:
         """The windows an order is about, [n, seq_len + 1], once everything said about them is verified.
 
-        `manifest` holds the bytes that the order's digest names. Raises Refused: wrong_manifest, wrong_assignment,
-        or data_unavailable when the text cannot be read.
+        `manifest` holds the bytes that the order's digest names; `stop` is looked at before each page. Raises Refused:
+        wrong_manifest, wrong_assignment, cancelled, or data_unavailable when the text cannot be read.
         """
         assignment = _assignment(plan)
         corpus = self._opened(assignment.manifest, manifest)
         check_windows(plan.order, corpus.manifest.seq_len)
+
+        def page(number: int) -> Tokens:
+            if stop.is_set():
+                raise Refused(Reason.CANCELLED, "the order was called off")
+            return corpus.tokens(Pool.ASSIGN, number)
+
         try:
-            corpus.verify(assignment, plan.order.round)
-            windows = corpus.windows(assignment)
+            verify(corpus.manifest, assignment, plan.order.round, page)
+            windows = gather_windows(page, assignment, corpus.manifest.seq_len)
         except CorpusError as error:
             raise Refused(Reason.DATA_UNAVAILABLE, str(error)) from error
         corpus.load_ahead(plan.order.round, [assignment.slot], assignment.n_windows)
