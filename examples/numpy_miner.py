@@ -148,7 +148,7 @@ class Text:
         require(canonical(self.facts | settings).encode() == manifest, "wrong_manifest", "another text")
         size = m["seq_len"]
         for page, row in zip(share["pages"], share["windows"], strict=True):
-            require(page < len(self._pages), "wrong_assignment", f"there is no page {page}")
+            require(0 <= page < len(self._pages) and min(row, default=0) >= 0, "wrong_assignment", f"no page {page}")
             stream = [token for document in self._pages[page] for token in (50256, *self.encode(document))]
             found += [stream[place * size : (place + 1) * size + 1] for place in row]
         fit = found and 0 < size <= order["model"]["block_size"] and {len(window) for window in found} == {size + 1}

@@ -265,7 +265,8 @@ async def test_numpy_miner_verifies_state_and_text(desk: Desk, hotkey_file: Path
             wrong = desk.order(me, 5, parent="f" * 64)
             assert failure(await desk.answer(client, wrong), me) == Reason.WRONG_STATE
             share = desk.order(me, 6).assignment
-            for number, lost in enumerate(({"pages": (485, *share.pages[1:])}, {"windows": ((10**4,),)}), 6):
+            pages = ({"pages": (page, *share.pages[1:])} for page in (485, -1))
+            for number, lost in enumerate((*pages, {"windows": ((10**4,),)}, {"windows": ((-2,),)}), 6):
                 astray = desk.order(me, number, assignment=structs.replace(share, **lost))
                 assert failure(await desk.answer(client, astray), me) == "wrong_assignment"
             manifest = desk.manifest.data.tobytes().replace(b'"seed":11', b'"seed": 11')
@@ -274,8 +275,8 @@ async def test_numpy_miner_verifies_state_and_text(desk: Desk, hotkey_file: Path
             )
             desk.blobs[other.ref.digest] = other
             loose = structs.replace(share, manifest=other.ref.digest, manifest_length=other.ref.length)
-            assert failure(await desk.answer(client, desk.order(me, 8, assignment=loose)), me) == "wrong_manifest"
-            good = await desk.answer(client, desk.order(me, 9))
+            assert failure(await desk.answer(client, desk.order(me, 10, assignment=loose)), me) == "wrong_manifest"
+            good = await desk.answer(client, desk.order(me, 11))
             assert good.kind == "contribution"
 
 

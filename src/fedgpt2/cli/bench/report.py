@@ -53,8 +53,8 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of each candidate, turn by turn: once each unmeasured, then `repeats` turns.
 
-    A candidate that returns a number has measured itself. Every turn begins with another candidate, so that none
-    always follows the same one. `before` and `after`, given a name, run unmeasured around each measurement; with
+    A candidate that returns a number has measured itself. Every turn begins with another candidate, so that none is
+    always the first. `before` and `after`, given a name, run unmeasured around each measurement; with
     `before` there is no first round.
     """
     names = list(candidates)
