@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,21 @@ def test_two_processes_that_make_the_same_hotkey_agree(wallet, monkeypatch):
     monkeypatch.setattr(BittensorWallet, "create_new_hotkey", first)
     opened = open_hotkey(wallet, create=True, notice=lambda _: None)
     assert opened.ss58_address == theirs.hotkey.ss58_address
+
+
+def test_of_two_that_make_a_hotkey_at_once_one_makes_it(wallet, monkeypatch):
+    made, notices, make = [], [], BittensorWallet.create_new_hotkey
+
+    def slow(self, **settings):
+        made.append(self)
+        time.sleep(0.3)
+        return make(self, **settings)
+
+    monkeypatch.setattr(BittensorWallet, "create_new_hotkey", slow)
+    with ThreadPoolExecutor(2) as pool:
+        opened = list(pool.map(lambda _: open_hotkey(wallet, create=True, notice=notices.append), range(2)))
+    assert opened[0].ss58_address == opened[1].ss58_address
+    assert (len(made), len(notices)) == (1, 1)
 
 
 def test_importing_identity_does_not_import_bittensor_or_torch():

@@ -1,7 +1,11 @@
 """Opening, and on loopback making, the hotkey of a Bittensor wallet."""
 
+import fcntl
+import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedgpt2 import config
@@ -25,8 +29,8 @@ def open_hotkey(wallet: config.Wallet, *, create: bool, notice: Callable[[str], 
     if not opened.hotkey_file.exists_on_device():
         if not create:
             raise UsageError(_missing(wallet, opened))
-        _create(wallet, opened)
-        notice(f"made hotkey {wallet.hotkey} of wallet {wallet.name} in {opened.hotkey_file.path}")
+        if _create(wallet, opened):
+            notice(f"made hotkey {wallet.hotkey} of wallet {wallet.name} in {opened.hotkey_file.path}")
     return _unlocked(opened)
 
 
@@ -50,19 +54,37 @@ def _command(verb: str, wallet: config.Wallet) -> str:
     return f"btcli wallet {verb} {' '.join(word if word.startswith('~') else shlex.quote(word) for word in words)}"
 
 
-def _create(wallet: config.Wallet, opened: "Wallet") -> None:
-    if opened.hotkeypub_file.exists_on_device():
-        raise UsageError(
-            f"{opened.hotkeypub_file.path} is there but its secret file {opened.hotkey_file.path} is not; "
-            f"bring it back with: {_command('regen-hotkey', wallet)}"
-        )
+def _create(wallet: config.Wallet, opened: "Wallet") -> bool:
+    """Make the hotkey; False where another process of this machine has made it in the same moment."""
+    where = Path(opened.hotkey_file.path)
     try:
-        opened.create_new_hotkey(suppress=True)
+        with _alone(where.parent):
+            if opened.hotkey_file.exists_on_device():
+                return False
+            if opened.hotkeypub_file.exists_on_device():
+                raise UsageError(
+                    f"{opened.hotkeypub_file.path} is there but its secret file {where} is not; "
+                    f"bring it back with: {_command('regen-hotkey', wallet)}"
+                )
+            opened.create_new_hotkey(suppress=True)
+            return True
     except FileExistsError:
-        return  # another process of this machine made it in the same moment
+        return False
     except OSError as error:
-        where = opened.hotkey_file.path
         raise UsageError(f"cannot make hotkey {wallet.hotkey} in {where}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Alone in making keys in a folder, among all processes: two at once write into one file before it is renamed."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _unlocked(opened: "Wallet") -> "Keypair":
