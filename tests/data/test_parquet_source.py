@@ -19,6 +19,7 @@ from fedgpt2.data.hub import WAY_OUT
 from fedgpt2.data.manifest import build
 from fedgpt2.data.parquet import REFINEDWEB_COMMIT, ParquetSource, Place
 from fedgpt2.data.patience import Patience
+from fedgpt2.data.store import Store
 from fedgpt2.errors import CorpusError, EmptyShareError, Reason, Refused, UsageError
 
 from .hub import Fault, LoopbackHub
@@ -84,11 +85,12 @@ def test_what_a_page_costs(hub: LoopbackHub, tmp_path: Path):
     assert len(hub.requests) == 20 * 2
 
 
-def test_opening_reads_each_small_footer_once(hub: LoopbackHub, tmp_path: Path):
+def test_opening_reads_each_small_footer_once(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     opened(tmp_path)
     assert len(hub.requests) == 1 + 2 * (len(UNEVEN) + 2)  # the listing; a footer a file, two of them over 8 KiB
     assert hub.sent < 8192 * (len(UNEVEN) + 2)
     hub.requests.clear()
+    monkeypatch.setattr(Store, "put", lambda _, kind, name, data: pytest.fail(f"{kind} written again"))
     opened(tmp_path)
     assert hub.requests == []  # all of it is kept
 

@@ -37,8 +37,10 @@ def hub_shards(hub: Hub, pattern: str, store: Store) -> Shards:
     """
     hub = Hub(hub.repo, hub.commit(), hub.patience)
     name = f"{hub.name}/{pattern}"
-    entries = _kept_listing(store, name) or hub.listing(pattern)
-    store.put("listings", _listing_name(name), _canonical(entries))
+    entries = _kept_listing(store, name)
+    if entries is None:
+        entries = hub.listing(pattern)
+        store.put("listings", _listing_name(name), _canonical(entries))
     return Shards(name, entries, [_summary(name, entries)], hub.read)
 
 
