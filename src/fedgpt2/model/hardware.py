@@ -15,12 +15,12 @@ AVX2 core that does 70 in fp32: a gradient of nano takes 12 (128 tokens) to 19 t
 
 import contextlib
 import ctypes
-import os
 import sys
 
 import torch
 
 from fedgpt2.errors import DeviceError, UsageError
+from fedgpt2.model.cores import usable_cores
 
 __all__ = ["arithmetic", "keep_freed_memory", "native_precision", "prepare", "resolve", "route_fp32", "set_threads"]
 
@@ -67,8 +67,7 @@ def resolve(device: str) -> torch.device:
 
 def set_threads(threads: int) -> int:
     """Threads of tensor arithmetic; 0 for one a core this process may use. Returns the number set."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or usable)
+    torch.set_num_threads(threads or usable_cores())
     return torch.get_num_threads()
 
 

@@ -19,6 +19,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from fedgpt2.model.cores import usable_cores
+
 __all__ = ["Row", "commit", "hardware", "interleave", "ratios", "report"]
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -93,13 +95,12 @@ def hardware() -> str:
     Hosts hide a CPU's name, seldom its family and model: bf16 is twice as fast as fp32 on one, four times on the next.
     """
     fields = _cpuinfo()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     flags = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in fields.get("flags", "").split()]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cpu = fields.get("model name", "unknown CPU")
     if "cpu family" in fields and "model" in fields:
         cpu = f"{cpu} (family {fields['cpu family']} model {fields['model']})"
-    return f"{cpu}, {usable} cores, {' '.join(flags) or 'no bf16'}, {memory:.0f} GiB"
+    return f"{cpu}, {usable_cores()} cores, {' '.join(flags) or 'no bf16'}, {memory:.0f} GiB"
 
 
 def commit() -> str:
