@@ -24,35 +24,42 @@ def both_passes(attend, qkv):
 @pytest.mark.parametrize(("windows", "heads"), [(2, 3), (1, 3), (2, 1), (1, 1)])
 def test_both_passes_are_torch_s_own(windows, heads, tokens):
     qkv = drawn(windows, tokens, heads, 4)
-    for ours, theirs in zip(
-        both_passes(attention._Attention.apply, qkv), both_passes(causal_attention, qkv), strict=True
-    ):
+    for ours, theirs in zip(both_passes(causal_attention, qkv), both_passes(attention._attend, qkv), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("tokens", [200, 600])
+def test_without_a_gradient_it_is_the_same_to_the_bit(tokens):
+    qkv = drawn(2, tokens, 3, 4)
+    with torch.no_grad():
+        alone = causal_attention(qkv)
+    assert torch.equal(alone, both_passes(causal_attention, qkv)[0])
 
 
 @pytest.mark.parametrize("windows", [1, 2])
 def test_what_it_is_given_is_only_read(windows):
     qkv = drawn(windows, 300, 2, 4).requires_grad_()
     before = qkv.detach().clone()
-    out = attention._Attention.apply(qkv)
+    out = causal_attention(qkv)
     assert torch.equal(qkv, before)
     out.sum().backward()
     assert torch.equal(qkv, before)
 
 
 @pytest.mark.parametrize("windows", [1, 2])
-def test_in_bf16_it_is_as_near_to_the_truth_as_torch_s(windows):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_it_is_as_near_to_the_truth_as_torch_s(windows, dtype):
     exact = drawn(windows, 200, 2, 32, torch.float32)
-    _, truth = both_passes(causal_attention, exact.double())
-    _, ours = both_passes(causal_attention, exact.bfloat16())
-    _, theirs = both_passes(attention._attend, exact.bfloat16())
+    _, truth = both_passes(attention._attend, exact.double())
+    _, ours = both_passes(causal_attention, exact.to(dtype))
+    _, theirs = both_passes(attention._attend, exact.to(dtype))
     far = [float((gradient.double() - truth).norm() / truth.norm()) for gradient in (ours, theirs)]
     assert far[0] <= 1.5 * far[1]
 
 
 def test_nobody_looks_ahead():
     qkv = drawn(1, 300, 2, 4)
-    before, _ = both_passes(attention._Attention.apply, qkv)
+    before, _ = both_passes(causal_attention, qkv)
     qkv[:, 270:] += 1.0
-    after, _ = both_passes(attention._Attention.apply, qkv)
+    after, _ = both_passes(causal_attention, qkv)
     assert torch.equal(before[:, :270], after[:, :270])

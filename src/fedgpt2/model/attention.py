@@ -1,11 +1,12 @@
-"""Causal self-attention, with a bf16 gradient of our own on CPUs.
+"""Causal self-attention, on CPUs in matrix products of our own.
 
-torch's CPU kernel for scaled dot-product attention takes longer than the matrix products it consists of, most of all
-backwards (`fedgpt2 bench compute` measures the whole gradient). Here the products go to the same routines as any other
-matmul, a block of queries of all windows and heads at a time: few large products, for each costs the threads a meeting.
+torch's CPU kernel for scaled dot-product attention takes longer than the products it consists of: backwards, and in
+fp32 with windows of a few hundred tokens, several times as long (`fedgpt2 bench compute` measures the whole gradient).
+Here they go to the same routines as any other matmul, a block of queries of all windows and heads at a time: few large
+products, for each costs the threads a meeting.
 Windows of more than a block keep only q, k and v between the passes, and form the probabilities again (Dao et al.,
-"FlashAttention", 2022, https://arxiv.org/abs/2205.14135, appendix B, for the equations). Everywhere else, and in fp32
-where long windows would lose by it, torch's own kernel does both.
+"FlashAttention", 2022, https://arxiv.org/abs/2205.14135, appendix B, for the equations). On other devices torch's own
+kernel does both.
 
 Letters: b windows, t tokens of a window, h heads, e width of a head, c = h e, bh = b h, r queries, s keys.
 """
@@ -25,10 +26,10 @@ _QUERIES = 256  # of a block: keys after its last query are not looked at
 
 def causal_attention(qkv: Float[Tensor, "b t 3 h e"]) -> Float[Tensor, "b t c"]:
     """softmax(q k^T / sqrt(e)) v for each head, each position looking at itself and those before it."""
-    if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and qkv.requires_grad:
-        attended: Tensor = _Attention.apply(qkv)  # type: ignore[no-untyped-call]
-        return attended
-    return _attend(qkv)
+    if qkv.device.type != "cpu":
+        return _attend(qkv)
+    attended: Tensor = _Attention.apply(qkv)  # type: ignore[no-untyped-call]
+    return attended
 
 
 def _attend(qkv: Float[Tensor, "b t 3 h e"]) -> Float[Tensor, "b t c"]:
