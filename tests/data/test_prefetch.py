@@ -1,7 +1,9 @@
 """Reading ahead: in order, once, never in the way."""
 
+import contextlib
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,27 @@ def test_the_next_round_finds_its_pages_here(serve, tmp_path: Path):
     corpus.close()
     corpus.load_ahead(3, [0, 1], 4)
     assert len(hub.requests) == requests
+
+
+def test_closed_it_waits_for_no_page_that_others_fetch(serve, tmp_path: Path):
+    serve(repository(UNEVEN))
+    corpus = Corpus.open(config_of(tmp_path), seq_len=16, seed=2)
+    store, kind = corpus.cache.store, corpus.cache.kind
+    assert store is not None
+    with contextlib.ExitStack() as held:
+        for name in {zlib.crc32(f"{kind}/{page}".encode()) % 64: page for page in page_names(corpus)}.values():
+            held.enter_context(store.turn("pages", f"{kind}/{name}"))
+        corpus.load(1, [0, 1], 4)
+        corpus.load_held_out()
+        assert not corpus.wait(0.2)
+        corpus.close()
+        assert corpus.wait(0)
+    assert not store.names(kind)
+
+
+def page_names(corpus: Corpus) -> list[str]:
+    """What the cache calls all pages."""
+    return [f"{pool}-{page:08d}.u16" for pool, pages in corpus.manifest.pools.items() for page in range(pages)]
 
 
 def test_held_out_pages_wait_for_nobody(serve, tmp_path: Path):

@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections import Counter
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ import pytest
 
 from fedgpt2.config import Data
 from fedgpt2.data import Corpus, Pool
+from fedgpt2.data import store as store_module
 from fedgpt2.data import tokens as tokens_module
 from fedgpt2.data.store import Store
-from fedgpt2.data.tokens import TokenCache, identity
-from fedgpt2.errors import CorpusError
+from fedgpt2.data.tokens import TokenCache, Tokens, identity
+from fedgpt2.errors import CorpusError, Reason, Refused
 
 from .test_text_source import write_corpus
 from .test_tokens import CountingSource
@@ -171,6 +173,44 @@ def test_a_page_is_tokenised_once_for_all_processes_and_threads(store: Store):
     assert source.reads == Counter(range(20))
     assert len(set(pages)) == 20
     assert sum(cache.fetched for cache in caches) == sum(len(page) // 2 for page in set(pages))
+
+
+def read_aside(cache: TokenCache, *stop: threading.Event) -> "Future[Tokens]":
+    """Page 1, read by a thread that is left behind if it never ends."""
+    future: Future[Tokens] = Future()
+
+    def read() -> None:
+        try:
+            future.set_result(cache.get(Pool.ASSIGN, 1, *stop))
+        except Refused as refusal:
+            future.set_exception(refusal)
+
+    threading.Thread(target=read, daemon=True).start()
+    return future
+
+
+def test_who_holds_a_page_for_ever_holds_up_nobody(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(store_module, "_LONGEST_TURN", 0.2)
+    source = CountingSource()
+    cache = TokenCache(source, store=store)
+    with store.turn("pages", f"{cache.kind}/assign-00000001.u16"):  # as a process does that was stopped
+        tokens = read_aside(cache).result(10)
+    assert np.array_equal(TokenCache(source, store=store).get(Pool.ASSIGN, 1), tokens)  # kept all the same
+    assert source.reads == {1: 1}
+
+
+def test_who_was_told_to_stop_waits_for_no_page(store: Store):
+    source, stop = CountingSource(), threading.Event()
+    cache = TokenCache(source, store=store)
+    with store.turn("pages", f"{cache.kind}/assign-00000001.u16"):
+        reading = read_aside(cache, stop)
+        with pytest.raises(TimeoutError):
+            reading.result(0.1)
+        stop.set()
+        with pytest.raises(Refused) as refusal:
+            reading.result(10)
+    assert refusal.value.reason is Reason.CANCELLED
+    assert not source.reads
 
 
 def test_tokens_from_disk_are_the_same_and_read_only(store: Store):

@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import threading
 import time
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -592,6 +593,17 @@ def test_a_refused_manifest_leaves_the_reading_ahead_as_it_was(corpus, source, t
     assert opened.wait(30)
     assert opened.cache.store.names(opened.cache.kind)
     library.close()
+
+
+def test_an_order_that_was_called_off_does_not_wait_for_a_page_that_others_fetch(source, signers, tmp_path):
+    whole = Corpus(source, build_manifest(source, DATA, SHAPE.block_size, 7), Store.open(str(tmp_path), 1.0))
+    order = Validator(signers[1], signers[0], whole, client=None).order()
+    library, stop = Library(source, whole.cache.store), threading.Event()
+    whole.cache.store.remove(whole.cache.kind, name := f"assign-{order.assignment.pages[0]:08d}.u16")
+    threading.Timer(0.2, stop.set).start()
+    with whole.cache.store.turn("pages", f"{whole.cache.kind}/{name}"), pytest.raises(Refused) as refusal:
+        library.windows(SimpleNamespace(order=order), whole.manifest.to_bytes(), stop)
+    assert refusal.value.reason is Reason.CANCELLED
 
 
 class Halting:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sized
 from functools import cached_property, partial
+from threading import Event
 
 from fedgpt2.config import Data
 from fedgpt2.data.assignment import Assignment, assign, gather_windows
@@ -31,6 +32,7 @@ class Corpus:
         self.source = source
         self.cache = TokenCache(source, store=store)
         self._prefetcher = Prefetcher()
+        self._closed = Event()
 
     @classmethod
     def open(cls, config: Data, seq_len: int, seed: int) -> "Corpus":
@@ -41,9 +43,12 @@ class Corpus:
         source = open_source(config)
         return cls(source, build(source, config, config.seq_len or seq_len, seed), open_store(config, source))
 
-    def tokens(self, pool: Pool, page: int) -> Tokens:
-        """Token stream of a page, read-only uint16 [t]. Raises CorpusError if it cannot be read."""
-        return self.cache.get(pool, page)
+    def tokens(self, pool: Pool, page: int, stop: Event | None = None) -> Tokens:
+        """Token stream of a page, read-only uint16 [t].
+
+        Raises CorpusError if it cannot be read, Refused(cancelled) where others fetch it and `stop` is set.
+        """
+        return self.cache.get(pool, page, stop)
 
     def assign(self, round: int, slot: int, n: int) -> Assignment:
         """Up to `n` windows of a slot in a round; see `fedgpt2.data.assignment.assign`."""
@@ -52,7 +57,8 @@ class Corpus:
     def load(self, round: int, slots: Iterable[int], n: int) -> None:
         """Begin to fetch what `assign` will read for these slots, side by side; returns at once."""
         for slot in slots if self.cache.store is not None else ():
-            self._prefetcher.submit(("assign", round, slot), partial(self.assign, round, slot, n))
+            job = partial(assign, self.manifest, self._length_ahead, round, slot, n)
+            self._prefetcher.submit(("assign", round, slot), job)
 
     def load_ahead(self, round: int, slots: Iterable[int], n: int) -> None:
         """Begin to fetch what the slots need after `round`: in the next round, and soon when the next span begins."""
@@ -63,7 +69,8 @@ class Corpus:
         """Begin to fetch the score pool, after all that is needed sooner: which page is drawn next, nobody knows."""
         pages = min(self.manifest.pools[Pool.SCORE], _HELD_OUT_AHEAD) if self.cache.store is not None else 0
         for page in range(pages):
-            self._prefetcher.submit(("score", page), partial(self._score_page, page), urgent=False)
+            job = partial(self.cache.get, Pool.SCORE, page, self._closed)
+            self._prefetcher.submit(("score", page), job, urgent=False)
 
     def wait(self, timeout: float) -> bool:
         """Wait until everything begun is fetched, or has failed; False if that takes over `timeout` seconds."""
@@ -71,6 +78,7 @@ class Corpus:
 
     def close(self) -> None:
         """Fetch nothing more ahead; a program calls it before it ends."""
+        self._closed.set()
         self._prefetcher.close()
 
     def windows(self, assignment: Assignment) -> Tokens:
@@ -104,6 +112,9 @@ class Corpus:
 
     def _assign_length(self, page: int) -> Sized:
         return range(self.cache.length(Pool.ASSIGN, page))
+
+    def _length_ahead(self, page: int) -> Sized:
+        return range(self.cache.length(Pool.ASSIGN, page, self._closed))
 
     def _assign_page(self, page: int) -> Tokens:
         return self.cache.get(Pool.ASSIGN, page)

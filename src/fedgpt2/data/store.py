@@ -18,17 +18,19 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import NamedTuple
 
 import blake3
 
 from fedgpt2.config import path_of
-from fedgpt2.errors import CorpusError
+from fedgpt2.errors import CorpusError, Reason, Refused
 
 __all__ = ["Store"]
 
 _LOCKS = 64  # a kind; two names that share one only wait for each other
+_LONGEST_TURN = 60.0  # seconds; who holds a name longer may be stopped, or told by a server to wait
+_LOOK_SECONDS = 0.05  # between two looks whether a turn has come
 _STALE_SECONDS = 3600.0  # after which an unfinished file is nobody's
 _KEPT_SHARE = 0.9  # of the capacity, after a clean-up
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -102,11 +104,12 @@ class Store:
         return sorted(path.name[:-3] for path in folder.glob("*.b3")) if folder.is_dir() else []
 
     @contextlib.contextmanager
-    def turn(self, kind: str, name: str) -> Iterator[None]:
+    def turn(self, kind: str, name: str, stop: Event | None = None) -> Iterator[None]:
         """Hold a name, among all threads and processes, while it is fetched; a dead process holds nothing.
 
-        A turn may be taken inside a turn of another kind only where all do so in the same order. Where there is no room
-        for its file nothing can be kept either, and everybody fetches for itself.
+        It spares work and guards nothing: whoever has waited for a minute goes on without it. Raises Refused(cancelled)
+        soon after `stop` is set. A turn may be taken inside a turn of another kind only where all do so in the same
+        order. Where there is no room for its file nothing can be kept either, and everybody fetches for itself.
         """
         number = zlib.crc32(name.encode()) % _LOCKS
         path = self.folder / "locks" / f"{kind}-{number:02d}"
@@ -115,7 +118,7 @@ class Store:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
                 held.callback(os.close, descriptor)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                _await_turn(descriptor, stop or Event())
             yield
 
     def _write(self, path: Path, data: bytes) -> None:
@@ -167,6 +170,19 @@ class Store:
                         path.unlink()
                     elif not name.endswith((".tmp", ".b3")):
                         yield _Kept(facts.st_mtime, facts.st_size, path)
+
+
+def _await_turn(descriptor: int, stop: Event) -> None:
+    """Lock a file, or leave it when that takes too long. Raises Refused(cancelled) soon after `stop` is set."""
+    end = time.monotonic() + _LONGEST_TURN
+    while not stop.is_set():
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        if time.monotonic() >= end:
+            return
+        stop.wait(_LOOK_SECONDS)
+    raise Refused(Reason.CANCELLED, "the reading was called off")
 
 
 def _digest(data: bytes) -> bytes:

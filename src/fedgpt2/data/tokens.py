@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
-from threading import Lock
+from threading import Event, Lock
 
 import blake3
 import numpy as np
@@ -47,8 +47,8 @@ class TokenCache:
     """Tokenised pages of a source, the most recently used ones kept in memory, up to `capacity` bytes.
 
     With a `store` they are also kept on disk, under the name of the text (`identity`), for every process that reads
-    the same text; a page is then fetched by one thread of one process while the others wait for it. Without, two
-    threads that miss the same page both tokenise it.
+    the same text; a page is then fetched by one thread of one process while the others wait for it, within reason.
+    Without, two threads that miss the same page both tokenise it.
     """
 
     source: PageSource
@@ -60,22 +60,25 @@ class TokenCache:
     _bytes: int = 0
     _lock: Lock = field(default_factory=Lock, repr=False)
 
-    def get(self, pool: Pool, page: int) -> Tokens:
-        """Token stream of a page, read-only uint16 [t]. Raises CorpusError if it cannot be read."""
+    def get(self, pool: Pool, page: int, stop: Event | None = None) -> Tokens:
+        """Token stream of a page, read-only uint16 [t].
+
+        Raises CorpusError if it cannot be read, Refused(cancelled) where others fetch it and `stop` is set.
+        """
         with self._lock:
             kept = self._pages.get((pool, page))
             if kept is not None:
                 self._pages.move_to_end((pool, page))
                 return kept
-        tokens = self._make(pool, page) if self.store is None else self._stored(self.store, pool, page)
+        tokens = self._make(pool, page) if self.store is None else self._stored(self.store, pool, page, stop)
         tokens.flags.writeable = False
         self._keep((pool, page), tokens)
         return tokens
 
-    def length(self, pool: Pool, page: int) -> int:
-        """Tokens of a page; once a page was read its length is remembered. Raises CorpusError if it cannot be read."""
+    def length(self, pool: Pool, page: int, stop: Event | None = None) -> int:
+        """Tokens of a page; once a page was read its length is remembered. Raises as `get` does."""
         known = self._lengths.get((pool, page))
-        return len(self.get(pool, page)) if known is None else known
+        return len(self.get(pool, page, stop)) if known is None else known
 
     @cached_property
     def kind(self) -> str:
@@ -88,11 +91,11 @@ class TokenCache:
             self.fetched += len(tokens)
         return tokens
 
-    def _stored(self, store: Store, pool: Pool, page: int) -> Tokens:
+    def _stored(self, store: Store, pool: Pool, page: int, stop: Event | None) -> Tokens:
         name = _page_name(pool, page)
         raw = store.get(self.kind, name)
         if raw is None:
-            with store.turn("pages", f"{self.kind}/{name}"):
+            with store.turn("pages", f"{self.kind}/{name}", stop):
                 raw = store.get(self.kind, name)  # another one may have fetched it meanwhile
                 if raw is None:
                     raw = self._make(pool, page).astype("<u2").tobytes()

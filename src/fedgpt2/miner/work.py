@@ -41,8 +41,9 @@ class Library:
     def windows(self, plan: Plan, manifest: bytes, stop: threading.Event) -> Windows:
         """The windows an order is about, [n, seq_len + 1], once everything said about them is verified.
 
-        `manifest` holds the bytes that the order's digest names; `stop` is looked at before each page. Raises Refused:
-        wrong_manifest, wrong_assignment, cancelled, or data_unavailable when the text cannot be read.
+        `manifest` holds the bytes that the order's digest names; `stop` is looked at before each page, and while others
+        fetch it. Raises Refused: wrong_manifest, wrong_assignment, cancelled, or data_unavailable when the text cannot
+        be read.
         """
         assignment = _assignment(plan)
         corpus = self._opened(assignment.manifest, manifest)
@@ -51,7 +52,7 @@ class Library:
         def page(number: int) -> Tokens:
             if stop.is_set():
                 raise Refused(Reason.CANCELLED, "the order was called off")
-            return corpus.tokens(Pool.ASSIGN, number)
+            return corpus.tokens(Pool.ASSIGN, number, stop)
 
         try:
             verify(corpus.manifest, assignment, plan.order.round, page)
