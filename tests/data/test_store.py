@@ -232,6 +232,16 @@ def test_another_text_has_other_pages(store: Store, monkeypatch: pytest.MonkeyPa
     assert (one.reads, other.reads) == ({1: 1}, {1: 1})
 
 
+def test_another_scheme_has_other_pages(store: Store, monkeypatch: pytest.MonkeyPatch):
+    source = CountingSource()
+    TokenCache(source, store=store).get(Pool.ASSIGN, 1)
+    TokenCache(source, store=store).get(Pool.ASSIGN, 1)
+    assert source.reads == {1: 1}
+    monkeypatch.setattr(tokens_module, "SCHEME", tokens_module.SCHEME + 1)
+    TokenCache(source, store=store).get(Pool.ASSIGN, 1)
+    assert source.reads == {1: 2}
+
+
 def test_text_files_are_tokenised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_corpus(tmp_path)
     config = Data(source=f"text:{tmp_path}/*/*.txt", cache=str(tmp_path / "cache"), max_slots=4, max_pages=2)

@@ -3,12 +3,15 @@
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import blake3
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgpt2.data import Pool, SourceFile
+from fedgpt2.data.manifest import SCHEME
+from fedgpt2.data.split import document_spans
 from fedgpt2.data.tokenizer import EOT, encode
 from fedgpt2.data.tokens import TokenCache, pack, page_windows, window_count
 
@@ -38,6 +41,15 @@ def test_a_document_is_marked_and_packed():
     assert tokens.tolist() == [int(token) for part in parts for token in part]
     assert np.count_nonzero(tokens == EOT) == 3
     assert pack([]).shape == (0,)
+
+
+def test_how_text_is_cut_and_tokenised_is_this_scheme():
+    """Other tokens of the same text are another scheme: without another number caches give the old ones."""
+    english = "We saw Mr. Smith, it's 1,200 m away. " * 40 + "\r\n \n" + "word " * 900
+    raw = (english + "é" * 3000 + "吾輩は猫である。" * 300).encode()
+    documents = [raw[start:end].decode() for start, end in document_spans(raw)]
+    digest = blake3.blake3(pack(documents).astype("<u2").tobytes()).hexdigest()
+    assert (SCHEME, len(documents), digest[:16]) == (1, 8, "503e974451c5fd84")
 
 
 @given(length=st.integers(0, 60), seq_len=st.integers(1, 20))

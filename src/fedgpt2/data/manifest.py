@@ -18,7 +18,7 @@ from fedgpt2.types import Digest
 __all__ = ["SCHEME", "VERSION", "Manifest", "build", "check", "default_span"]
 
 VERSION = 1  # of the manifest's fields
-SCHEME = 1  # of assignment and scoring windows (docs/data.md)
+SCHEME = 1  # of all that docs/data.md lays down: how text is cut, tokenised, dealt out and drawn
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SMALL_SPAN = 4

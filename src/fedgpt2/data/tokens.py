@@ -11,6 +11,7 @@ import blake3
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgpt2.data.manifest import SCHEME
 from fedgpt2.data.pages import PageSource, Pool
 from fedgpt2.data.store import Store
 from fedgpt2.data.tokenizer import EOT, VOCAB_SHA256, load
@@ -113,9 +114,9 @@ class TokenCache:
 
 
 def identity(source: PageSource) -> str:
-    """What decides the tokens of a source's pages, as a BLAKE3: its kind, files, pages and the tokeniser."""
+    """What decides the tokens of a source's pages, as a BLAKE3: its kind, files, pages, tokeniser and scheme."""
     pools = {pool.value: pages for pool, pages in source.pools.items()}
-    facts = [source.name, source.files(), source.page_documents, pools, VOCAB_SHA256]
+    facts = [source.name, source.files(), source.page_documents, pools, VOCAB_SHA256, SCHEME]
     return blake3.blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
