@@ -5,6 +5,8 @@ import importlib.util
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from fedgpt2.cli.sources import OF_OTHER_COMMANDS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
+REQUIREMENTS = ("requirements.txt", "requirements-test.txt")
+OURS = {"fedgpt2", "tests"}
 LARGE = {"src/fedgpt2/data/assets/sotu.xz"}
 
 
@@ -117,6 +121,24 @@ def test_every_dependency_is_justified() -> None:
     assert tests == pinned_tests
     text = (ROOT / "docs" / "dependencies.md").read_text()
     assert all(re.search(rf"\b{name}\b", text) for name in pinned | tests)
+
+
+def test_what_is_imported_is_asked_for() -> None:
+    """By name: what only comes along with another package goes when that one does without it."""
+    run, tests = ({_name(line) for line in (ROOT / file).read_text().splitlines()} for file in REQUIREMENTS)
+    comparing = ROOT / "src" / "fedgpt2" / "cli" / "bench"  # measures against packages of the tests
+    outside = [path for folder in ("benchmarks", "examples", "tests") for path in (ROOT / folder).rglob("*.py")]
+    assert not _imported(path for path in SOURCES if comparing not in path.parents) - run
+    assert not _imported([*SOURCES, *outside]) - run - tests
+
+
+def _imported(paths: Iterable[Path]) -> set[str]:
+    """Names of the installed distributions whose modules these files import."""
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text()))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    installed = packages_distributions()
+    return {installed[top][0] for top in ({name.partition(".")[0] for name in names} & {*installed}) - OURS}
 
 
 def test_every_pin_is_exact() -> None:
