@@ -182,8 +182,8 @@ def _section(
     about = {
         "flags": " ".join(common),
         "before": str(BEFORE),
-        "commit": document["commit"],
-        "hardware": document["hardware"],
+        "commits": ", ".join(document["cell_commits"]),
+        "hardware": "; ".join(document["cell_hardware"]),
         "minutes": f"{document['cpu_minutes']:.0f}",
         "date": date,
     }

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from fedgpt2.simulate.names import ADAPTIVE
-from trials.cells import BYZANTINE, COMPARED, MINERS
+from trials.cells import BYZANTINE, COMPARED, MINERS, SEEDS
 from trials.verdicts import LIMIT, LIMIT_ADAPTIVE, WORSE, Control, Measured, Row, percent
 
 __all__ = ["BEGIN", "END", "attack_free", "comparison", "controls", "section", "table", "woven"]
@@ -20,7 +20,7 @@ def section(
     held: Sequence[Control],
     about: Mapping[str, str],
 ) -> str:
-    """All of it. `about` has the commit, the date, the hardware, the flags and the CPU minutes, as text."""
+    """All of it. `about` has the cells' commits and hardware, the date, the flags and the CPU minutes, as text."""
     lines = [
         *_method(about),
         "",
@@ -43,7 +43,7 @@ def section(
         "",
         *comparison(rules),
         "",
-        f"Commit {about['commit']}, {about['date']}, {about['hardware']}; {about['minutes']} CPU minutes.",
+        f"Cells of commits {about['commits']}, {about['date']}, {about['hardware']}; {about['minutes']} CPU minutes.",
     ]
     return "\n".join(lines)
 
@@ -109,7 +109,8 @@ def _method(about: Mapping[str, str]) -> list[str]:
         f"`fedgpt2 simulate`; its first {about['before']} rounds are without liars and the same for all of a seed.",
         "Attack-free is the better of two runs of the same seed: all honest, and the",
         f"{alone} honest ones alone. Limits: {percent(LIMIT)} for fixed attacks, {percent(LIMIT_ADAPTIVE)} for those",
-        "that answer to the defence (marked *). All are the worst of seeds. Loss: the final held-out loss above the",
+        f"that answer to the defence (marked *). All are the worst of {len(SEEDS)} seeds, but without the gate, where",
+        f"only seed {SEEDS[0]} was run. Loss: the final held-out loss above the",
         "attack-free one; to alone: above that of the honest ones alone, who lack the liars' part of the text too.",
         "Share: the part of the weight in what was applied that liars had (their number is a quarter); cosine: of what",
         "was applied with the honest mean; both as means over rounds. Kept are rounds without a step, halved those of",

@@ -282,6 +282,7 @@ def test_the_record_is_written_with_its_tables_and_pictures(tmp_path: Path, monk
     paths = robustness.write(document, results(), ["--rounds", "2"])
     assert [path.name.partition("-2")[0] for path in paths[:2]] == ["robustness", "aggregation.md"]
     assert json.loads(paths[0].read_text())["command"] == "python benchmarks/robustness.py"
+    assert f"Cells of commits {', '.join(document['cell_commits'])}, " in paths[1].read_text()  # not the writer's
     assert paths[1].read_text().startswith("above\n")
     for path in paths[2:]:
         assert path.name in paths[1].read_text()
@@ -305,7 +306,7 @@ def test_the_tables_go_between_the_markers() -> None:
 
 def test_the_page_has_every_attack_and_rule() -> None:
     found = results()
-    about = dict.fromkeys(("before", "flags", "commit", "date", "hardware", "minutes"), "?")
+    about = dict.fromkeys(("before", "flags", "commits", "date", "hardware", "minutes"), "?")
     held = [control(found, attack) for attack in CONTROLS]
     references = [{"rule": "default", "gate": True, "seed": 1, "unigram": 6.6, "none": 6.03, "absent": 6.0}]
     text = page.section(judge(found, ATTACKS), compared(found), references, held, about)
