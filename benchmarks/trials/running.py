@@ -143,10 +143,10 @@ class _Process:
 
     def result(self) -> Result | Failed | None:
         """What came of it, once it has ended."""
-        if time.monotonic() > self.began + _LIMIT:
-            self.process.kill()
         pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
         if not pid:
+            if time.monotonic() > self.began + _LIMIT:
+                os.kill(self.process.pid, signal.SIGKILL)  # not `process.kill`: it would take the end from `wait4`
             return None
         self.process.returncode = os.waitstatus_to_exitcode(status)
         seconds = (round(usage.ru_utime + usage.ru_stime, 2), round(time.monotonic() - self.began, 2))

@@ -124,6 +124,14 @@ def test_cells_run_once_and_what_fails_is_named(tmp_path: Path, monkeypatch: pyt
     assert again == []
 
 
+def test_a_cell_that_takes_too_long_is_ended_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "_LIMIT", 0.3)
+    _stand_in(monkeypatch, "import time; time.sleep(60)")
+    cells = [CELL, Cell("default", True, "zero", 1)]
+    failed = running.run(cells, [], Store.open(tmp_path, []), 2, lambda now, ended: None)
+    assert {(each.name, each.said) for each in failed} == {(cell.name, "exit code -9") for cell in cells}
+
+
 def test_an_interruption_ends_running_cells_and_keeps_the_finished(tmp_path: Path) -> None:
     script = (
         "import signal, sys; sys.path.insert(0, sys.argv[1])\n"
