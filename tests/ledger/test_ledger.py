@@ -55,6 +55,24 @@ def test_of_a_long_run_one_round_at_a_time_is_held(ledger: Ledger, tmp_path: Pat
     tracemalloc.stop()
     assert len(journal.path.read_bytes()) > 4_000_000
     assert peak < 1_000_000
+    tracemalloc.start()
+    assert ledger.broken_entry() is None
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_the_last_checkpoints_cost_the_same_after_any_number_of_rounds(ledger: Ledger) -> None:
+    steps, costs = [0], []
+    ledger._db.set_progress_handler(lambda: steps.append(0), 1)  # of SQLite's machine
+    for number in range(1, 201):
+        ledger.commit_round(number, 0, {"round": number}, f"round-{number:06d}")
+        if number in (5, 200):
+            steps.clear()
+            assert ledger.checkpoints(2) == [(each, f"round-{each:06d}") for each in (number, number - 1)]
+            costs.append(len(steps))
+    assert costs[0] == costs[1]
+    assert [number for number, _ in ledger.checkpoints()] == list(range(200, 0, -1))
 
 
 def test_a_round_must_be_the_next_one(ledger: Ledger) -> None:
@@ -74,8 +92,10 @@ def test_a_resume_takes_rounds_back_without_rewriting_them(ledger: Ledger) -> No
     assert ledger.checkpoints() == [(2, "round-000002")]
     ledger.commit_checkpoint(3, 1, "round-000003")
     assert ledger.checkpoints() == [(3, "round-000003"), (2, "round-000002")]
+    ledger.commit_checkpoint(3, 1, "round-000003")
+    assert ledger.checkpoints(1) == [(3, "round-000003")]
     ledger.commit_resume(2, 2)
-    assert ledger.checkpoints() == [(2, "round-000002")]
+    assert ledger.checkpoints() == ledger.checkpoints(2) == [(2, "round-000002")]
     assert ledger.last_round() == 2
     assert ledger.broken_entry() is None
 

@@ -95,9 +95,15 @@ class Ledger:
                 raise
             self._db.execute("COMMIT")
 
+    @contextlib.contextmanager
+    def _walk(self, sql: str, *values: object) -> Iterator[sqlite3.Cursor]:
+        """The rows one at a time, as long as they are asked for."""
+        with self._errors(), contextlib.closing(self._db.execute(sql, values)) as rows:
+            yield rows
+
     def _rows(self, sql: str, *values: object) -> list[tuple[object, ...]]:
-        with self._errors():
-            return self._db.execute(sql, values).fetchall()
+        with self._walk(sql, *values) as rows:
+            return rows.fetchall()
 
     # --- what the run is ---
 
@@ -296,15 +302,23 @@ class Ledger:
         rows = self._rows("SELECT attempt FROM entries ORDER BY seq DESC LIMIT 1")
         return int(str(rows[0][0])) if rows else 0
 
-    def checkpoints(self) -> list[tuple[int, str]]:
-        """Rounds that stand and have a checkpoint, newest first, with its name."""
-        standing: dict[int, str] = {}
-        for kind, number, name in self._rows("SELECT kind, round, checkpoint FROM entries ORDER BY seq"):
-            if kind == "resume":
-                standing = {r: n for r, n in standing.items() if r <= int(str(number))}
-            elif name is not None:
-                standing[int(str(number))] = str(name)
-        return sorted(standing.items(), reverse=True)
+    def checkpoints(self, most: int | None = None) -> list[tuple[int, str]]:
+        """Rounds that stand and have a checkpoint, newest first, with its name; at most so many.
+
+        From the end on: a validator asks for the last ones after every round, however many lie behind it.
+        """
+        found: list[tuple[int, str]] = []
+        standing = self.last_round()
+        with self._walk("SELECT kind, round, checkpoint FROM entries ORDER BY seq DESC") as rows:
+            for kind, number, name in rows:
+                if len(found) == most:
+                    break
+                if kind == "resume":
+                    standing = min(standing, number)
+                elif name is not None and number <= standing:
+                    found.append((number, name))
+                    standing = number - 1
+        return found
 
     def broken_entry(self) -> int | None:
         """Number of the first entry that does not follow from the chain, or None: an edited row shows.
@@ -312,11 +326,11 @@ class Ledger:
         An entry's kind and round are outside of what is hashed, and must be those its body tells of.
         """
         head = hashlib.sha256((self.meta("run_id") or "").encode()).hexdigest()
-        rows = self._rows("SELECT seq, kind, round, body, head FROM entries ORDER BY seq")
-        for place, (seq, kind, number, body, stored) in enumerate(rows, 1):
-            head = hashlib.sha256(head.encode() + str(body).encode()).hexdigest()
-            if head != stored or seq != place or not _tells(str(body), str(kind), int(str(number))):
-                return int(str(seq))
+        with self._walk("SELECT seq, kind, round, body, head FROM entries ORDER BY seq") as rows:
+            for place, (seq, kind, number, body, stored) in enumerate(rows, 1):
+                head = hashlib.sha256(head.encode() + str(body).encode()).hexdigest()
+                if head != stored or seq != place or not _tells(str(body), str(kind), int(str(number))):
+                    return int(str(seq))
         return None
 
     def entry(self, seq: int) -> tuple[str, int]:

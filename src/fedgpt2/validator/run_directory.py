@@ -149,7 +149,7 @@ class RunDirectory:
             self._prune(keep)
 
     def _prune(self, keep: int) -> None:
-        checkpoints.prune(self.checkpoints, [name for _, name in self.ledger.checkpoints()[: max(1, keep)]])
+        checkpoints.prune(self.checkpoints, [name for _, name in self.ledger.checkpoints(max(1, keep))])
 
     def reveal_key(self) -> None:
         """Publish the evaluation key: the run is over, and anyone may check what was scored on what."""
