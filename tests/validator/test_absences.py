@@ -31,7 +31,7 @@ def at_work(reasons, rounds, *, at_least=1):
 
 
 @pytest.mark.parametrize("reason", [LATE, "timed_out", "cut_off", "unreachable", "compute_failed", "wrong_state"])
-def test_one_lapse_is_free_and_each_further_one_costs_twice_as_much(reason):
+def test_one_lapse_is_free_and_further_ones_cost_more_and_more(reason):
     assert at_work([reason] * 6, 100)[:7] == [1, 2, 6, 22, 54, 86]
 
 
@@ -74,6 +74,18 @@ def test_a_resumed_run_remembers():
     for number in range(3, 9):
         assert again.at_work([HERE, THERE], number, 1) == absences.at_work([HERE, THERE], number, 1)
     assert again.at_work([HERE, THERE], 3, 1) == [THERE]
+
+
+def test_a_resumed_run_remembers_who_stayed_away_for_long():
+    absences, rows = Absences(), []
+    for number in range(1, 400):
+        reasons = {THERE.hotkey: None} if 2 < number < 399 else {HERE.hotkey: LATE, THERE.hotkey: None}
+        absences.add(number, reasons)
+        miners = [{"hotkey": hotkey, "reason": reason} for hotkey, reason in reasons.items()]
+        rows.append(json.dumps({"round": number, "miners": miners}))
+    again = Absences.of(rows)
+    for each in (absences, again):
+        assert [each.at_work([HERE, THERE], number, 1) for number in (414, 415)] == [[THERE], [HERE, THERE]]
 
 
 async def test_the_round_gives_a_rest_to_a_miner_that_is_silent_or_gone_and_to_nobody_else(running, config):

@@ -2,11 +2,10 @@
 
 Such a miner costs every round its whole deadline, or the others the number that a robust rule needs, be it a fault or
 not: nobody can tell a slow link from a miner that reads slowly, nor a bad one from a miner that hangs up. A first
-lapse costs it nothing; from then on it sits out twice as many rounds each time, and it takes two answers to make up
-for one lapse: whoever answers every other round is found out as well.
+lapse costs it nothing; further ones that no answer comes between 3 rounds, 15, and then 31 each, and it takes two
+answers to make up for one lapse: whoever answers every other round is found out as well.
 """
 
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -17,7 +16,6 @@ from fedgpt2.validator.peers import Seat
 
 __all__ = ["Absences"]
 
-_REMEMBERED = 128  # rounds that a resumed run looks back over
 _LAPSE = 2  # points for a lapse; an answer takes one off
 _MOST = 7  # points: 31 rounds at a time
 _HOLDS_UP = frozenset({Reason.LATE, Reason.TIMED_OUT, Reason.CUT_OFF, Reason.UNREACHABLE})
@@ -81,9 +79,9 @@ class Absences:
 
     @classmethod
     def of(cls, lines: Iterable[str]) -> "Absences":
-        """Remembered from the last lines of rounds.jsonl."""
+        """What all the lines of rounds.jsonl make of it, one held at a time: points wait for a miner's next answer."""
         absences = cls()
-        for line in deque(lines, maxlen=_REMEMBERED):
+        for line in lines:
             row = msgspec.json.decode(line, type=_Row)
             absences.add(row.round, {miner.hotkey: miner.reason for miner in row.miners})
         return absences
