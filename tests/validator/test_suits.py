@@ -38,6 +38,7 @@ def ledger(tmp_path):
         ({"versions": (2,)}, "it does not know version of the protocol 1 (it names 2)"),
         ({"strategies": ()}, "it does not know strategy mean_gradient (it names none)"),
         ({"state_codecs": ("fp32",)}, "it does not know codec of weights bf16 (it names fp32)"),
+        ({"strategies": ("\x1b[2Jx",)}, "it does not know strategy mean_gradient (it names \ufffd[2Jx)"),
         ({"gradient_codecs": ("bf16", "int8")}, "it does not know codec of gradients fp32 (it names bf16, int8)"),
     ],
 )

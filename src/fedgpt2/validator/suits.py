@@ -1,6 +1,7 @@
 """Which of the miners that answer a run can use."""
 
 from fedgpt2.config import ValidatorConfig
+from fedgpt2.errors import printable
 from fedgpt2.ledger.ledger import Ledger
 from fedgpt2.protocol.messages import PROTOCOL_VERSION, STRATEGY, Info
 from fedgpt2.types import Hotkey
@@ -21,7 +22,7 @@ def unsuited(config: ValidatorConfig, ledger: Ledger, info: Info) -> str | None:
     )
     for what, needed, offered in needs:
         if needed not in offered:
-            return f"it does not know {what} {needed} (it names {', '.join(offered)[:80] or 'none'})"
+            return printable(f"it does not know {what} {needed} (it names {', '.join(offered)[:80] or 'none'})")
     most = config.data.max_slots
     if not ledger.has_slot(Hotkey(info.hotkey), most):
         return f"all {most} slots of this run were given to other miners; another run has new ones"
