@@ -156,3 +156,10 @@ def test_of_two_equal_bodies_the_first_keeps_its_place() -> None:
     verdicts = admit([outcome(torch.ones(D), "a"), outcome(torch.ones(D), "b")], Limits())
     assert [verdict.status for verdict in verdicts] == [Status.ADMITTED, Status.REFUSED]
     assert reason(verdicts[1]) == "duplicate"
+
+
+def test_equal_bodies_that_are_no_gradients_are_each_its_senders_fault() -> None:
+    verdicts = admit([outcome(torch.full((D,), math.nan), hotkey) for hotkey in "ab"], Limits())
+    assert [reason(verdict) for verdict in verdicts] == ["non_finite", "non_finite"]
+    verdicts = admit([outcome(torch.full((D,), 1e9), hotkey) for hotkey in "ab"], Limits())
+    assert [reason(verdict) for verdict in verdicts] == ["norm_bound", "norm_bound"]

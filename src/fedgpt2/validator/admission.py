@@ -94,12 +94,12 @@ def _judge(outcome: Outcome, limits: Limits, seen: set[str]) -> Verdict:
         return Verdict(outcome, Status.REFUSED if outcome.answered else Status.FAILED, outcome.failure)
     answer, schema = outcome.answer, outcome.ticket.order.model.schema()
     try:
+        decoded = codec.get(answer.contribution.blob.codec).decode(answer.layout, schema, answer.data)
+        norm = check_values(FlatState(schema, decoded), limits.gradient_norm)
         digest = answer.contribution.blob.digest
         if digest in seen:
             raise _refused(Reason.DUPLICATE, "the same body as another miner's")
         seen.add(digest)
-        decoded = codec.get(answer.contribution.blob.codec).decode(answer.layout, schema, answer.data)
-        norm = check_values(FlatState(schema, decoded), limits.gradient_norm)
     except Refused as failure:
         return Verdict(outcome, Status.REFUSED, failure)
     return Verdict(outcome, Status.ADMITTED, None, decoded, norm)
