@@ -135,3 +135,15 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o777 == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_secret_is_nobody_elses_from_its_first_byte_on(tmp_path: Path) -> None:
+    modes = []
+
+    def parts():
+        modes.append((tmp_path / ".key.tmp").stat().st_mode & 0o777)
+        yield b"secret"
+
+    files.replace_durably(tmp_path / "key", parts(), 0o600)
+    assert modes == [0o600]
+    assert (tmp_path / "key").read_bytes() == b"secret"

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from fedgpt2.errors import DiskFullError, RunDirectoryError
@@ -24,9 +25,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise RunDirectoryError(f"cannot use {path}: {error.strerror or error}") from error
 
 
-def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write the parts to `path` and wait until they are on the disk."""
-    with path.open("wb", buffering=0) as file:
+def write_parts(path: Path, parts: Iterable[bytes | memoryview], mode: int = 0o666) -> None:
+    """Write the parts to `path` and wait until they are on the disk; a new file is open to no more than `mode` says."""
+    with open(path, "wb", buffering=0, opener=partial(os.open, mode=mode)) as file:
         for part in parts:
             view = memoryview(part)
             while view.nbytes:
@@ -43,7 +44,7 @@ def replace_durably(path: Path, parts: Iterable[bytes | memoryview], mode: int =
     """Replace `path` by the parts in one step: temporary file, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.tmp")
     with disk_errors(path):
-        write_parts(temporary, parts)
+        write_parts(temporary, parts, mode)
         temporary.chmod(mode)
         temporary.replace(path)
         fsync_folder(path.parent)
