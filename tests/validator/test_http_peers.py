@@ -94,7 +94,7 @@ class Peers:
 async def test_a_miner_that_does_not_suit_is_noticed_once_and_keeps_nobody_from_its_key(monkeypatch):
     unfit = [MINERS[1]]
 
-    def unsuited(info):
+    def unsuited(info, seated):
         return "it knows no fp32" if info.hotkey in unfit else None
 
     async with Peers([MINERS[0], MINERS[1], MINERS[1]], monkeypatch, unsuited=unsuited) as told:
@@ -104,6 +104,19 @@ async def test_a_miner_that_does_not_suit_is_noticed_once_and_keeps_nobody_from_
         assert sorted(told.notices) == lines
         unfit.clear()
         assert await told.hotkeys(2) == [MINERS[0], MINERS[1]]
+
+
+async def test_who_is_there_already_counts_when_the_last_slot_is_asked_for(monkeypatch):
+    def unsuited(info, seated):
+        return "no slot is left" if seated else None
+
+    async with Peers(MINERS[:2], monkeypatch, unsuited=unsuited) as told:
+        assert await told.hotkeys() == [MINERS[0]]
+        assert told.notices == ["127.0.0.1:9001: no slot is left; going on without it"]
+        told.clients[0].shows = REFUSED
+        told.peers._lost("127.0.0.1:9000", "gone")
+        await asyncio.sleep(0.05)
+        assert await told.hotkeys() == [MINERS[1]]
 
 
 async def test_those_who_answer_are_present_and_the_others_noticed_once(monkeypatch):

@@ -129,10 +129,10 @@ class Ledger:
             db.execute("INSERT INTO miners VALUES (?, ?)", (hotkey, taken))
         return int(taken)
 
-    def has_slot(self, hotkey: Hotkey, max_slots: int) -> bool:
-        """Whether the miner has a slot, or there is one to be given."""
-        known = self._rows("SELECT 1 FROM miners WHERE hotkey = ?", hotkey)
-        return bool(known) or len(self._rows("SELECT 1 FROM miners")) < max_slots
+    def has_slot(self, hotkey: Hotkey, max_slots: int, seated: Collection[Hotkey] = ()) -> bool:
+        """Whether the miner has a slot, or one is left when all who are `seated` have theirs."""
+        taken = {Hotkey(str(key)) for (key,) in self._rows("SELECT hotkey FROM miners")}
+        return hotkey in taken or len(taken.union(seated)) < max_slots
 
     def axon_keys(self) -> dict[str, Hotkey]:
         """The key each axon showed first."""

@@ -5,7 +5,7 @@ goes wrong becomes the outcome of that one ticket.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 
 import aiohttp
@@ -48,9 +48,9 @@ class HttpPeers:
         outbox: Outbox,
         record: Callable[[str, Hotkey], None],
         notice: Callable[[str], None],
-        unsuited: Callable[[Info], str | None] = lambda _: None,
+        unsuited: Callable[[Info, Collection[Hotkey]], str | None] = lambda *_: None,
     ) -> None:
-        """`unsuited` says why a miner is given no work, by what it says of itself; None where it may have some."""
+        """`unsuited` says why a miner is given no work, by what it says of itself and who is there already; or None."""
         self._signer = signer
         self._axons = axons
         self._limits = limits
@@ -133,7 +133,7 @@ class HttpPeers:
             return
         if change is not None:
             self._record(axon, shown)
-        if (why := self._unsuited(info)) is not None:
+        if (why := self._unsuited(info, [seat.hotkey for seat in self._seats.values()])) is not None:
             self._book.release(axon)
             self._in_trouble(axon, why)
             return

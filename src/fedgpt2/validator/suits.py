@@ -1,5 +1,7 @@
 """Which of the miners that answer a run can use."""
 
+from collections.abc import Collection
+
 from fedgpt2.config import ValidatorConfig
 from fedgpt2.errors import printable
 from fedgpt2.ledger.ledger import Ledger
@@ -9,8 +11,8 @@ from fedgpt2.types import Hotkey
 __all__ = ["unsuited"]
 
 
-def unsuited(config: ValidatorConfig, ledger: Ledger, info: Info) -> str | None:
-    """Why the miner that says this of itself is given no work; None if it may have some.
+def unsuited(config: ValidatorConfig, ledger: Ledger, info: Info, seated: Collection[Hotkey]) -> str | None:
+    """Why the miner that says this of itself is given no work; None if it may have some, beside all who are `seated`.
 
     Asked before it gets an order: one that refuses what it never offered would be blamed for it, round after round.
     """
@@ -24,6 +26,6 @@ def unsuited(config: ValidatorConfig, ledger: Ledger, info: Info) -> str | None:
         if needed not in offered:
             return printable(f"it does not know {what} {needed} (it names {', '.join(offered)[:80] or 'none'})")
     most = config.data.max_slots
-    if not ledger.has_slot(Hotkey(info.hotkey), most):
+    if not ledger.has_slot(Hotkey(info.hotkey), most, seated):
         return f"all {most} slots of this run were given to other miners; another run has new ones"
     return None
