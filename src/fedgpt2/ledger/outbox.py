@@ -19,6 +19,8 @@ class Outbox:
     def __init__(self, waiting: Iterable[Receipt] = ()) -> None:
         self._waiting: dict[str, dict[str, Receipt]] = {}  # hotkey -> work_id -> receipt, oldest first
         self._gone: set[str] = set()
+        self._full: set[str] = set()  # miners for whom there was no more room
+        self._told: set[str] = set()  # those of them that were told of
         self.add(waiting)
 
     def add(self, receipts: Iterable[Receipt]) -> None:
@@ -28,6 +30,13 @@ class Outbox:
             mine[receipt.work_id] = receipt
             if len(mine) > KEPT:
                 self.arrived(next(iter(mine.values())))
+                self._full.add(receipt.receiver)
+
+    def full(self) -> list[str]:
+        """Miners whose oldest receipts go from now on, each told of once."""
+        new = sorted(self._full - self._told)
+        self._told.update(new)
+        return new
 
     def waiting(self, hotkey: str) -> list[Receipt]:
         """What a miner has not got yet, oldest first."""

@@ -15,7 +15,7 @@ from fedgpt2.config import Axons, Limits
 from fedgpt2.errors import Culprit, NetworkError, NoMinersError, PeerError, Reason, Refused
 from fedgpt2.identity.pins import KeyBook
 from fedgpt2.identity.signing import Signer
-from fedgpt2.ledger.outbox import Outbox
+from fedgpt2.ledger.outbox import KEPT, Outbox
 from fedgpt2.network.address import Address
 from fedgpt2.network.blobs import Blob
 from fedgpt2.network.client import AxonClient
@@ -211,6 +211,8 @@ class HttpPeers:
     def deliver(self) -> None:
         """Send what waits for those who are present, in the background; for the others it goes on waiting."""
         self._refusing.clear()
+        for hotkey in self._outbox.full():
+            self._notice(f"{hotkey}: {KEPT} receipts wait for it; from now on it loses the oldest")
         for seat in self._seats.values():
             self._send(seat)
 
