@@ -34,6 +34,20 @@ def test_round_trip_is_within_the_stated_bound(name: str, array: np.ndarray) -> 
 
 
 @codecs
+@given(array=values)
+def test_rounding_in_place_is_a_round_trip(name: str, array: np.ndarray) -> None:
+    which, flat = codec.get(name), torch.from_numpy(array.copy())
+    header, data = body(which, flat)
+    back = which.decode(read_header(header[8:], SCHEMA, which.dtype), SCHEMA, memoryview(bytearray(data)))
+    assert which.exact == (which.buffer(flat) is None)
+    for by in (None, which.buffer(flat)):
+        rounded = torch.from_numpy(array.copy())
+        which.round_(rounded, by)
+        assert rounded.numpy().tobytes() == back.numpy().tobytes()
+        assert by is None or bytes(which.encode(rounded)) == by.view(torch.uint8).numpy().tobytes() == data
+
+
+@codecs
 def test_body_is_a_safetensors_file(name: str) -> None:
     which, flat = codec.get(name), torch.arange(D, dtype=torch.float32)
     header, data = body(which, flat)

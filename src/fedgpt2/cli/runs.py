@@ -48,6 +48,7 @@ class StoredRun:
 
         Raises CheckpointError when there is no such checkpoint, or it is damaged or not the ledger's model.
         """
+        from fedgpt2 import codec
         from fedgpt2.ledger.checkpoints import load
         from fedgpt2.model.gpt2 import GPT2
 
@@ -61,7 +62,7 @@ class StoredRun:
         weights = load(self.path / "checkpoints", self.checkpoints[number], self.shape.schema(), None).model
         for name, view in model.weights.views.items():
             view.copy_(weights[name])
-        _round(model.weights, self.codec)
+        codec.get(self.codec).round_(model.weights.flat)  # what miners had: all that a run says is said of that
         self._check(model.weights, number)
         return model, number
 
@@ -75,16 +76,6 @@ class StoredRun:
             raise CheckpointError(
                 f"{self.path / 'checkpoints' / self.checkpoints[number]} is not the model that the ledger names"
             )
-
-
-def _round(weights: "FlatState", name: str) -> None:
-    """Make the weights that the optimizer moves those that miners were sent: all that a run says is said of these."""
-    from fedgpt2 import codec
-    from fedgpt2.protocol.tensors import PREFIX, read_header
-
-    sent = codec.get(name)
-    layout = read_header(sent.header(weights.schema)[PREFIX:], weights.schema, sent.dtype)
-    weights.flat.copy_(sent.decode(layout, weights.schema, sent.encode(weights.flat)))
 
 
 def open_run(run_dir: str) -> StoredRun:

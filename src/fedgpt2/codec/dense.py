@@ -36,6 +36,20 @@ class Codec:
         """Bytes of a body's data region."""
         return data_bytes(schema, self.dtype)
 
+    @property
+    def exact(self) -> bool:
+        """Whether a receiver has the very values that were sent."""
+        return self.relative_error == 0
+
+    def buffer(self, flat: Float32[Tensor, " d"]) -> BFloat16[Tensor, " d"] | None:
+        """Room on the CPU for `encode` and `round_` of what is as long as `flat`; None where they need none."""
+        return None if self.exact else torch.empty(flat.shape, dtype=_TORCH[self.dtype])
+
+    def round_(self, flat: Float32[Tensor, " d"], by: BFloat16[Tensor, " d"] | None = None) -> None:
+        """Make `flat`, wherever it is, what a receiver has of it: decode(encode(flat)); by way of `by`, if given."""
+        if not self.exact:
+            flat.copy_(flat.to(_TORCH[self.dtype]) if by is None else by.copy_(flat))
+
     def encode(self, flat: Float32[Tensor, " d"], out: BFloat16[Tensor, " d"] | None = None) -> memoryview:
         """The data region for `flat`, tensors in ASCII name order on the CPU.
 

@@ -43,8 +43,8 @@ class HonestPacker:
     def pack(self, order: Order, work_id: WorkId, result: Outcome, gradient: FlatState) -> tuple[Contribution, Blob]:
         """As `Packer` says."""
         codec = answer_codec(order, gradient.schema)
-        if codec.dtype == "BF16" and (self._rounded is None or self._rounded.shape != gradient.flat.shape):
-            self._rounded = torch.empty(gradient.flat.shape, dtype=torch.bfloat16)
+        if self._rounded is None or self._rounded.shape != gradient.flat.shape:
+            self._rounded = codec.buffer(gradient.flat)
         data = codec.encode(gradient.flat, self._rounded)
         blob = Blob.of(codec.name, codec.header(gradient.schema), data, threads=torch.get_num_threads())
         return describe(order, work_id, result, blob.ref), blob

@@ -59,11 +59,9 @@ class Training:
         self.codec = codec.get(config.codec.state)
         schema = self.weights.schema
         self._schema = dict(schema)
-        exact = self.codec.relative_error == 0 and device.type == "cpu"
-        self._broadcast = self.weights if exact else FlatState(schema)
-        self._body = (
-            None if self.codec.relative_error == 0 else torch.empty_like(self._broadcast.flat, dtype=torch.bfloat16)
-        )
+        same = self.codec.exact and device.type == "cpu"
+        self._broadcast = self.weights if same else FlatState(schema)
+        self._body = self.codec.buffer(self._broadcast.flat)
         self._aggregate = FlatState(schema)
         self._gradient = self._aggregate if device.type == "cpu" else self.weights.empty_like()
         self._candidate: FlatState | None = None
@@ -90,8 +88,7 @@ class Training:
         """Bring the broadcast weights up to the optimizer's."""
         if self._broadcast is not self.weights and self._stale:
             self._broadcast.copy_(self.weights)
-            if self._body is not None:
-                self._broadcast.flat.copy_(self._body.copy_(self._broadcast.flat))
+            self.codec.round_(self._broadcast.flat, self._body)
             self._stale = False
         return self._broadcast
 
@@ -146,8 +143,7 @@ class Training:
     def _trial(self, gradient: FlatState, lr: float, windows: np.ndarray) -> float:
         candidate = self._spare()
         self.optimizer.preview(gradient, lr, candidate)
-        if self.codec.relative_error:
-            candidate.flat.copy_(candidate.flat.bfloat16())
+        self.codec.round_(candidate.flat)
         return self._loss_of(candidate, windows)
 
     def _spare(self) -> FlatState:
