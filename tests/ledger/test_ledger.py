@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from fedgpt2.errors import DiskFullError, RunDirectoryError
-from fedgpt2.ledger.journal import Journal
 from fedgpt2.ledger.ledger import Admission, Ledger, Receipts
 from fedgpt2.ledger.outbox import Outbox
+from fedgpt2.ledger.round_lines import RoundLines
 from fedgpt2.protocol.messages import Receipt
 from fedgpt2.types import Digest, Hotkey
 
@@ -48,12 +48,12 @@ def test_an_edited_row_shows(ledger: Ledger, tmp_path: Path) -> None:
 def test_of_a_long_run_one_round_at_a_time_is_held(ledger: Ledger, tmp_path: Path) -> None:
     for number in range(1, 41):
         ledger.commit_round(number, 0, {"round": number, "text": "x" * 100_000}, None)
-    journal = Journal(tmp_path / "rounds.jsonl")
+    lines = RoundLines(tmp_path / "rounds.jsonl")
     tracemalloc.start()
-    journal.rewrite(ledger.rounds())
+    lines.rewrite(ledger.rounds())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(journal.path.read_bytes()) > 4_000_000
+    assert len(lines.path.read_bytes()) > 4_000_000
     assert peak < 1_000_000
     tracemalloc.start()
     assert ledger.broken_entry() is None
@@ -255,26 +255,26 @@ def test_of_a_miner_that_never_takes_any_the_oldest_go(monkeypatch: pytest.Monke
 def test_half_a_round_is_undone_and_the_next_is_a_line_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = Journal(tmp_path / "rounds.jsonl")
-    journal.append('{"round":1}')
+    lines = RoundLines(tmp_path / "rounds.jsonl")
+    lines.append('{"round":1}')
     write = os.write
     with monkeypatch.context() as nearly_full:
         nearly_full.setattr("os.write", lambda descriptor, line: write(descriptor, line[: len(line) // 2]))
         with pytest.raises(DiskFullError, match="no space left"):
-            journal.append('{"round":2}')
-    journal.append('{"round":3}')
-    assert journal.path.read_text() == '{"round":1}\n{"round":3}\n'
+            lines.append('{"round":2}')
+    lines.append('{"round":3}')
+    assert lines.path.read_text() == '{"round":1}\n{"round":3}\n'
 
 
-def test_journal_follows_the_ledger(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "rounds.jsonl")
+def test_the_lines_follow_the_ledger(tmp_path: Path) -> None:
+    lines = RoundLines(tmp_path / "rounds.jsonl")
     for line in ("1", "2", "3"):
-        journal.append(line)
-    assert journal.path.read_text() == "1\n2\n3\n"
-    journal.rewrite(["1"])
-    assert journal.path.read_text() == "1\n"
-    journal.rewrite([])
-    assert journal.path.read_text() == ""
+        lines.append(line)
+    assert lines.path.read_text() == "1\n2\n3\n"
+    lines.rewrite(["1"])
+    assert lines.path.read_text() == "1\n"
+    lines.rewrite([])
+    assert lines.path.read_text() == ""
 
 
 def test_a_reader_sees_the_ledger_as_it_was_when_opened(ledger: Ledger, tmp_path: Path) -> None:

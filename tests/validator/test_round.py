@@ -39,7 +39,7 @@ MIXED = dict(zip(MINERS, (good(1e-3), nan, good(2e-3), gone), strict=False))
 async def test_a_round_has_exactly_the_names_of_the_design(running, config):
     with running(config, MIXED) as run:
         rows = [await run_round(run, number, 0, Stop()) for number in (1, 2, 3)]
-        lines = [json.loads(line) for line in run.directory.journal.path.read_text().splitlines()]
+        lines = [json.loads(line) for line in run.directory.lines.path.read_text().splitlines()]
     assert json.loads(json.dumps(rows)) == lines
     for number, row in enumerate(lines, 1):
         assert set(row) == ROW | ({"initial_val_loss"} if number == 1 else set())

@@ -150,7 +150,7 @@ async def test_rounds_after_it_are_taken_back_under_another_attempt(train, opene
     await train(config, 3)
     with opened(config) as (directory, _, done):
         assert (done, directory.ledger.attempt(), directory.ledger.last_round()) == (2, 1, 2)
-        assert len(directory.journal.path.read_text().splitlines()) == 2
+        assert len(directory.lines.path.read_text().splitlines()) == 2
         assert opened.notices == ["round 3 has no checkpoint: going on after round 2"]
     with opened(config):
         assert opened.notices == []

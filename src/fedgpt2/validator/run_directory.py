@@ -23,8 +23,8 @@ from fedgpt2.errors import CheckpointError, DiskFullError, RunDirectoryError
 from fedgpt2.ledger import checkpoints
 from fedgpt2.ledger.checkpoints import Checkpoint
 from fedgpt2.ledger.files import disk_errors, write_durably
-from fedgpt2.ledger.journal import Journal
 from fedgpt2.ledger.ledger import Ledger, Receipts
+from fedgpt2.ledger.round_lines import RoundLines
 from fedgpt2.types import Hotkey, Schema
 from fedgpt2.validator.training import Training
 
@@ -46,7 +46,7 @@ class RunDirectory:
         self.key = key
         self._identity = identity
         self._earlier = earlier
-        self.journal = Journal(path / "rounds.jsonl")
+        self.lines = RoundLines(path / "rounds.jsonl")
         self.run_id = ledger.meta("run_id") or ""
 
     @property
@@ -73,7 +73,7 @@ class RunDirectory:
             self.ledger.commit_resume(number, self.ledger.attempt() + 1)
         self.ledger.set_meta({"orders": orders})
         self.write_facts(config)
-        self.journal.rewrite(self.ledger.rounds())
+        self.lines.rewrite(self.ledger.rounds())
         return number
 
     def write_facts(self, config: ValidatorConfig) -> None:
@@ -136,7 +136,7 @@ class RunDirectory:
     ) -> None:
         """Commit a finished round: the ledger first, receipts and all, then what derives from it."""
         self.ledger.commit_round(number, attempt, row, checkpoint, ratings, receipts)
-        self.journal.append(json.dumps(row, separators=(",", ":"), allow_nan=False))
+        self.lines.append(json.dumps(row, separators=(",", ":"), allow_nan=False))
         if checkpoint is not None:
             self._prune(keep)
 

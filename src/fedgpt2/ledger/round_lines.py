@@ -5,10 +5,10 @@ from pathlib import Path
 
 from fedgpt2.ledger.files import append_line, disk_errors, replace_durably
 
-__all__ = ["Journal"]
+__all__ = ["RoundLines"]
 
 
-class Journal:
+class RoundLines:
     """The file and how it is kept equal to the ledger."""
 
     def __init__(self, path: Path) -> None:
