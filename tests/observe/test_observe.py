@@ -213,6 +213,20 @@ def test_the_chart_puts_losses_where_they_belong() -> None:
     assert lines[10] == f" 5.00 {' ' * 10}{TRAIN}"
 
 
+def test_the_chart_of_a_long_run_looks_at_a_part_of_it() -> None:
+    class Counted(list):
+        def __iter__(self):
+            raise AssertionError("it looks at all of them")
+
+    series = Counted((number, 10.0 - number / 1000) for number in range(5000))
+    lines = loss_chart(series, [], None, width=46, height=6)
+    assert (lines[0][:7], lines[5][:5]) == (f"10.00 {TRAIN}", " 5.00")
+    assert lines[5].endswith(TRAIN)
+    assert {number for number in range(6, 46) if any(line[number : number + 1] == TRAIN for line in lines)} == set(
+        range(6, 46)
+    )
+
+
 @pytest.mark.parametrize(("loss", "label"), [(99.994, "99.99"), (100.0, "100.0"), (2345.6, " 2346"), (1.2e6, "1e+06")])
 def test_a_diverged_loss_finds_room_in_the_margin(loss: float, label: str) -> None:
     assert loss_chart([(0, 0.0), (1, loss)], [], None, width=20, height=4)[0].startswith(f"{label} ")

@@ -12,10 +12,11 @@ TRAIN, HELD_OUT, UNIGRAM = "·", "●", "╌"
 def loss_chart(train: Points, held_out: Points, unigram: float | None, *, width: int, height: int) -> list[str]:
     """`height` lines of at most `width` characters: rounds to the right, loss upwards; empty without points.
 
-    `·` is the training loss, `●` the held-out loss, a dashed line the unigram's.
+    `·` is the training loss, `●` the held-out loss, a dashed line the unigram's. Of long runs a few rounds a column.
     """
-    points = [*train, *held_out]
     columns = width - _MARGIN
+    train, held_out = (_sparse(series, _A_COLUMN * max(1, columns)) for series in (train, held_out))
+    points = [*train, *held_out]
     if not points or columns < 2 or height < 2:
         return []
     losses = [loss for _, loss in points] + ([] if unigram is None else [unigram])
@@ -39,6 +40,13 @@ def loss_chart(train: Points, held_out: Points, unigram: float | None, *, width:
     return [f"{_label(labels.get(i))} {''.join(line).rstrip()}" for i, line in enumerate(grid)]
 
 
+def _sparse(series: Points, most: int) -> Points:
+    """Every so many-th, the last one and the first among them: a picture is drawn four times a second."""
+    step = -(-len(series) // most)
+    return [*series[:1], *series[:0:-step]] if step > 1 else series
+
+
+_A_COLUMN = 8  # rounds that are looked at
 _MARGIN = 6  # "10.82 "
 
 
