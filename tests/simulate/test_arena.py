@@ -75,6 +75,14 @@ def _plain(reply: Reply | PeerError) -> object:
 
 
 @pytest.mark.parametrize("name", names.NAMES)
+def test_more_and_fewer_of_them_may_be_at_work_from_round_to_round(name):
+    stage, attack = Stage(), liars(name)
+    for number, f in enumerate((2, 3, 1, 3), 1):
+        scene = stage.scene(number)
+        assert len(attack(moved(scene, orders=scene.orders[-f:], shares=scene.shares[-f:]))) == f
+
+
+@pytest.mark.parametrize("name", names.NAMES)
 @pytest.mark.parametrize(("h", "f"), [(1, 1), (2, 1), (3, 5)])
 def test_any_number_of_liars_finds_something_to_send(name, h, f):
     stage, attack = Stage(h=h, f=f), liars(name)

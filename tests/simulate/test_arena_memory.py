@@ -22,6 +22,14 @@ def test_the_first_gradient_for_ever():
     assert torch.equal(sent[2], sent[0])
 
 
+def test_the_first_gradient_is_each_ones_own_whoever_else_is_there():
+    stage, lie = Stage(), liars("constant_replay")
+    scenes = [stage.scene(number) for number in (1, 2, 3)]
+    sent = [rows(lie(moved(scenes[0], orders=scenes[0].orders[:2]))), rows(lie(scenes[1])), rows(lie(scenes[2]))]
+    assert torch.equal(sent[1], torch.stack([*sent[0], own(stage, 2, 2)]))
+    assert torch.equal(sent[2], sent[1])
+
+
 def test_hidden_staleness_uses_weights_of_up_to_ten_rounds_ago():
     stage = Stage()
     play(liars("stale_hidden"), stage, 13)

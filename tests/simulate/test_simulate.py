@@ -379,6 +379,19 @@ def test_a_training_that_diverges_says_so(small):
         simulate(small(rounds=3, optimizer={**SGD, "lr": 1e9, "min_lr": 1e9}, aggregation=MEAN))
 
 
+@pytest.mark.parametrize("attack", ["copy", "gaussian", "replay_aggregate", "time_coupled"])
+def test_liars_who_look_at_honest_gradients_have_none_to_look_at_then(small, attack):
+    config = small(
+        byzantine=1,
+        attack=attack,
+        optimizer={**SGD, "lr": 1e30, "min_lr": 1e30},
+        aggregation=MEAN,
+        run={"eval_every": 9},
+    )
+    with pytest.raises(SetupError, match="training has diverged"):
+        simulate(config)
+
+
 def test_fifty_miners_each_have_text_of_their_own(small):
     text = {"source": "sample", "windows": 1}
     result = simulate(small(miners=50, byzantine=12, attack="nan", rounds=1, data=text))

@@ -98,6 +98,11 @@ class Crowd:
         self._bodies = _rows(miners, engine.schema, answer)
         self._answered: list[int] = []
 
+    @property
+    def answered(self) -> int:
+        """How many have, so far in this round."""
+        return len(self._answered)
+
     def weights(self, blob: Blob) -> FlatState:
         """The weights in a state blob, as every miner decodes them; fp32 is the blob's own memory."""
         which, schema = codec.get(blob.ref.codec), self._engine.schema

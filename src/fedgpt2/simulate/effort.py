@@ -77,15 +77,19 @@ class SybilsApart:
 
 @dataclass
 class First:
-    """What each honestly computed in the first round, for ever."""
+    """What each honestly computed in its first round, for ever."""
 
-    kept: list[Tensor] = field(default_factory=list)
+    kept: dict[str, Tensor] = field(default_factory=dict)  # by hotkey: not all are at work in every round
 
     def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
-        """The first round's rows."""
-        if not self.kept:
-            self.kept = [own(scene, i) for i in range(scene.f)]
-        return everyone(scene, lambda scene, i: self.kept[i])
+        """The first rounds' rows."""
+        return everyone(scene, self._first)
+
+    def _first(self, scene: Scene, i: int) -> Tensor:
+        hotkey = scene.orders[i].receiver
+        if hotkey not in self.kept:
+            self.kept[hotkey] = own(scene, i)
+        return self.kept[hotkey]
 
 
 @dataclass

@@ -36,6 +36,8 @@ from fedgpt2.validator.peers import Outcome, Seat, Ticket, Traffic
 
 __all__ = ["SimulatedPeers"]
 
+_AT_A_LOSS = Refused(Reason.COMPUTE_FAILED, "there is no honest gradient to lie by")
+
 
 @dataclass
 class SimulatedPeers:
@@ -109,7 +111,8 @@ class SimulatedPeers:
         if hostile and self.liars is not None:
             scene = self._scene(hostile, len(tickets), weights, halt)
             loss = _mean([o.answer.contribution.claimed_loss for o in outcomes.values() if o.answer])
-            for ticket, reply in zip(hostile, self.liars(scene), strict=True):
+            replies = self.liars(scene) if self.crowd.answered else [_AT_A_LOSS] * len(hostile)
+            for ticket, reply in zip(hostile, replies, strict=True):
                 outcomes[ticket.seat.hotkey] = self._hostile(ticket, reply, loss, began)
         if self.liars is not None:
             self._before = weights.flat.clone() if self._before is None else self._before.copy_(weights.flat)

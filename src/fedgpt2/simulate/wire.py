@@ -31,11 +31,10 @@ class Values:
 
     def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
         """The rows."""
-        if not self._kept:
-            self._kept = [torch.zeros_like(scene.weights) for _ in scene.orders]
-            for i, row in enumerate(self._kept):
-                self.fill(row, i)
-        return [seal(order, row) for order, row in zip(scene.orders, self._kept, strict=True)]
+        for i in range(len(self._kept), scene.f):
+            self._kept.append(torch.zeros_like(scene.weights))
+            self.fill(self._kept[i], i)
+        return [seal(order, row) for order, row in zip(scene.orders, self._kept, strict=False)]
 
 
 def _one(value: float) -> Callable[[Tensor, int], object]:
