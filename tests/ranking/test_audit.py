@@ -25,6 +25,7 @@ from fedgpt2.ranking.credit import Credit
 from fedgpt2.ranking.evidence import Audit, Evidence, as_row, read_evidence
 from fedgpt2.ranking.marks import Mark, Verdict
 from fedgpt2.ranking.rating import Rating
+from fedgpt2.ranking.reliability import Average
 from fedgpt2.ranking.sample import choose
 from fedgpt2.ranking.table import Standing, Table, advance, fold, ranks
 from tests.ranking.worlds import AGGREGATE, evidence, rule
@@ -53,6 +54,14 @@ def after(known: dict[str, Known], found: dict[str, float], number: int) -> dict
     """The same miners after a round in which audits showed this."""
     told = heard(known, found, known.keys(), number)
     return {name: replace(each, told=told.get(name, each.told)) for name, each in known.items()}
+
+
+def test_a_middle_of_miners_most_of_whom_use_no_text_is_taken_for_half_an_honest_one() -> None:
+    told = Told(Average(0.3, 1.0), last_shown=2 * 1024 * TELLING, last_round=1)  # after very many audits
+    known = {name: Known(told, 1024) for name in "abc"}
+    drawn = (8 * 0.3 + 0.25 * 0.5) / (8 + 0.25)
+    wanted = (drawn / 0.5 - LEAST) / (ENOUGH - LEAST)
+    assert groundings(known) == {name: pytest.approx(wanted) for name in "abc"}
 
 
 def told_of(times: int, part: float) -> Told:

@@ -204,6 +204,18 @@ def test_averaging_scores_finds_the_order_sooner_where_noise_is_large() -> None:
     assert agree[30] >= agree[0] - 2  # never much worse; how much better is measured in docs/ranking.md
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_averaged_scores_weigh_a_round_alike_however_long_its_gradient(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    rows = [{name: draw.normal(size=20) for name in "abcdefgh"} for _ in range(2)]
+    g = draw.normal(size=20)
+    short, long = (
+        fold([evidence(1, rows[0], scale * g), evidence(2, rows[1], g)], rule(score="raw", smooth=5)).table
+        for scale in (1.0, 1024.0)
+    )
+    assert [each.rating for each in long.standings.values()] == [each.rating for each in short.standings.values()]
+
+
 def test_nobody_is_an_empty_table() -> None:
     assert ranks(fold([]).table) == []
     assert fold([]).table.standings == Table().standings
