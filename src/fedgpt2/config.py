@@ -219,7 +219,7 @@ class Ranking:
         "aggregate+moment", "what counts as free: aggregate (recent ones), moment, mean, update, score, by +; or none"
     )
     recent: int = setting(
-        2, "rounds for which an aggregate counts as free; the validator keeps as many", least=0, most=MOST_RECENT
+        2, "steps for which an aggregate counts as free; the validator keeps as many", least=0, most=MOST_RECENT
     )
     blend: float = setting(0.0, "share of the raw credit in the scores projected and leave_one_out", least=0, most=1)
     own: float = setting(

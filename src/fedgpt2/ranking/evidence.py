@@ -69,7 +69,7 @@ class MinerEvidence(Record, frozen=True, kw_only=True):
 
 
 class Free(Record, frozen=True, kw_only=True):
-    """A vector that costs no work; `age` in rounds, 1 the last one, 0 for what has none.
+    """A vector that costs no work; `age` in steps taken, 1 the last one, 0 for what has none.
 
     aggregate: what the optimizer was given; moment: its first moment; mean: a running mean of aggregates; update: a
     change of the weights; score: an earlier scoring gradient, or a mean of such.
