@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedgpt2.cli import main as entry
-from fedgpt2.cli.runs import open_run
+from fedgpt2.cli.runs import open_model, open_run
 from fedgpt2.config import Codec, Data, Model, ValidatorConfig
 from fedgpt2.config import Run as RunConfig
 from fedgpt2.data.corpus import Corpus
@@ -77,6 +77,22 @@ def test_a_checkpoint_that_the_ledger_does_not_name_is_not_exported(write: Write
         open_run(str(folder)).load_model()
     assert entry.main(["export", "--run.dir", str(folder), "--out", str(tmp_path / "model")]) == 1
     assert not (tmp_path / "model").exists()
+
+
+def test_a_checkpoint_pruned_between_the_look_and_the_reading_is_looked_for_again(write: Write) -> None:
+    folder, kept = write("fp32")
+    before = open_run(str(folder))
+    with closing(Ledger(folder / "ledger.sqlite")) as ledger:
+        ledger.commit_resume(1, 1)
+        ledger.commit_round(2, 1, {"round": 2, "applied": False, "model": digest(kept)}, "round-000002")
+    (folder / "checkpoints" / "round-000001").rename(folder / "checkpoints" / "round-000002")
+    run, model, number = open_model(before)
+    assert (number, digest(model.weights), run.head) == (2, digest(kept), open_run(str(folder)).head)
+    with pytest.raises(CheckpointError, match="no checkpoint of round 1; kept are those of 2"):
+        open_model(before, 1)
+    (folder / "checkpoints" / "round-000002" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="not whole"):
+        open_model(run)
 
 
 @pytest.fixture

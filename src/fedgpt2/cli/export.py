@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from fedgpt2.cli.card import model_card, run_facts
 from fedgpt2.cli.parsing import parse
-from fedgpt2.cli.runs import open_run
+from fedgpt2.cli.runs import open_model, open_run
 from fedgpt2.config import path_of, setting
 from fedgpt2.errors import UsageError
 from fedgpt2.ledger.files import disk_errors, write_durably, write_parts
@@ -48,8 +48,7 @@ def main(argv: Sequence[str]) -> int:
     out = path_of("--out", settings.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not settings.overwrite:
         raise UsageError(f"--out {out}: there already, and not empty; --overwrite writes into it")
-    run = open_run(settings.run_dir)
-    model, number = run.load_model(settings.round or None)
+    run, model, number = open_model(open_run(settings.run_dir), settings.round or None)
     facts = run_facts(run, number)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)

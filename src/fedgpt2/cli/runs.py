@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedgpt2.model.gpt2 import GPT2
     from fedgpt2.model.state import FlatState
 
-__all__ = ["StoredRun", "open_run"]
+__all__ = ["StoredRun", "open_model", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -92,3 +92,18 @@ def open_run(run_dir: str) -> StoredRun:
     with closing(Ledger(path / "ledger.sqlite", reading=True)) as ledger:
         named = {number: name for number, name in ledger.checkpoints() if (path / "checkpoints" / name).is_dir()}
         return StoredRun(path, facts, shape, codec, named, ledger.head)
+
+
+def open_model(run: StoredRun, round_: int | None = None) -> tuple[StoredRun, "GPT2", int]:
+    """`run.load_model(round_)` of a run that may be going on, and the run as it then stands.
+
+    A validator prunes a checkpoint once it has a newer one, so one that cannot be read is looked for again if so.
+    """
+    while True:
+        try:
+            return run, *run.load_model(round_)
+        except CheckpointError:
+            later = open_run(str(run.path))
+            if later.checkpoints == run.checkpoints:
+                raise
+            run = later

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedgpt2.cli.parsing import parse
-from fedgpt2.cli.runs import open_run
+from fedgpt2.cli.runs import open_model, open_run
 from fedgpt2.config import setting
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Sample:
 def main(argv: Sequence[str]) -> int:
     """Print a sample; the exit code."""
     settings = parse(Sample, argv, prog="fedgpt2 sample", about="Prints text that a run's model goes on with.")
-    model, _ = open_run(settings.run_dir).load_model(settings.round or None)
+    _, model, _ = open_model(open_run(settings.run_dir), settings.round or None)
     print(continuation(model, settings))
     return 0
 
