@@ -14,7 +14,7 @@ from rich.console import Console
 from fedgpt2.observe.board import Board
 from fedgpt2.observe.chart import HELD_OUT, TRAIN, UNIGRAM, loss_chart
 from fedgpt2.observe.choice import observer_for
-from fedgpt2.observe.console import Live
+from fedgpt2.observe.console import Live, miners_table
 from fedgpt2.observe.plain import Lines, round_line
 from fedgpt2.observe.rows import read_facts, read_row
 from fedgpt2.observe.words import count, duration, loss, short_key, volume
@@ -145,6 +145,28 @@ def test_the_console_shows_the_run() -> None:
     ):
         assert part in text
     assert "round 3 of 20" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("width", "shown", "gone"),
+    [
+        (140, ["down", "seconds", "tokens", "5Grwva…utQY", "wrong_shape 3x"], []),
+        (80, ["127.0.0.1:8091", "admitted", "25.0±8.3", "refused", "failed", "wrong_shape"], ["down", "5Grwva…utQY"]),
+        (50, ["127.0.0.1:8091", "admitted", "25.0±8.3"], ["failed", "wrong_shape", "tokens"]),
+    ],
+)
+def test_a_narrow_terminal_gets_fewer_columns_of_miners_and_these_whole(
+    width: int, shown: list[str], gone: list[str]
+) -> None:
+    board = Board()
+    for number in (1, 2, 3):
+        rated = [{**known, "rating": 25.0, "sigma": 8.3} for known in row(number)["miners"]]  # type: ignore[attr-defined]
+        board.add(read_row({**row(number), "miners": rated}))
+    console = Console(file=io.StringIO(), width=width, record=True)
+    console.print(miners_table(board, console.width))
+    text = console.export_text()
+    assert all(part in text for part in shown)
+    assert not any(part in text for part in gone)
 
 
 def test_the_console_can_be_drawn_while_it_is_told() -> None:

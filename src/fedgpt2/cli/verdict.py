@@ -38,7 +38,7 @@ def report(folder: Path, crew: Crew, board: Board, cast: Cast, out: TextIO) -> i
     console = Console(file=out, width=None if out.isatty() else 160, soft_wrap=True, highlight=False)
     lines = [_losses(board, verdict), "", *_sample(folder, crew), ""]
     console.print("\n".join(lines), markup=False)
-    console.print(miners_table(board))
+    console.print(miners_table(board, console.width))
     console.print("\n".join(["", *_hostile(board, cast), *_whereabouts(folder)]), markup=False)
     for line in verdict.missed:
         console.print(f"missed: {line}", markup=False)

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -21,6 +21,11 @@ __all__ = ["Live", "miners_table"]
 
 _CHART_HEIGHT = 10
 _CHART_WIDTH = 78
+_WORDS = ("axon", "hotkey", "now", "refusals")
+_NUMBERS = ("rating", "admitted", "refused", "failed", "tokens", "down", "up", "seconds")
+_COLUMNS = ("rank", *_WORDS[:-1], *_NUMBERS, _WORDS[-1])
+_FIRST_TO_GO = ("down", "up", "seconds", "tokens", "hotkey", "failed", "refused", "refusals", "admitted", "rating")
+_GAP = 2  # between columns
 _COLOURS = {"admitted": "green", "refused": "red", "failed": "yellow"}
 
 
@@ -75,7 +80,7 @@ class Live:
     def _parts(self) -> list[RenderableType]:
         parts: list[RenderableType] = [_heading(self.board), _progress(self.board), _losses(self.board)]
         parts += [_chart(self.board, self._console.width)] if self.board.train else []
-        parts += [miners_table(self.board)] if self.board.accounts else []
+        parts += [miners_table(self.board, self._console.width)] if self.board.accounts else []
         parts += [Text(line, style="dim") for line in self.board.notices]
         parts += [Text(self._message, style="cyan")] if self._message else []
         return parts
@@ -131,19 +136,33 @@ def _chart(board: Board, width: int) -> RenderableType:
     return text
 
 
-def miners_table(board: Board) -> Table:
-    """Every miner's account, best first: rating, rounds admitted and not, tokens, bytes, reasons of its refusals."""
+def miners_table(board: Board, width: int) -> Table:
+    """Every miner's account, best first, in as many columns as `width` has room for."""
+    rows = [_cells(account) for account in sorted(board.accounts.values(), key=_place)]
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("rank", justify="right")
-    table.add_column("axon")
-    table.add_column("hotkey")
-    table.add_column("now")
-    for name in ("rating", "admitted", "refused", "failed", "tokens", "down", "up", "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("refusals")
-    for account in sorted(board.accounts.values(), key=_place):
-        table.add_row(*_cells(account))
+    shown = _shown(rows, width)
+    for name in shown:
+        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=name != "refusals")
+    for cells in rows:
+        table.add_row(*(cells[name] for name in shown))
     return table
+
+
+def _shown(rows: Sequence[Mapping[str, Text]], width: int) -> list[str]:
+    """The columns that fit side by side: the less telling ones go first; who it is and how it fares stay."""
+    shown = list(_COLUMNS)
+    for name in _FIRST_TO_GO:
+        if sum(_wide(column, rows) for column in shown) + _GAP * (len(shown) - 1) <= width:
+            break
+        shown.remove(name)
+    return shown
+
+
+def _wide(name: str, rows: Sequence[Mapping[str, Text]]) -> int:
+    """Least width of a column: refusals may be wrapped between words."""
+    cells = [cells[name].plain for cells in rows]
+    pieces = " ".join(cells).split() if name == "refusals" else cells
+    return max(map(len, [name, *pieces]))
 
 
 def _place(account: Account) -> int:
@@ -157,12 +176,13 @@ def _rating(row: MinerRow | None) -> str:
     return f"{row.rating:.1f}±{row.sigma:.1f}"
 
 
-def _cells(account: Account) -> list[Text]:
+def _cells(account: Account) -> dict[str, Text]:
+    """By column, in the order of `_COLUMNS`."""
     status = account.last.status if account.last else ""
     kept = account.statuses
     reasons = ", ".join(f"{reason} {times}x" for reason, times in account.reasons.items())
     rank = account.last.rank if account.last else None
-    return [
+    cells = (
         Text("-" if rank is None else str(rank)),
         Text(account.axon),
         Text(short_key(account.hotkey)),
@@ -176,4 +196,5 @@ def _cells(account: Account) -> list[Text]:
         Text(volume(account.bytes_up)),
         Text(f"{account.seconds:.2f}"),
         Text(reasons, style="red"),
-    ]
+    )
+    return dict(zip(_COLUMNS, cells, strict=True))
