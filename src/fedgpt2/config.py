@@ -120,7 +120,7 @@ class Data:
         "rounds over which a page is used up, one slice of its windows a round; 0: what the size of pages asks for",
         least=0,
     )
-    max_slots: int = setting(16, "miners that can be given disjoint pages at once", least=1)
+    max_slots: int = setting(16, "miners that can be given disjoint pages at once", least=1, most=2**20)
     max_pages: int = setting(8, "most pages a miner is assigned a round", least=1, most=4096)
 
 
@@ -264,7 +264,7 @@ class Run:
     seed: int = setting(
         1337, "seed of the weights, the manifest and everything drawn at random", least=0, most=2**53 - 1
     )
-    threads: int = setting(0, "threads of tensor arithmetic; 0: one a core", least=0)
+    threads: int = setting(0, "threads of tensor arithmetic; 0: one a core", least=0, most=1024)
     eval_every: int = setting(10, "rounds between measurements of the held-out loss", least=1)
     eval_windows: int = setting(16, "held-out windows measured", least=1)
     score_windows: int = setting(4, "windows of the score pool on which the validator measures train_loss", least=1)

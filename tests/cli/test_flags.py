@@ -105,6 +105,7 @@ BAD_FLAGS = {
     "--rounds": "--rounds: expected one argument",
     "--rounds -1": "--rounds -1: at least 0",
     "--round.quorum 1.5": "--round.quorum 1.5: at most 1",
+    "--run.threads 100000": "--run.threads 100000: at most 1024",
     "--round.deadline soon": "--round.deadline soon: not a number",
     "--round.deadline nan": "--round.deadline nan: not a number",
     "--round.deadline .nan": "--round.deadline nan: not a finite number",
