@@ -178,5 +178,14 @@ def test_nothing_done_is_one_line() -> None:
     assert shown(ended(4, 0, finished=False)).count("\n") == 1
 
 
+def test_a_run_whose_rounds_are_done_says_so(tmp_path: Path) -> None:
+    for said in (False, True):
+        with start("--miners", "1", "--rounds", "1", "--run.dir", "run", cwd=tmp_path) as child:
+            out, err = child.communicate(timeout=100)
+        assert child.returncode == 0, err
+        assert ("nothing to do: round 1 is done, --rounds is 1; a larger one goes on" in out + err) is said
+        assert ("looking for miners" in out + err) is not said
+
+
 def test_a_kept_round_says_why() -> None:
     assert "kept: loss_gate" in shown(ended(4, 1))

@@ -106,7 +106,11 @@ async def run_rounds(run: Run, done: int, stop: Stop, observer: Observer) -> int
     if again := run.ranking.reranked:
         rounds = f"{again} rounds were" if again > 1 else "1 round was"
         observer.notice(f"{rounds} ranked by another revision of the rule: ranked again by this one")
-    observer.waiting("looking for miners")
+    if last and done >= last:
+        way_on = "a larger one goes on, another --run.dir begins anew"
+        observer.notice(f"nothing to do: round {done} is done, --rounds is {last}; {way_on}")
+    else:
+        observer.waiting("looking for miners")
     try:
         while not last or number <= last:
             row = await run_round(run, number, attempt, stop)
