@@ -118,6 +118,11 @@ BAD_FLAGS = {
 }
 
 
+def test_a_name_without_a_dot_is_complained_of_as_it_was_written() -> None:
+    with pytest.raises(UsageError, match=r"^unknown flag --axons; did you mean --axon"):
+        miner("--axons", "8091")
+
+
 @pytest.mark.parametrize(("line", "answer"), BAD_FLAGS.items())
 def test_a_bad_flag_is_one_clear_line(line: str, answer: str) -> None:
     with pytest.raises(UsageError) as caught:

@@ -103,7 +103,7 @@ def test_other_settings_are_ranked_by_and_compared(run: Path, capsys: pytest.Cap
     [
         ("ranking.taw=1", "did you mean ranking.tau"),
         ("tau=1", "not a setting of ranking"),
-        ("ranking.tau", "not a setting of ranking"),
+        ("ranking.tau", "as ranking.tau=VALUE"),
         ("ranking.tau=x", "not a value of ranking.tau"),
         ("ranking.tau=nan", "at least 0"),
         ("ranking.beta=0", "at least 1e-06"),

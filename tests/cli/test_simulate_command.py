@@ -178,6 +178,12 @@ def test_nothing_done_is_one_line() -> None:
     assert shown(ended(4, 0, finished=False)).count("\n") == 1
 
 
+def test_miners_without_an_attack_are_not_called_hostile() -> None:
+    result = ended(8, 4)
+    honest = replace(result, config=replace(result.config, attack="none"))
+    assert "after 4 rounds of 8 miners, default" in shown(honest)
+
+
 def test_a_run_whose_rounds_are_done_says_so(tmp_path: Path) -> None:
     for said in (False, True):
         with start("--miners", "1", "--rounds", "1", "--run.dir", "run", cwd=tmp_path) as child:

@@ -105,6 +105,11 @@ def test_an_empty_glob_is_named(folder: Path, pattern: str):
         open_text(folder / pattern)
 
 
+def test_a_folder_is_not_its_files(folder: Path):
+    with pytest.raises(CorpusError, match=rf"but a folder; text:{folder}/a/\* names the files in it"):
+        open_text(folder / "a")
+
+
 def test_a_file_that_is_not_utf8_is_named(folder: Path):
     (folder / "b" / "bad.txt").write_bytes(b"abc\xe9 def")
     with pytest.raises(CorpusError, match=r"bad\.txt: not UTF-8 text \(byte 3\)"):

@@ -8,6 +8,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
+from fedgpt2.config import SimulationConfig
 from fedgpt2.observe.words import loss, short_key
 from fedgpt2.simulate.result import Miner, Result, Round
 
@@ -32,10 +33,14 @@ def show(result: Result, out: TextIO) -> None:
 
 def _headline(result: Result) -> str:
     config, unigram = result.config, result.unigram_loss
-    cast = f"{config.miners} miners, {config.byzantine} of them {config.attack}" if config.byzantine else ""
+    cast = f"{config.miners} miners, {config.byzantine} of them {config.attack}" if _hostile(config) else ""
     beside = "" if unigram is None else f"; a unigram model of the same text: {loss(unigram)}"
     done = f"{len(result.rounds)} rounds of {cast or f'{config.miners} miners'}, {config.aggregation.rule}"
     return f"held-out loss {loss(result.final_val_loss)} after {done}{beside}"
+
+
+def _hostile(config: SimulationConfig) -> bool:
+    return config.byzantine > 0 and config.attack != "none"
 
 
 def _table(left: Sequence[str], right: Sequence[str]) -> Table:

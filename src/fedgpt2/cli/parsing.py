@@ -145,6 +145,6 @@ def _unknown(words: Sequence[str], flags: Sequence[Flag]) -> str:
     names = [flag.name for flag in flags] + ["--config", "--help"]
     for word in words:
         if word.startswith("-"):
-            name = word.partition("=")[0]
+            name = _undotted(word.partition("=")[0])
             return f"unknown flag {name}{suggestion(name, names)}"
     return f"unexpected argument {words[0]!r}"

@@ -103,8 +103,10 @@ def changes_of(words: Sequence[str]) -> dict[str, object]:
     changes: dict[str, object] = {}
     for word in words:
         name, equals, text = word.partition("=")
-        if name not in flags or not equals:
+        if name not in flags:
             raise UsageError(f"--set {word}: not a setting of ranking{suggestion(name, list(flags))}")
+        if not equals:
+            raise UsageError(f"--set {word}: write it with its value, as {name}=VALUE")
         flag = flags[name]
         if flag.key in MEASURED:
             raise UsageError(f"--set {word}: it was measured in the rounds; a replay cannot measure again")

@@ -22,7 +22,8 @@ def matches(label: str, pattern: str) -> tuple[Path, list[Path]]:
     found = {Path(name) for name in glob.glob(str(full), recursive=True)}  # `**/**` finds a file more than once
     paths = sorted((p for p in found if p.is_file()), key=lambda p: p.relative_to(root).as_posix())
     if not paths:
-        raise CorpusError(f"{label}: names no file")
+        hint = f", but a folder; {label.rstrip('/')}/* names the files in it" if full.is_dir() else ""
+        raise CorpusError(f"{label}: names no file{hint}")
     return root, paths
 
 
