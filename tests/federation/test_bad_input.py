@@ -269,6 +269,15 @@ def test_a_run_directory_with_damaged(federation, run, case):
     assert state(run) == before
 
 
+def test_a_miner_on_other_text_is_told_of_once_and_in_full(federation):
+    there, here = federation.miner("M1"), federation.miner("M2", "--data.source", "sample")
+    validator = federation.validator([there, here], rounds=2)
+    validator.ended()
+    said = "wrong_manifest: the miner says: source is text in the manifest, sample here"
+    assert validator.lines("the miner says") == [f"127.0.0.1:{here.port}: {said}"]
+    assert len(validator.lines(f"127.0.0.1:{here.port} failed: wrong_manifest (MINER)")) == 2
+
+
 def test_a_run_directory_in_use(federation):
     first = federation.validator([1], rounds=0)
     first.wait_for("looking for miners")

@@ -15,7 +15,7 @@ from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.manifest import Manifest
 from fedgpt2.data.pages import Pool
 from fedgpt2.data.tokens import Tokens
-from fedgpt2.errors import UsageError
+from fedgpt2.errors import Culprit, UsageError
 from fedgpt2.identity.signing import Signer
 from fedgpt2.network.blobs import Blob
 from fedgpt2.network.loop import Stop
@@ -35,6 +35,7 @@ from fedgpt2.validator.training import Training
 __all__ = ["Past", "build_run", "check_names", "check_sequence", "closing", "facts", "recall", "run_rounds"]
 
 _UNIGRAM_PAGES = 2000  # about a second of tokenising
+_MOST_COMPLAINTS = 8  # told after a round; the others after the next
 
 
 def check_names(config: ValidatorConfig) -> None:
@@ -102,19 +103,14 @@ async def run_rounds(run: Run, done: int, stop: Stop, observer: Observer) -> int
     The round in flight when told to stop is left for a later run to finish, unless its step was taken already.
     """
     attempt, last = run.directory.ledger.attempt(), run.config.rounds
-    number, rule = done + 1, run.config.aggregation.rule
-    if again := run.ranking.reranked:
-        rounds = f"{again} rounds were" if again > 1 else "1 round was"
-        observer.notice(f"{rounds} ranked by another revision of the rule: ranked again by this one")
-    if last and done >= last:
-        way_on = "a larger one goes on, another --run.dir begins anew"
-        observer.notice(f"nothing to do: round {done} is done, --rounds is {last}; {way_on}")
-    else:
-        observer.waiting("looking for miners")
+    number, rule, told = done + 1, run.config.aggregation.rule, set[tuple[str, str]]()
+    _announce(run, done, observer)
     try:
         while not last or number <= last:
             row = await run_round(run, number, attempt, stop)
             observer.round_done(row)
+            for line in _complaints(row, told):
+                observer.notice(line)
             if row["rule"] != rule:
                 rule = str(row["rule"])
                 observer.notice(
@@ -127,6 +123,32 @@ async def run_rounds(run: Run, done: int, stop: Stop, observer: Observer) -> int
         return number
     run.directory.reveal_key()
     return None
+
+
+def _announce(run: Run, done: int, observer: Observer) -> None:
+    """Say what comes before the first round."""
+    if again := run.ranking.reranked:
+        rounds = f"{again} rounds were" if again > 1 else "1 round was"
+        observer.notice(f"{rounds} ranked by another revision of the rule: ranked again by this one")
+    last = run.config.rounds
+    if last and done >= last:
+        way_on = "a larger one goes on, another --run.dir begins anew"
+        observer.notice(f"nothing to do: round {done} is done, --rounds is {last}; {way_on}")
+    else:
+        observer.waiting("looking for miners")
+
+
+def _complaints(row: Mapping[str, object], told: set[tuple[str, str]]) -> list[str]:
+    """Why miners did not do their part, in their own words, each reason of each once: a round's line has no room."""
+    miners = row["miners"]
+    lines: dict[tuple[str, str], str] = {}
+    for miner in miners if isinstance(miners, list) else []:
+        axon, reason, detail = miner["axon"], miner["reason"], miner["detail"]
+        if miner["status"] == "failed" and miner["fault"] == Culprit.MINER and detail and (axon, reason) not in told:
+            lines[axon, reason] = f"{axon}: {reason}: {detail}"
+    shown = list(lines)[:_MOST_COMPLAINTS]
+    told.update(shown)
+    return [lines[key] for key in shown]
 
 
 def _at_work(row: Mapping[str, object]) -> int:
