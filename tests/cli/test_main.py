@@ -1,6 +1,7 @@
 """Commands, their help, and how failures leave."""
 
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from fedgpt2 import __version__
 from fedgpt2.cli import main as entry
+from fedgpt2.cli.leaving import leaving_at_once
 from fedgpt2.errors import CorpusError, UsageError
 
 SRC = Path(__file__).parents[2] / "src"
@@ -210,3 +212,37 @@ def test_a_thread_at_work_does_not_hold_the_exit_nor_break_it() -> None:
 def test_a_process_without_other_threads_ends_the_usual_way() -> None:
     code = "import atexit; from fedgpt2.cli.leaving import leave; atexit.register(print, 'bye'); leave(0)"
     assert python("-c", code).stdout == "bye\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "module"), [("miner", "cli.parsing"), ("miner", "miner.program"), ("validator", "validator.program")]
+)
+def test_an_interrupt_in_the_midst_of_an_import_is_not_lost(command: str, module: str) -> None:
+    """A weak reference's callback, such as each import runs, forgets what is raised in it."""
+    code = (
+        "import signal, sys, weakref\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == 'fedgpt2.{module}':\n"
+        "            gone = set()\n"
+        "            kept = weakref.ref(gone, lambda _: signal.raise_signal(signal.SIGINT))\n"
+        "            del gone\n"
+        "            print('went on', flush=True)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from fedgpt2.cli.main import console\n"
+        f"sys.argv[1:] = ['{command}', '--device', 'cpu', '--data.source', 'text:none']\n"
+        "console()"
+    )
+    ended = python("-c", code)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_an_interrupt_that_is_ignored_stays_so() -> None:
+    for before in (signal.SIG_IGN, signal.default_int_handler):
+        kept = signal.signal(signal.SIGINT, before)
+        try:
+            with leaving_at_once():
+                assert (signal.getsignal(signal.SIGINT) is before) == (before is signal.SIG_IGN)
+            assert signal.getsignal(signal.SIGINT) is before
+        finally:
+            signal.signal(signal.SIGINT, kept)

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from fedgpt2 import __version__
 from fedgpt2.cli.cores import share_cores
-from fedgpt2.cli.leaving import leave
+from fedgpt2.cli.leaving import leave, leaving_at_once
 from fedgpt2.cli.sources import suggestion
 from fedgpt2.cli.streams import prepare_streams
 from fedgpt2.errors import FedGPT2Error, UsageError
@@ -76,7 +76,9 @@ def _dispatch(name: str, rest: list[str]) -> int:
 
 def _run(module: str, rest: list[str]) -> int:
     try:
-        code: int = importlib.import_module(module).main(rest)
+        with leaving_at_once():
+            command = importlib.import_module(module)
+        code: int = command.main(rest)
     except SystemExit as left:  # --help leaves this way
         return left.code if isinstance(left.code, int) else 0
     return code

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+from fedgpt2.cli.leaving import leaving_at_once
 from fedgpt2.cli.parsing import parse
 from fedgpt2.config import MinerConfig
 
@@ -12,9 +13,10 @@ __all__ = ["main"]
 def main(argv: Sequence[str]) -> int:
     """Serve gradients until stopped; the exit code."""
     config = parse(MinerConfig, argv, prog="fedgpt2 miner", about="Computes gradients for validators until stopped.")
-    from fedgpt2.miner.program import run_miner
-    from fedgpt2.network.loop import run
-    from fedgpt2.observe.outlet import Outlet
+    with leaving_at_once():
+        from fedgpt2.miner.program import run_miner
+        from fedgpt2.network.loop import run
+        from fedgpt2.observe.outlet import Outlet
 
     say = Outlet(sys.stdout, sys.stderr).say
     return run(lambda stop: run_miner(config, stop, say))

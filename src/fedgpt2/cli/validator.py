@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+from fedgpt2.cli.leaving import leaving_at_once
 from fedgpt2.cli.parsing import parse
 from fedgpt2.config import ValidatorConfig
 
@@ -17,9 +18,10 @@ def main(argv: Sequence[str]) -> int:
         prog="fedgpt2 validator",
         about="Trains a GPT-2 with the gradients of the miners at --axons; resumes the run its directory holds.",
     )
-    from fedgpt2.network.loop import run
-    from fedgpt2.observe.choice import observer_for
-    from fedgpt2.validator.program import run_validator
+    with leaving_at_once():
+        from fedgpt2.network.loop import run
+        from fedgpt2.observe.choice import observer_for
+        from fedgpt2.validator.program import run_validator
 
     with observer_for(sys.stdout, plain=config.run.plain) as observer:
         return run(lambda stop: run_validator(config, stop, observer))
