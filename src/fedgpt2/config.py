@@ -143,7 +143,7 @@ class Gradient:
     """How this miner computes."""
 
     strategy: str = setting("exact", "exact (autograd over the assigned windows) or plugin")
-    plugin: str = setting("", "package.module:function for --gradient.strategy plugin")
+    plugin: str = setting("", "package.module:function for strategy plugin, as examples/plugin_gradient.py")
     micro_batch: int = setting(8, "windows a forward and backward pass holds at once", least=1)
     precision: str = setting(
         "auto", "arithmetic: bf16 (autocast), fp32, or auto: bf16 where the device has instructions for it"
