@@ -1,6 +1,7 @@
 """Plugins, good and bad, for the tests of the plugin strategy."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,18 @@ def wide(weights, tokens, shape):
 
 def raises(weights, tokens, shape):
     raise ValueError("no\nand a second line")
+
+
+class OwnError(Exception):
+    pass
+
+
+def raises_its_own(weights, tokens, shape):
+    raise OwnError("no such thing")
+
+
+def exits(weights, tokens, shape):
+    sys.exit(3)
 
 
 def returns_nothing(weights, tokens, shape):

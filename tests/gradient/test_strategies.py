@@ -132,7 +132,7 @@ def test_bad_settings_are_one_line(settings, names):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["1 +", "undefined_name", "raise ValueError('first\\nsecond')"])
+@pytest.mark.parametrize("source", ["1 +", "undefined_name", "raise ValueError('first\\nsecond')", "exit()"])
 def test_a_plugin_that_does_not_load_is_bad_usage(source, tmp_path, monkeypatch):
     name = f"broken_{abs(hash(source))}"
     (tmp_path / f"{name}.py").write_text(source)
@@ -152,6 +152,8 @@ def test_a_plugin_of_the_current_folder_is_found(tmp_path, monkeypatch):
     ("function", "says"),
     [
         ("raises", "ValueError: no"),
+        ("raises_its_own", "OwnError: no such thing"),
+        ("exits", "SystemExit: 3"),
         ("returns_nothing", "no pair"),
         ("forgets_one", "missing or unknown gradient 'h.0.attn.c_attn.bias'"),
         ("wrong_shape", "not a float array of shape"),

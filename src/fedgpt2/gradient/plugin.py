@@ -31,20 +31,9 @@ __all__ = ["Function", "Plugin"]
 
 Function = Callable[[dict[str, np.ndarray], np.ndarray, ModelShape], tuple[dict[str, np.ndarray], float]]
 
-# What somebody's numerical code raises; anything else is not its business and ends the miner.
-_FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    NameError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+# A plugin is somebody else's code: whatever it raises, errors of its own kind and sys.exit() among them, is its failure
+# and told as such; the miner stays.
+_FAILURES = (Exception, SystemExit)
 
 
 @dataclass(frozen=True)
@@ -106,7 +95,7 @@ def _load(name: str) -> Function:
         raise UsageError(f"--gradient.plugin {name!r}: write it as package.module:function")
     try:
         module = _import(module_name)
-    except (*_FAILURES, SyntaxError) as error:
+    except _FAILURES as error:
         raise UsageError(f"--gradient.plugin {name}: {type(error).__name__}: {_line(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
