@@ -63,6 +63,15 @@ def test_where_too_few_would_be_left_all_have_work():
     assert at_work([LATE] * 9, 9, at_least=2) == list(range(1, 10))
 
 
+@pytest.mark.parametrize(("seated", "lapsing", "left"), [(16, 15, 16), (16, 8, 16), (16, 7, 9), (4, 2, 4), (3, 2, 1)])
+def test_an_outage_does_not_hand_the_model_to_whoever_was_spared(seated, lapsing, left):
+    seats = [Seat(f"miner-{i}", f"127.0.0.1:{i}") for i in range(seated)]
+    absences = Absences()
+    for number in (1, 2):
+        absences.add(number, {seat.hotkey: LATE if i < lapsing else None for i, seat in enumerate(seats)})
+    assert len(absences.at_work(seats, 3, 1)) == left
+
+
 def test_a_resumed_run_remembers():
     absences = Absences()
     rows = []
@@ -88,9 +97,10 @@ def test_a_resumed_run_remembers_who_stayed_away_for_long():
         assert [each.at_work([HERE, THERE], number, 1) for number in (414, 415)] == [[THERE], [HERE, THERE]]
 
 
-async def test_the_round_gives_a_rest_to_a_miner_that_is_silent_or_gone_and_to_nobody_else(running, config):
-    with running(config, {MINERS[0]: answer, MINERS[1]: late, MINERS[2]: nan, MINERS[3]: gone}) as run:
+@pytest.mark.parametrize("lapsing", [late, gone])
+async def test_the_round_gives_a_rest_to_a_miner_that_is_silent_or_gone_and_to_nobody_else(running, config, lapsing):
+    with running(config, {MINERS[0]: answer, MINERS[1]: lapsing, MINERS[2]: nan, MINERS[3]: answer}) as run:
         rows = [await run_round(run, number, 0, Stop()) for number in (1, 2, 3)]
         assert Absences.of(run.directory.ledger.rounds()).at_work([THERE], 4, 0) == [THERE]
-    assert [len(row["miners"]) for row in rows] == [4, 4, 2]
-    assert {miner["hotkey"] for miner in rows[2]["miners"]} == {MINERS[0], MINERS[2]}
+    assert [len(row["miners"]) for row in rows] == [4, 4, 3]
+    assert {miner["hotkey"] for miner in rows[2]["miners"]} == {MINERS[0], MINERS[2], MINERS[3]}

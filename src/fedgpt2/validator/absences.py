@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from fedgpt2.aggregation.pipeline import SMALLEST
 from fedgpt2.errors import Reason
 from fedgpt2.types import Hotkey
 from fedgpt2.validator.peers import Seat
@@ -73,9 +74,14 @@ class Absences:
                 self._points[hotkey] = points
 
     def at_work(self, seats: Sequence[Seat], number: int, at_least: int) -> Sequence[Seat]:
-        """The seats that get work in round `number`; all of them when fewer than `at_least` would be left."""
+        """The seats that get work in round `number`; all of them when fewer than `at_least` would be left.
+
+        All of them, too, where a robust rule has enough and half or fewer would: two rounds without a link would hand
+        the model to whoever was spared.
+        """
         working = [seat for seat in seats if number > self._until.get(seat.hotkey, 0)]
-        return working if len(working) >= max(1, at_least) else seats
+        majority = len(seats) // 2 + 1 if len(seats) >= SMALLEST else 1
+        return working if len(working) >= max(majority, at_least) else seats
 
     @classmethod
     def of(cls, lines: Iterable[str]) -> "Absences":
