@@ -238,6 +238,31 @@ async def test_all_answers_end_a_round_before_its_deadline(monkeypatch, tickets)
         assert seconds < 2
 
 
+async def test_miners_of_whom_none_has_time_are_asked_again(monkeypatch, tickets):
+    monkeypatch.setattr(http_peers, "_BUSY_SECONDS", 0.05)
+    asked = []
+
+    def busy_at_first(ticket):
+        asked.append(ticket.seat.hotkey)
+        return fails(Refused(Reason.BUSY))(ticket) if len(asked) <= 4 else answer(ticket)
+
+    exchanges(monkeypatch, dict.fromkeys(MINERS[:2], (0.0, busy_at_first)))
+    async with Peers(MINERS[:2], monkeypatch) as told:
+        outcomes, _ = await gather(told, tickets)
+        assert [outcome.answer is not None for outcome in outcomes] == [True, True]
+        assert sorted(asked) == sorted(MINERS[:2] * 3)
+        assert told.notices == ["every miner is at work for another validator; asking again until the deadline"]
+
+
+async def test_miners_that_never_have_time_are_asked_until_the_deadline(monkeypatch, tickets):
+    monkeypatch.setattr(http_peers, "_BUSY_SECONDS", 0.05)
+    exchanges(monkeypatch, dict.fromkeys(MINERS[:2], (0.0, fails(Refused(Reason.BUSY)))))
+    async with Peers(MINERS[:2], monkeypatch) as told:
+        outcomes, seconds = await gather(told, tickets, deadline=0.3)
+        assert [outcome.failure.reason for outcome in outcomes] == [Reason.BUSY] * 2
+        assert 0.2 <= seconds < 1
+
+
 async def test_the_deadline_makes_the_rest_late_and_calls_their_work_off(monkeypatch, tickets):
     exchanges(monkeypatch, {MINERS[0]: (0.0, answer), MINERS[1]: (60, answer)})
     async with Peers(MINERS[:2], monkeypatch) as told:

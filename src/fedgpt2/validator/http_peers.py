@@ -5,6 +5,7 @@ goes wrong becomes the outcome of that one ticket.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 
@@ -27,6 +28,7 @@ from fedgpt2.validator.peers import Outcome, Seat, Ticket, Traffic
 __all__ = ["HttpPeers"]
 
 _PROBE_SECONDS = 1.0  # between two tries to reach an axon that does not answer
+_BUSY_SECONDS = 2.0  # before miners of whom none has time are asked again
 _RECEIPT_SECONDS = 10.0
 _PARTING_SECONDS = 1.0  # for receipts, when the run is over
 _UNREADABLE = (Reason.BAD_MESSAGE, Reason.UNSUPPORTED_VERSION, Reason.TOO_LARGE)  # of a receipt: for good
@@ -158,7 +160,23 @@ class HttpPeers:
     async def gather(
         self, tickets: Sequence[Ticket], blobs: Mapping[Digest, Blob], *, deadline: float, quorum: int
     ) -> Sequence[Outcome]:
-        """One outcome a ticket, in order; no transfer of `blobs` is under way when this returns."""
+        """One outcome a ticket, in order; no transfer of `blobs` is under way when this returns.
+
+        Where every miner is at work for another validator, all are asked again while the deadline leaves time: a round
+        that nobody takes part in trains nothing, and rounds are counted.
+        """
+        end = time.monotonic() + deadline
+        outcomes = await self._gather(tickets, blobs, deadline, quorum)
+        if _all_busy(outcomes):
+            self._notice("every miner is at work for another validator; asking again until the deadline")
+        while _all_busy(outcomes) and (left := end - time.monotonic() - _BUSY_SECONDS) > 0:
+            await asyncio.sleep(_BUSY_SECONDS)
+            outcomes = await self._gather(tickets, blobs, left, quorum)
+        return outcomes
+
+    async def _gather(
+        self, tickets: Sequence[Ticket], blobs: Mapping[Digest, Blob], deadline: float, quorum: int
+    ) -> Sequence[Outcome]:
         traffic = [Traffic() for _ in tickets]
         tasks = [
             asyncio.create_task(self._exchange(ticket, blobs, spent))
@@ -263,6 +281,11 @@ class HttpPeers:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failure = error
             self._changed.set()
+
+
+def _all_busy(outcomes: Sequence[Outcome]) -> bool:
+    reasons = {outcome.failure.reason if outcome.failure else None for outcome in outcomes}
+    return reasons == {Reason.BUSY}
 
 
 def _missing(enough: bool, traffic: Traffic) -> PeerError:
