@@ -55,7 +55,12 @@ def setting(default: Any, text: str, **more: float | str) -> Any:  # noqa: ANN40
 
 
 def path_of(flag: str, text: str) -> Path:
-    """The path that a setting names, `~` written out. Raises UsageError where there is no such home directory."""
+    """The path that a setting names, `~` written out. Raises UsageError for an empty one and an unknown home directory.
+
+    Empty is a variable of a shell that was not set, and would be the current folder.
+    """
+    if not text:
+        raise UsageError(f"{flag} is empty: name a path, or leave it out")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

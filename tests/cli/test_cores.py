@@ -15,7 +15,7 @@ SRC = Path(__file__).parents[2] / "src"
 @pytest.mark.parametrize(
     ("there", "then"),
     [
-        ({}, "100"),
+        ({}, "1000"),
         ({SPINS: "7"}, "7"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
     ],
@@ -51,4 +51,4 @@ main(["simulate", "--rounds", "1"])
         text=True,
         check=True,
     )
-    assert answer.stdout == "100\n"
+    assert answer.stdout == "1000\n"

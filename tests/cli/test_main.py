@@ -82,6 +82,14 @@ def test_unknown_words_exit_2(words: list[str], line: str, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
+    ("command", "flag"), [("sample", "--run.dir"), ("export", "--run.dir"), ("ranking", "--run.dir")]
+)
+def test_a_path_that_is_empty_is_one_line(command: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main([command, flag, "", *(["--out", "x"] if command == "export" else [])]) == 2
+    assert capsys.readouterr().err == f"fedgpt2 {command}: {flag} is empty: name a path, or leave it out\n"
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ["sample", "--run.dir", "~nosuch/x"],

@@ -104,4 +104,4 @@ def test_rounds_of_another_revision_are_ranked_again_and_it_is_said(federation, 
         assert changed.rowcount > 0
     second = federation.validator(miners, rounds=2)
     second.ended()
-    assert second.lines("1 round was ranked by another revision of the rule: ranked again by this one")
+    assert second.lines("1 round ranked by another revision of the rule: ranked again by this one")

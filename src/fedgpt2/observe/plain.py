@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fedgpt2.observe.board import Spent
 from fedgpt2.observe.rows import Closing, MinerRow, RoundRow, read_closing, read_facts, read_row
-from fedgpt2.observe.words import count, loss, volume
+from fedgpt2.observe.words import count, loss, many, volume
 
 __all__ = ["Lines", "closing_line", "round_line"]
 
@@ -28,7 +28,7 @@ class Lines:
         resumed = f", going on after round {known.resumed_after}" if known.resumed_after else ""
         self._write(
             f"run {known.run_dir}: {known.model} ({count(known.parameters)} parameters), text {known.source}, "
-            f"{known.aggregation} over {len(known.axons)} miners{resumed}"
+            f"{known.aggregation} over {many(len(known.axons), 'miner')}{resumed}"
         )
         if known.unigram_loss is not None:
             self._write(f"a unigram model of the same text has a held-out loss of {loss(known.unigram_loss)}")
@@ -71,7 +71,7 @@ def round_line(row: RoundRow, rounds: int = 0) -> str:
 
 def closing_line(known: Closing, spent: Spent) -> str:
     """Where a run lies and what it took: memory, and of a round the phases, longest first."""
-    parts = [f"{known.rounds} rounds in {known.run_dir}"]
+    parts = [f"{many(known.rounds, 'round')} in {known.run_dir}"]
     if known.peak_mb is not None:
         parts.append(f"peak memory {volume(known.peak_mb * 1e6)}")
     if spent.total:

@@ -1,6 +1,6 @@
 """Numbers and names as people read them."""
 
-__all__ = ["count", "duration", "loss", "short_key", "volume"]
+__all__ = ["count", "duration", "loss", "many", "short_key", "volume"]
 
 
 def volume(size: float) -> str:
@@ -18,6 +18,11 @@ def count(number: int) -> str:
         if number >= limit:
             return f"{number / limit:.1f}{unit}"
     return str(number)
+
+
+def many(number: int, what: str) -> str:
+    """How many of a thing: `1 round`, `2 rounds`."""
+    return f"{number} {what}{'s'[: number != 1]}"
 
 
 def duration(seconds: float) -> str:

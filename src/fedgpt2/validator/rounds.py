@@ -20,6 +20,7 @@ from fedgpt2.identity.signing import Signer
 from fedgpt2.network.blobs import Blob
 from fedgpt2.network.loop import Stop
 from fedgpt2.observe.observer import Observer
+from fedgpt2.observe.words import many
 from fedgpt2.protocol.messages import MANIFEST_CODEC
 from fedgpt2.ranking.replay import table_of
 from fedgpt2.validator.absences import Absences
@@ -113,9 +114,7 @@ async def run_rounds(run: Run, done: int, stop: Stop, observer: Observer) -> int
                 observer.notice(line)
             if row["rule"] != rule:
                 rule = str(row["rule"])
-                observer.notice(
-                    f"aggregated by {rule} from round {number} on, for the miners at work are {_at_work(row)}"
-                )
+                observer.notice(f"aggregated by {rule} from round {number} on: {many(_at_work(row), 'miner')} at work")
             number += 1
             if stop.is_set() and number <= (last or number):
                 raise Stopped
@@ -128,8 +127,7 @@ async def run_rounds(run: Run, done: int, stop: Stop, observer: Observer) -> int
 def _announce(run: Run, done: int, observer: Observer) -> None:
     """Say what comes before the first round."""
     if again := run.ranking.reranked:
-        rounds = f"{again} rounds were" if again > 1 else "1 round was"
-        observer.notice(f"{rounds} ranked by another revision of the rule: ranked again by this one")
+        observer.notice(f"{many(again, 'round')} ranked by another revision of the rule: ranked again by this one")
     last = run.config.rounds
     if last and done >= last:
         way_on = "a larger one goes on, another --run.dir begins anew"
