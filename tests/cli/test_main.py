@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -254,3 +255,9 @@ def test_an_interrupt_that_is_ignored_stays_so() -> None:
             assert signal.getsignal(signal.SIGINT) is before
         finally:
             signal.signal(signal.SIGINT, kept)
+
+
+def test_a_thread_may_run_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(entry.main, ["sample", "--run.dir", ""]).result() == 2
+    assert "--run.dir is empty" in capsys.readouterr().err

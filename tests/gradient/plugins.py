@@ -72,3 +72,21 @@ def loss_not_finite(weights, tokens, shape):
 def writes_weights(weights, tokens, shape):
     weights["ln_f.bias"] += 1.0
     return zeros(weights), 1.0
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise OwnError("not even that")
+
+
+def raises_without_a_word(weights, tokens, shape):
+    raise Mute
+
+
+class Lazy(dict):
+    def __getitem__(self, name):
+        raise OwnError("not there after all")
+
+
+def answers_lazily(weights, tokens, shape):
+    return Lazy(zeros(weights)), 1.0

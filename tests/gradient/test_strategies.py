@@ -153,6 +153,8 @@ def test_a_plugin_of_the_current_folder_is_found(tmp_path, monkeypatch):
     [
         ("raises", "ValueError: no"),
         ("raises_its_own", "OwnError: no such thing"),
+        ("raises_without_a_word", "Mute: $"),
+        ("answers_lazily", "OwnError: not there after all"),
         ("exits", "SystemExit: 3"),
         ("returns_nothing", "no pair"),
         ("forgets_one", "missing or unknown gradient 'h.0.attn.c_attn.bias'"),

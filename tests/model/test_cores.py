@@ -40,8 +40,10 @@ def v1(folder, quota):
         ("0::/\n", {"cpu.max": "of another kind\n"}, 8),
         ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "300000 100000\n"}, 3),  # of a group around it
         ("0::/docker/c0ffee\n", {"cpu.max": "400000 100000\n"}, 4),  # a container that is told the host's name of it
-        ("4:cpu,cpuacct:/a\n0::/\n", v1("cpu,cpuacct/a", 250000), 3),
-        ("4:cpu,cpuacct:/a\n0::/\n", v1("cpu,cpuacct/a", -1) | v1("cpu,cpuacct", 500000), 5),
+        ("4:cpu,cpuacct:/a\n0::/\n", v1("cpu/a", 250000), 3),
+        ("4:cpuacct,cpu:/a\n0::/\n", v1("cpu/a", -1) | v1("cpu", 500000), 5),
+        ("no group\n0::/\n", {"cpu.max": "100000 0\n"}, 8),
+        ("0::/\n", {"cpu.max": "-1 100000\n"}, 8),
         ("4:cpuset:/a\n", v1("cpuset/a", 100000), 8),  # limits no time
         ("", {}, 8),
     ],

@@ -72,6 +72,15 @@ def test_an_outage_does_not_hand_the_model_to_whoever_was_spared(seated, lapsing
     assert len(absences.at_work(seats, 3, 1)) == left
 
 
+def test_whoever_answers_after_an_outage_is_back_for_good():
+    seats = [Seat(f"miner-{i}", f"127.0.0.1:{i}") for i in range(17)]
+    absences = Absences()
+    for number in range(1, 9):
+        absences.add(number, {seat.hotkey: LATE if i < 8 and number < 6 else None for i, seat in enumerate(seats[:16])})
+    assert absences.at_work(seats[:15], 9, 1) == seats[:15]  # one of them left
+    assert absences.at_work(seats, 9, 1) == seats  # or one came
+
+
 def test_a_resumed_run_remembers():
     absences = Absences()
     rows = []

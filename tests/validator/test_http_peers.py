@@ -251,7 +251,33 @@ async def test_miners_of_whom_none_has_time_are_asked_again(monkeypatch, tickets
         outcomes, _ = await gather(told, tickets)
         assert [outcome.answer is not None for outcome in outcomes] == [True, True]
         assert sorted(asked) == sorted(MINERS[:2] * 3)
-        assert told.notices == ["every miner is at work for another validator; asking again until the deadline"]
+        assert told.notices == ["no miner has time (busy); asking again until the deadline"]
+
+
+async def test_a_miner_that_has_time_late_has_all_of_it(monkeypatch, tickets):
+    monkeypatch.setattr(http_peers, "_BUSY_SECONDS", 0.2)
+    asked = []
+
+    def busy_at_first(ticket):
+        asked.append(ticket)
+        return fails(Refused(Reason.BUSY))(ticket) if len(asked) == 1 else answer(ticket)
+
+    behaviours = {MINERS[0]: (0.3, busy_at_first)}
+    exchanges(monkeypatch, behaviours)
+    async with Peers(MINERS[:1], monkeypatch) as told:
+        outcomes, seconds = await gather(told, tickets, deadline=0.6)  # less than 0.1 of it is left at the second try
+        assert outcomes[0].answer is not None
+        assert seconds > 0.6
+
+
+async def test_the_busy_are_not_waited_for_where_somebody_else_is_present(monkeypatch, tickets):
+    exchanges(monkeypatch, dict.fromkeys(MINERS[:2], (0.0, fails(Refused(Reason.BUSY)))))
+    async with Peers(MINERS[:2], monkeypatch) as told:
+        began = time.monotonic()
+        seats = await told.peers.present(2)
+        outcomes = await told.peers.gather(tickets(seats[:1]), {}, deadline=5.0, quorum=1)
+        assert [outcome.failure.reason for outcome in outcomes] == [Reason.BUSY]
+        assert time.monotonic() - began < 1.5
 
 
 async def test_miners_that_never_have_time_are_asked_until_the_deadline(monkeypatch, tickets):

@@ -20,7 +20,8 @@ def leaving_at_once() -> Iterator[None]:
     An import runs callbacks of weak references, and a KeyboardInterrupt raised in one of these is printed and
     forgotten: the program would go on as if nobody had asked it to end.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # somebody else's, or ignored
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not somebody else's, nor ignored
+    if not ours or threading.current_thread() is not threading.main_thread():
         yield
         return
     signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))

@@ -56,10 +56,12 @@ class Plugin:
         weights = {name: _read_only(view) for name, view in model.weights.to("cpu").views.items()}
         try:
             answer = self.function(weights, windows.astype(np.int64), model.shape)
+            _check_stop(stop)
+            loss = self._fill(out, answer)  # a mapping of its own may raise as well
+        except Refused:
+            raise
         except _FAILURES as error:
-            raise Refused(Reason.COMPUTE_FAILED, f"{self.name}: {type(error).__name__}: {_line(error)}") from error
-        _check_stop(stop)
-        loss = self._fill(out, answer)
+            raise self._wrong(f"{type(error).__name__}: {_line(error)}") from error
         return Result(loss, windows.shape[0] * (windows.shape[1] - 1))
 
     def _fill(self, out: FlatState, answer: object) -> float:
@@ -125,5 +127,8 @@ def _check_stop(stop: threading.Event) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return (str(error).splitlines() or [""])[0]
+    """The first line of an error's text; of one that cannot even say what it is, none."""
+    try:
+        return (str(error).splitlines() or [""])[0]
+    except _FAILURES:
+        return ""

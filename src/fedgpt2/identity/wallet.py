@@ -66,10 +66,11 @@ def _create(wallet: config.Wallet, opened: "Wallet") -> bool:
                     f"{opened.hotkeypub_file.path} is there but its secret file {where} is not; "
                     f"bring it back with: {_command('regen-hotkey', wallet)}"
                 )
-            opened.create_new_hotkey(suppress=True)
+            try:
+                opened.create_new_hotkey(suppress=True)
+            except FileExistsError:  # by another one, where files cannot be locked
+                return False
             return True
-    except FileExistsError:
-        return False
     except OSError as error:
         raise UsageError(f"cannot make hotkey {wallet.hotkey} in {where}: {error.strerror or error}") from error
 

@@ -26,19 +26,24 @@ def _groups() -> Iterator[Path]:
 
     Inside a container its own group is the root of the mount, whatever else it is called.
     """
-    lines = _GROUPS.read_text().splitlines() if _GROUPS.exists() else []
-    for controllers, path in (line.split(":", 2)[1:] for line in lines):
+    text = ""
+    with suppress(OSError):  # not Linux
+        text = _GROUPS.read_text(errors="replace")
+    for controllers, path in (line.split(":", 2)[1:] for line in text.splitlines() if line.count(":") > 1):
         if not controllers or "cpu" in controllers.split(","):
-            root = _MOUNT / controllers
+            root = _MOUNT / ("cpu" if controllers else "")  # also where version 1 mounts it with another controller
             group = root / path.lstrip("/")
             yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))
 
 
 def _quota(folder: Path) -> Iterator[float]:
     """Cores' worth of CPU time that a group may have, if it has a limit."""
-    with suppress(OSError, ValueError):  # version 2: "150000 100000", or "max 100000"
-        quota, period = map(int, (folder / "cpu.max").read_text().split())
-        yield quota / period
-    with suppress(OSError, ValueError):  # version 1: -1 for none
-        quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-        yield from [quota / period] if quota > 0 else []
+    texts = []
+    with suppress(OSError, UnicodeDecodeError):  # version 2: "150000 100000", or "max 100000"
+        texts += [(folder / "cpu.max").read_text().split()]
+    with suppress(OSError, UnicodeDecodeError):  # version 1: -1 for none
+        texts += [[(folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")]]
+    for text in texts:
+        with suppress(ValueError, ZeroDivisionError):
+            quota, period = map(int, text)
+            yield from [quota / period] if quota > 0 else []

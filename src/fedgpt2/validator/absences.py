@@ -3,7 +3,8 @@
 Such a miner costs every round its whole deadline, or the others the number that a robust rule needs, be it a fault or
 not: nobody can tell a slow link from a miner that reads slowly, nor a bad one from a miner that hangs up. A first
 lapse costs it nothing; further ones that no answer comes between 3 rounds, 15, and then 31 each, and it takes two
-answers to make up for one lapse: whoever answers every other round is found out as well.
+answers to make up for one lapse: whoever answers every other round is found out as well. Half or more of those a robust
+rule is for never sit out: then each round lasts until its deadline, and the model stays nobody's in particular.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,6 +71,7 @@ class Absences:
                 self._until[hotkey] = number + 2 ** (points - _LAPSE) - 1
             elif reason is None:
                 points -= 1
+                self._until.pop(hotkey, None)  # of one that was asked although it had to sit out
             if points > 0:
                 self._points[hotkey] = points
 

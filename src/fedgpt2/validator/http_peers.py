@@ -162,17 +162,21 @@ class HttpPeers:
     ) -> Sequence[Outcome]:
         """One outcome a ticket, in order; no transfer of `blobs` is under way when this returns.
 
-        Where every miner is at work for another validator, all are asked again while the deadline leaves time: a round
-        that nobody takes part in trains nothing, and rounds are counted.
+        Where nobody has time and nobody else is present, all are asked again until the deadline: a round that no miner
+        takes part in trains nothing, and rounds are counted. Whoever then takes its order has all of its time.
         """
         end = time.monotonic() + deadline
         outcomes = await self._gather(tickets, blobs, deadline, quorum)
         if _all_busy(outcomes):
-            self._notice("every miner is at work for another validator; asking again until the deadline")
-        while _all_busy(outcomes) and (left := end - time.monotonic() - _BUSY_SECONDS) > 0:
+            self._notice("no miner has time (busy); asking again until the deadline")
+        while _all_busy(outcomes) and self._nobody_else(tickets) and time.monotonic() + _BUSY_SECONDS < end:
             await asyncio.sleep(_BUSY_SECONDS)
-            outcomes = await self._gather(tickets, blobs, left, quorum)
+            outcomes = await self._gather(tickets, blobs, deadline, quorum)
         return outcomes
+
+    def _nobody_else(self, tickets: Sequence[Ticket]) -> bool:
+        """Whether all that are present have an order: the next round would ask no others."""
+        return {seat.hotkey for seat in self._seats.values()} <= {ticket.seat.hotkey for ticket in tickets}
 
     async def _gather(
         self, tickets: Sequence[Ticket], blobs: Mapping[Digest, Blob], deadline: float, quorum: int
