@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -127,8 +128,6 @@ def _check_stop(stop: threading.Event) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of an error's text; of one that cannot even say what it is, none."""
-    try:
-        return (str(error).splitlines() or [""])[0]
-    except _FAILURES:
-        return ""
+    """The first line of an error's text, also of one whose own `__str__` fails."""
+    text = str(traceback.TracebackException(type(error), error, None))
+    return (text.splitlines() or [""])[0]
