@@ -15,7 +15,7 @@ SRC = Path(__file__).parents[2] / "src"
 @pytest.mark.parametrize(
     ("there", "then"),
     [
-        ({}, "1000"),
+        ({}, "3000"),
         ({SPINS: "7"}, "7"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
     ],
@@ -51,4 +51,4 @@ main(["simulate", "--rounds", "1"])
         text=True,
         check=True,
     )
-    assert answer.stdout == "1000\n"
+    assert answer.stdout == "3000\n"

@@ -5,7 +5,7 @@ import os
 __all__ = ["SPINS", "share_cores"]
 
 SPINS = "GOMP_SPINCOUNT"
-_TURNS = "1000"  # tens of microseconds: alone on its cores a gradient takes no longer; with 100 it takes a sixth more
+_TURNS = "3000"  # alone on its cores a gradient of nano takes no longer; with 1000 a tenth (benchmarks/crowded.py)
 
 
 def share_cores() -> None:
