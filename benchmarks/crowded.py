@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/crowded.py [--preset nano] [--gradients 4] [--repeats 5] [--json]
 
 `beside` is two miners' gradients at once, each with a thread a core, as on a laptop that runs two; `alone` is one.
-`.spinning` is the same with OpenMP's own waiting, without `fedgpt2.cli.cores`. Seconds until all are done.
+`.spinning` is the same with OpenMP's own waiting, without `fedgpt2.cli.openmp`. Seconds until all are done.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 
 from fedgpt2.cli.bench.report import Row, interleave, report
 from fedgpt2.cli.bench.worker import Worker
-from fedgpt2.cli.cores import SPINS, share_cores
+from fedgpt2.cli.openmp import SPINS, share_cores
 from fedgpt2.config import PRESETS
 
 _MODULE = "fedgpt2.cli.bench.compute_worker"

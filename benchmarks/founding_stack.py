@@ -21,7 +21,7 @@ from typing import Any
 
 from fedgpt2.cli.bench.report import Row, interleave, report
 from fedgpt2.cli.bench.transport import ours
-from fedgpt2.cli.cast import draw
+from fedgpt2.cli.demo_miners import draw
 from fedgpt2.config import Model
 from fedgpt2.errors import FedGPT2Error, SetupError
 from fedgpt2.protocol.tensors import data_bytes

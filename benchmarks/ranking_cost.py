@@ -39,7 +39,7 @@ D = 124_439_808
 _LR = 1e-4
 
 
-class Scene:
+class RoundView:
     """A validator's training and a round's admitted contributions."""
 
     def __init__(self, preset: str, miners: int) -> None:
@@ -113,7 +113,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    scene = Scene(arguments.preset, arguments.miners)
+    scene = RoundView(arguments.preset, arguments.miners)
     work = {"scoring": scene.scoring, "gradient": scene.gradient, "forward": scene.forward}
     times = interleave({name: _counted(call) for name, call in work.items()}, arguments.repeats)
     allowed = _allowed(scene, times)
@@ -136,7 +136,7 @@ def _counted(call: Callable[[], None]) -> Callable[[], float]:
     return run
 
 
-def _allowed(scene: Scene, times: Mapping[str, Sequence[float]]) -> float:
+def _allowed(scene: RoundView, times: Mapping[str, Sequence[float]]) -> float:
     passes = median(times["gradient"]) + 2 * scene.rule.sample * median(times["forward"])
     return passes + A_MINER * len(scene.rows) * scene.d / D
 

@@ -5,7 +5,7 @@
 
 The package holds 233 State of the Union addresses, 1790-2021, one JSON file each. The output is xz over
 UTF-8 text: a line `# YEAR NAME` opens an address, and each line after it is one document of about 2.5 KB,
-cut at a sentence end (`fedgpt2.data.split`). Runs of white space and control characters become one space.
+cut at a sentence end (`fedgpt2.data.document_splitting`). Runs of white space and control characters become one space.
 The text is deterministic; `fedgpt2.data.sample` pins its size and SHA-256, which this script prints.
 """
 
@@ -16,7 +16,7 @@ import lzma
 import re
 from pathlib import Path
 
-from fedgpt2.data.split import document_spans
+from fedgpt2.data.document_splitting import document_spans
 
 _BLANKS = re.compile(r"[\s\x00-\x1f\x7f]+")
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from fedgpt2.cli.leaving import leave
+from fedgpt2.cli.exit import leave
 from fedgpt2.cli.main import main
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ CHECKED = [
     "fedgpt2.aggregation.mean",
     "fedgpt2.aggregation.pipeline",
     "fedgpt2.ranking.measure",
-    "fedgpt2.simulate.attacks",
+    "fedgpt2.simulate.attacks.formulas",
 ]
 
 if any(name.startswith(tuple(CHECKED)) for name in sys.modules):

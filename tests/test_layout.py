@@ -57,7 +57,7 @@ def test_a_source_keeps_the_house_rules(path: Path) -> None:
     tree = ast.parse(path.read_text())
     code = ast.unparse(_without_docstrings(tree))
     assert not FORBIDDEN_CALLS.search(code)
-    assert len(path.read_text().splitlines()) <= 400
+    assert len(path.read_text().splitlines()) <= 500
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"bare except, line {node.lineno}"
@@ -70,13 +70,13 @@ def test_a_source_keeps_the_house_rules(path: Path) -> None:
 # Who may take in whatever another raises: `Exception` only to raise a typed failure for somebody else's code, a
 # `BaseException` only to raise it again, or to hand it on whole to whoever waits for the thread.
 BLANKET = {"Exception": {"gradient/plugin.py"}, "BaseException": {"data/prefetch.py", "ledger/ledger.py"}}
-HANDED_ON = {"network/threads.py"}
+HANDED_ON = {"fedgpt2/event_loop.py"}
 
 
 def _kept(handler: ast.ExceptHandler, caught: set[str], path: Path) -> bool:
     """Whether a handler that catches everything stands where one may, and ends by raising."""
     place = "/".join(path.parts[-2:])
-    if place in HANDED_ON:
+    if place in HANDED_ON and "BaseException" in caught:
         return caught == {"BaseException"}
     raises = isinstance(handler.body[-1], ast.Raise)
     return all(place in places and raises for name, places in BLANKET.items() if name in caught)

@@ -13,7 +13,7 @@ from credit.collect import FRACTIONS, HONEST, LIAR, NOISE, STALE, WINDOWS
 from credit.judge import graded, honest_names, patterns
 from credit.liars import LIES, contributions
 from credit.rating import kendall
-from credit.scores import Evidence as Kept
+from credit.scores import Evidence as SkipReason
 from fedgpt2.config import Ranking
 from fedgpt2.ranking.evidence import Audit, Evidence, Free, MinerEvidence, Products, rule_row
 from fedgpt2.ranking.sample import choose
@@ -52,7 +52,7 @@ class Rounds:
     tokens: int  # of each contribution's text
 
     @classmethod
-    def of(cls, kept: Kept, contributions: Float64, texts: Sequence[int]) -> "Rounds":
+    def of(cls, kept: SkipReason, contributions: Float64, texts: Sequence[int]) -> "Rounds":
         """Of contributions [m, n] or [r, m, n], whose text is that of the slots `texts` [m]."""
         gram = kept.gram
         x = np.broadcast_to(contributions, (len(gram), *contributions.shape[-2:]))
@@ -113,7 +113,7 @@ class Standing:
     weight: Float64  # of the payout
 
 
-def _basis(kept: Kept) -> dict[str, Free]:
+def _basis(kept: SkipReason) -> dict[str, Free]:
     """What a validator takes for free."""
     return _MOMENT | _RECENT if kept.moment else _RECENT
 
@@ -143,7 +143,7 @@ def ranked(rounds: Rounds, there: NDArray[np.bool_], rule: Ranking, seed: bytes)
     )
 
 
-def taus(kept: Sequence[Kept], worth: Float64, adds: Float64) -> dict[str, Float64]:
+def taus(kept: Sequence[SkipReason], worth: Float64, adds: Float64) -> dict[str, Float64]:
     """Kendall's tau seed by seed [q], after the last round, all there and 6 of 16: of ratings, and of the table.
 
     With `adds`, what a miner adds to what is free, and with `worth`, its whole effect.
@@ -169,7 +169,7 @@ def taus(kept: Sequence[Kept], worth: Float64, adds: Float64) -> dict[str, Float
 Paid = tuple[float, float, float, float]
 
 
-def paid(kept: Sequence[Kept]) -> dict[str, Paid]:
+def paid(kept: Sequence[SkipReason]) -> dict[str, Paid]:
     """By lie, and work by turns: how often above an honest miner, pay over an honest one's mean; and of those honest
     ones how many are not paid, and the deviation of their pay over its mean.
 
@@ -186,14 +186,14 @@ def paid(kept: Sequence[Kept]) -> dict[str, Paid]:
     return {name: (above, pay, unpaid, spread) for name, (above, pay, unpaid, spread) in means.items()}
 
 
-def _told(kept: Kept, fair: Float64, lies: Float64) -> Iterator[tuple[str, Paid]]:
+def _told(kept: SkipReason, fair: Float64, lies: Float64) -> Iterator[tuple[str, Paid]]:
     early = np.ones((min(_ROUNDS_OF_LIES, len(fair)), HONEST + 1), dtype=np.bool_)
     for i, name in enumerate(LIES):
         rounds = Rounds.of(kept, np.concatenate([fair, lies[:, [i]]], axis=1), [*range(HONEST), LIAR])
         yield name, _last(ranked(rounds, early, Ranking(), b"lies"))
 
 
-def _turning(kept: Kept, fair: Float64, lies: Float64) -> Iterator[tuple[str, Paid]]:
+def _turning(kept: SkipReason, fair: Float64, lies: Float64) -> Iterator[tuple[str, Paid]]:
     for name in ("loud/1", "agg/1 + 1 random"):
         for when, idle in _TURNS.items():
             x = fair.copy()

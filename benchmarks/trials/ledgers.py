@@ -14,7 +14,7 @@ from fedgpt2.cli.bench.report import commit, hardware
 from fedgpt2.ledger.ledger import Ledger
 from fedgpt2.ranking.replay import read_rows, replay
 from fedgpt2.ranking.table import ranks
-from fedgpt2.simulate.roster import draw_roster
+from fedgpt2.simulate.participants import draw_participants
 from trials.cells import BYZANTINE, MINERS, Cell
 from trials.running import Result
 
@@ -54,7 +54,7 @@ class Ledgers:
             return None
         with contextlib.closing(Ledger(self._path(cell), reading=True)) as ledger:
             lines = {line.hotkey: line for line in ranks(replay(read_rows(ledger.rounds())).table)}
-        roster = draw_roster(MINERS, BYZANTINE, cell.seed)
+        roster = draw_participants(MINERS, BYZANTINE, cell.seed)
         sides = {"hostile": sorted(roster.hostile), "honest": roster.honest}
         found = {side: [lines.get(roster.hotkeys[i]) for i in indices] for side, indices in sides.items()}
         places = {side: [line.rank if line else None for line in told] for side, told in found.items()}

@@ -15,7 +15,7 @@ import torch
 
 from fedgpt2.aggregation.mean import weighted_mean
 from fedgpt2.aggregation.pipeline import PIPELINES
-from fedgpt2.simulate import attacks
+from fedgpt2.simulate.attacks import formulas as attacks
 
 N, F, D = 16, 4, 1024
 NOISE = 3.0

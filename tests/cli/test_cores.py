@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedgpt2.cli.cores import SPINS, share_cores
+from fedgpt2.cli.openmp import SPINS, share_cores
 
 SRC = Path(__file__).parents[2] / "src"
 

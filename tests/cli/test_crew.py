@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fedgpt2.cli import crew as crew_module
-from fedgpt2.cli.crew import Crew
+from fedgpt2.cli import process_group as crew_module
+from fedgpt2.cli.process_group import Crew
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedgpt2.cli import text
+from fedgpt2.cli import data_report as text
 from fedgpt2.cli.main import main
 from fedgpt2.data import Pool
 

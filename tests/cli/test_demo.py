@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fedgpt2.cli import main as entry
-from fedgpt2.cli.cast import ADMISSIBLE, CYCLE, Cast, draw
 from fedgpt2.cli.demo import _interrupts as interrupts
-from fedgpt2.cli.verdict import EXPECTED, judge
+from fedgpt2.cli.demo_miners import ADMISSIBLE, CYCLE, Cast, draw
+from fedgpt2.cli.demo_report import EXPECTED, judge
 from fedgpt2.observe.board import Board
 from fedgpt2.observe.rows import RoundRow, read_row
 from tests.cli.conftest import Shown, demo, running

@@ -13,7 +13,7 @@ import pytest
 
 from fedgpt2 import __version__
 from fedgpt2.cli import main as entry
-from fedgpt2.cli.leaving import leaving_at_once
+from fedgpt2.cli.exit import leaving_at_once
 from fedgpt2.errors import CorpusError, UsageError
 
 SRC = Path(__file__).parents[2] / "src"
@@ -208,7 +208,7 @@ def test_a_thread_at_work_does_not_hold_the_exit_nor_break_it() -> None:
     work = "a = torch.randn(3000, 3000)\nwhile True: a = (a @ a).tanh()"
     code = (
         "import sys, threading, time, torch\n"
-        "from fedgpt2.cli.leaving import leave\n"
+        "from fedgpt2.cli.exit import leave\n"
         f"threading.Thread(target=exec, args=({work!r}, {{'torch': torch}}), daemon=True).start()\n"
         "time.sleep(0.3); print('done', end=''); leave(3)"
     )
@@ -219,7 +219,7 @@ def test_a_thread_at_work_does_not_hold_the_exit_nor_break_it() -> None:
 
 
 def test_a_process_without_other_threads_ends_the_usual_way() -> None:
-    code = "import atexit; from fedgpt2.cli.leaving import leave; atexit.register(print, 'bye'); leave(0)"
+    code = "import atexit; from fedgpt2.cli.exit import leave; atexit.register(print, 'bye'); leave(0)"
     assert python("-c", code).stdout == "bye\n"
 
 

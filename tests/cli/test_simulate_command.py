@@ -15,13 +15,13 @@ import pytest
 
 from fedgpt2.cli import main as entry
 from fedgpt2.cli.flags import flags_of
-from fedgpt2.cli.outcome import show
 from fedgpt2.cli.parsing import parse
 from fedgpt2.cli.simulate import Simulate
+from fedgpt2.cli.simulate_report import show
 from fedgpt2.config import SimulationConfig
 from fedgpt2.observe.board import Board, Recorder
+from fedgpt2.simulate.participants import Participants
 from fedgpt2.simulate.result import Result, Scribe
-from fedgpt2.simulate.roster import Roster
 from fedgpt2.types import Hotkey
 
 SRC = Path(__file__).parents[2] / "src"
@@ -125,7 +125,9 @@ def test_the_flags_are_a_simulations_settings_and_json() -> None:
 
 def ended(miners: int, rounds: int, *, finished: bool = True) -> Result:
     """A result of `rounds` rounds in which every fourth miner was refused."""
-    roster = Roster(tuple(Hotkey(f"5Key{i:04d}{'x' * 40}") for i in range(miners)), frozenset(range(0, miners, 4)))
+    roster = Participants(
+        tuple(Hotkey(f"5Key{i:04d}{'x' * 40}") for i in range(miners)), frozenset(range(0, miners, 4))
+    )
     scribe = Scribe(Recorder(Board()), roster.keys(roster.hostile), lambda: 0.5)
     scribe.started({"unigram_loss": 6.5, "rounds": rounds})
     for number in range(1, rounds + 1):

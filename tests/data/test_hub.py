@@ -10,7 +10,7 @@ import pytest
 
 from fedgpt2.data.hub import WAY_OUT, Hub, glob_folder
 from fedgpt2.data.pages import SourceFile
-from fedgpt2.data.patience import Patience
+from fedgpt2.data.retry import Patience
 from fedgpt2.errors import CorpusError
 
 from .hub import Fault, LoopbackHub, _Handler

@@ -18,7 +18,7 @@ from fedgpt2.data import Corpus, Manifest, Pool, open_source
 from fedgpt2.data.hub import WAY_OUT
 from fedgpt2.data.manifest import build
 from fedgpt2.data.parquet import REFINEDWEB_COMMIT, ParquetSource, Place
-from fedgpt2.data.patience import Patience
+from fedgpt2.data.retry import Patience
 from fedgpt2.data.store import Store
 from fedgpt2.errors import CorpusError, EmptyShareError, Reason, Refused, UsageError
 

@@ -9,8 +9,8 @@ import pytest
 
 from fedgpt2.data import Pool
 from fedgpt2.data import sample as sample_module
+from fedgpt2.data.document_splitting import DOCUMENT_BYTES
 from fedgpt2.data.sample import SAMPLE_FILE, SampleSource
-from fedgpt2.data.split import DOCUMENT_BYTES
 from fedgpt2.errors import CorpusError
 
 ASSET = Path(sample_module.__file__).parent / "assets" / "sotu.xz"

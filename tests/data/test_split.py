@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgpt2.data.split import document_spans
+from fedgpt2.data.document_splitting import document_spans
 
 
 def documents(text: str, target: int) -> list[str]:

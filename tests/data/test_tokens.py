@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgpt2.data import Pool, SourceFile
+from fedgpt2.data.document_splitting import document_spans
 from fedgpt2.data.manifest import SCHEME
-from fedgpt2.data.split import document_spans
 from fedgpt2.data.tokenizer import EOT, encode
 from fedgpt2.data.tokens import TokenCache, pack, page_windows, window_count
 

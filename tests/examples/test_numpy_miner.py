@@ -22,10 +22,10 @@ from fedgpt2.config import PRESETS, Data, Limits
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import PeerError, Reason
 from fedgpt2.identity.signing import Signer, open_envelope
+from fedgpt2.link.address import Address
+from fedgpt2.link.blobs import Blob, Incoming
+from fedgpt2.link.client import AxonClient, open_session
 from fedgpt2.model.state import FlatState
-from fedgpt2.network.address import Address
-from fedgpt2.network.blobs import Blob, Incoming
-from fedgpt2.network.client import AxonClient, open_session
 from fedgpt2.protocol.digests import blob_digest, model_digest, work_id
 from fedgpt2.protocol.messages import (
     Assignment,
@@ -89,7 +89,7 @@ async def client_of(port: int, signer: Signer) -> AsyncIterator[AxonClient]:
         yield AxonClient(session, signer, Address("127.0.0.1", port), limits)
 
 
-class Desk:
+class SendBuffers:
     """The validator's side of one order."""
 
     def __init__(self, signer: Signer, corpus: Corpus) -> None:
@@ -164,11 +164,11 @@ class Desk:
 
 
 @pytest.fixture
-def desk(signer: Signer, corpus: Corpus) -> Desk:
-    return Desk(signer, corpus)
+def desk(signer: Signer, corpus: Corpus) -> SendBuffers:
+    return SendBuffers(signer, corpus)
 
 
-async def test_numpy_miner_answers_an_order_over_sockets(desk: Desk, hotkey_file: Path) -> None:
+async def test_numpy_miner_answers_an_order_over_sockets(desk: SendBuffers, hotkey_file: Path) -> None:
     with running(hotkey_file) as (process, port):
         async with client_of(port, desk.signer) as client:
             info = await client.introduce()
@@ -208,7 +208,7 @@ async def test_numpy_miner_answers_an_order_over_sockets(desk: Desk, hotkey_file
         assert "receipt" in process.stdout.read()
 
 
-async def test_numpy_miner_sends_the_rest_of_its_gradient(desk: Desk, hotkey_file: Path) -> None:
+async def test_numpy_miner_sends_the_rest_of_its_gradient(desk: SendBuffers, hotkey_file: Path) -> None:
     with running(hotkey_file) as (_, port):
         async with client_of(port, desk.signer) as client:
             info = await client.introduce()
@@ -226,7 +226,7 @@ async def test_numpy_miner_sends_the_rest_of_its_gradient(desk: Desk, hotkey_fil
             assert (await client.get_blob(incoming)).ref.digest == Digest(said.blob.digest)
 
 
-async def test_numpy_miner_refuses_what_the_protocol_says(desk: Desk, hotkey_file: Path) -> None:
+async def test_numpy_miner_refuses_what_the_protocol_says(desk: SendBuffers, hotkey_file: Path) -> None:
     with running(hotkey_file) as (_, port):
         async with client_of(port, desk.signer) as client:
             info = await client.introduce()
@@ -254,11 +254,11 @@ async def test_numpy_miner_refuses_what_the_protocol_says(desk: Desk, hotkey_fil
             with pytest.raises(PeerError) as caught:
                 await client.wait(work_id(envelope.payload), 0)
             assert caught.value.reason is Reason.UNKNOWN_WORK
-            other = Desk(stranger, desk.corpus)
+            other = SendBuffers(stranger, desk.corpus)
             assert await refusal(client, other, other.order(me, 1)) is Reason.BUSY
 
 
-async def test_numpy_miner_verifies_state_and_text(desk: Desk, hotkey_file: Path) -> None:
+async def test_numpy_miner_verifies_state_and_text(desk: SendBuffers, hotkey_file: Path) -> None:
     with running(hotkey_file) as (_, port):
         async with client_of(port, desk.signer) as client:
             me = (await client.introduce()).hotkey
@@ -280,7 +280,7 @@ async def test_numpy_miner_verifies_state_and_text(desk: Desk, hotkey_file: Path
             assert good.kind == "contribution"
 
 
-async def test_numpy_miner_remembers_over_a_restart(desk: Desk, hotkey_file: Path) -> None:
+async def test_numpy_miner_remembers_over_a_restart(desk: SendBuffers, hotkey_file: Path) -> None:
     with running(hotkey_file) as (_, port):
         async with client_of(port, desk.signer) as client:
             me = (await client.introduce()).hotkey
@@ -297,7 +297,7 @@ async def test_numpy_miner_remembers_over_a_restart(desk: Desk, hotkey_file: Pat
             assert gone.value.reason is Reason.UNKNOWN_WORK
 
 
-async def test_numpy_miner_lets_a_signed_request_through_once(desk: Desk, hotkey_file: Path) -> None:
+async def test_numpy_miner_lets_a_signed_request_through_once(desk: SendBuffers, hotkey_file: Path) -> None:
     with running(hotkey_file) as (_, port):
         async with client_of(port, desk.signer) as client:
             me = (await client.introduce()).hotkey
@@ -341,7 +341,7 @@ def test_numpy_miner_is_one_file_of_400_lines_that_imports_nothing_of_ours() -> 
     assert imported - sys.stdlib_module_names == {"blake3", "numpy", "sr25519", "tiktoken"}
 
 
-async def refusal(client: AxonClient, desk: Desk, order: Order) -> Reason:
+async def refusal(client: AxonClient, desk: SendBuffers, order: Order) -> Reason:
     with pytest.raises(PeerError) as caught:
         await client.post_order(desk.seal(order))
     return caught.value.reason

@@ -3,7 +3,7 @@
 import errno
 
 from fedgpt2.cli.main import main as real_main
-from fedgpt2.ledger import checkpoints
+from fedgpt2.storage import checkpoints as checkpoints
 
 _write_parts = checkpoints.write_parts
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from fedgpt2.cli.leaving import leave
+from fedgpt2.cli.exit import leave
 from fedgpt2.cli.main import main as real_main
 
 

@@ -33,8 +33,8 @@ _FORKS.set_forkserver_preload(
         "fedgpt2.gradient.exact",
         "fedgpt2.gradient.plugin",
         "fedgpt2.miner.program",
-        "fedgpt2.network.loop",
-        "fedgpt2.observe.choice",
+        "fedgpt2.event_loop",
+        "fedgpt2.observe.factory",
         "fedgpt2.validator.program",
         "uvloop",
     ]

@@ -4,21 +4,21 @@ import functools
 
 from fedgpt2.cli.parsing import parse
 from fedgpt2.config import MinerConfig
-from fedgpt2.miner.packer import HonestPacker
+from fedgpt2.event_loop import run
+from fedgpt2.link.blobs import Blob
+from fedgpt2.miner.packer import HonestEncoder
 from fedgpt2.miner.program import run_miner
-from fedgpt2.network.blobs import Blob
-from fedgpt2.network.loop import run
 
 
 class Replay:
-    """A `Packer`."""
+    """A `AnswerEncoder`."""
 
     def __init__(self):
         self._kept = None
 
     def pack(self, order, work_id, result, gradient):
         if self._kept is None:
-            contribution, blob = HonestPacker().pack(order, work_id, result, gradient)
+            contribution, blob = HonestEncoder().pack(order, work_id, result, gradient)
             self._kept = contribution, Blob(blob.ref, blob.header, memoryview(bytes(blob.data)))
         return self._kept
 

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from fedgpt2.errors import CheckpointError, DiskFullError, RunDirectoryError
-from fedgpt2.ledger import checkpoints, files
-from fedgpt2.ledger.checkpoints import Checkpoint, checkpoint_name, load, prune, save
+from fedgpt2.storage import checkpoints as checkpoints
+from fedgpt2.storage import files as files
+from fedgpt2.storage.checkpoints import Checkpoint, checkpoint_name, load, prune, save
 
 MODEL = {"a": (2, 3), "b": (4,)}
 OPTIMIZER = {"exp_avg": (10,)}

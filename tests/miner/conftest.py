@@ -14,18 +14,18 @@ from fedgpt2.config import Axon, Data, Gradient, Limits, MinerConfig
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.manifest import build as build_manifest
 from fedgpt2.data.sample import SampleSource
+from fedgpt2.event_loop import Stop
 from fedgpt2.gradient import registry
 from fedgpt2.identity.signing import Signer, open_envelope
-from fedgpt2.miner.job import Tools
-from fedgpt2.miner.journal import Journal
-from fedgpt2.miner.packer import HonestPacker
+from fedgpt2.link.address import Address
+from fedgpt2.link.blobs import Blob, Incoming
+from fedgpt2.link.client import AxonClient, open_session
+from fedgpt2.miner.job import MinerContext
+from fedgpt2.miner.journal import OrderJournal
+from fedgpt2.miner.packer import HonestEncoder
 from fedgpt2.miner.program import serve
-from fedgpt2.miner.work import Library, Workshop
+from fedgpt2.miner.work import MinerCorpus, Trainer
 from fedgpt2.model.gpt2 import initialise
-from fedgpt2.network.address import Address
-from fedgpt2.network.blobs import Blob, Incoming
-from fedgpt2.network.client import AxonClient, open_session
-from fedgpt2.network.loop import Stop
 from fedgpt2.protocol.digests import model_digest, work_id
 from fedgpt2.protocol.messages import Assignment, Caps, Contribution, Failure, Order, Receipt
 from fedgpt2.protocol.tensors import read_header
@@ -169,14 +169,14 @@ def rig(tmp_path, source, corpus, signers):
     @asynccontextmanager
     async def start(strategy=EXACT, packer=None, limits=None, validators=()):
         config = MinerConfig(axon=Axon(port=0, validators=validators), limits=limits or Limits(), device="cpu")
-        tools = Tools(signers[0], Library(source), Workshop(CPU, strategy), packer or HonestPacker())
+        tools = MinerContext(signers[0], MinerCorpus(source), Trainer(CPU, strategy), packer or HonestEncoder())
         stop, said, listening = Stop(), [], asyncio.Event()
 
         def say(line):
             said.append(line)
             listening.set()
 
-        serving = asyncio.create_task(serve(config, tools, Journal(tmp_path / "miner"), stop, say))
+        serving = asyncio.create_task(serve(config, tools, OrderJournal(tmp_path / "miner"), stop, say))
         await asyncio.wait({serving, asyncio.ensure_future(listening.wait())}, return_when="FIRST_COMPLETED")
         port = int(said[0].split(":")[1].split()[0])
         async with open_session(config.limits) as session:

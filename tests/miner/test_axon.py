@@ -8,10 +8,10 @@ from aiohttp import ClientSession
 
 from fedgpt2.config import Limits
 from fedgpt2.errors import Culprit, PeerError, Reason, Refused
-from fedgpt2.miner.journal import Journal
+from fedgpt2.link.blobs import Blob
+from fedgpt2.link.http_server import Server
+from fedgpt2.miner.journal import OrderJournal
 from fedgpt2.miner.service import Miner
-from fedgpt2.network.blobs import Blob
-from fedgpt2.network.http import Server
 from fedgpt2.protocol.messages import encode
 
 
@@ -135,7 +135,7 @@ async def test_what_comes_while_the_miner_stops_is_answered_and_nobodys_fault(ri
         monkeypatch.setattr(Server, "stop", stopping)
     assert answers == [(400, "cut_off"), (204, None)]
     assert Reason.CUT_OFF.culprit is Culprit.NETWORK
-    journal = Journal(tmp_path / "miner")
+    journal = OrderJournal(tmp_path / "miner")
     assert journal.newest(order) is None
     assert not journal.keep_receipt(sent["/v1/receipts"])  # it is there
     journal.close()

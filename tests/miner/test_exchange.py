@@ -148,9 +148,9 @@ async def test_a_loss_that_is_no_number_is_no_contribution(rig):
 
 
 async def test_another_packer_sends_what_it_likes(rig, corpus):
-    from fedgpt2.miner.packer import HonestPacker
+    from fedgpt2.miner.packer import HonestEncoder
 
-    class Doubling(HonestPacker):
+    class Doubling(HonestEncoder):
         def pack(self, order, work_id, result, gradient):
             gradient.flat.mul_(2)
             return super().pack(order, work_id, result, gradient)

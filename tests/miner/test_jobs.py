@@ -17,14 +17,14 @@ from fedgpt2.data.manifest import build as build_manifest
 from fedgpt2.data.store import Store
 from fedgpt2.errors import CorpusError, DiskFullError, PeerError, Reason, Refused
 from fedgpt2.gradient.strategy import Result
+from fedgpt2.link.blobs import Blob
 from fedgpt2.miner import service
-from fedgpt2.miner.job import Tools
-from fedgpt2.miner.journal import Journal
-from fedgpt2.miner.packer import HonestPacker
+from fedgpt2.miner.job import MinerContext
+from fedgpt2.miner.journal import OrderJournal
+from fedgpt2.miner.packer import HonestEncoder
 from fedgpt2.miner.service import Miner
-from fedgpt2.miner.work import Library, Workshop
+from fedgpt2.miner.work import MinerCorpus, Trainer
 from fedgpt2.model.gpt2 import initialise
-from fedgpt2.network.blobs import Blob
 from fedgpt2.protocol.messages import Caps
 from fedgpt2.types import Digest, ModelShape
 
@@ -550,7 +550,7 @@ async def test_a_full_disk_ends_the_program_with_its_line(rig, monkeypatch):
     def full(*_arguments):
         raise DiskFullError("no space left")
 
-    monkeypatch.setattr(Journal, "record", full)
+    monkeypatch.setattr(OrderJournal, "record", full)
     refusal = await refused(validator.post(validator.order()), Reason.COMPUTE_FAILED)
     assert "space" not in refusal.detail
     with pytest.raises(DiskFullError):
@@ -575,13 +575,13 @@ async def test_orders_that_cannot_be_met_are_refused_when_posted(rig):
 
 
 def test_the_manifest_is_read_once(corpus, source):
-    library = Library(source)
+    library = MinerCorpus(source)
     raw = corpus.manifest.to_bytes()
     assert library._opened(corpus.manifest.digest(), raw) is library._opened(corpus.manifest.digest(), b"")
 
 
 def test_a_refused_manifest_leaves_the_reading_ahead_as_it_was(corpus, source, tmp_path):
-    library = Library(source, Store.open(str(tmp_path), 1.0))
+    library = MinerCorpus(source, Store.open(str(tmp_path), 1.0))
     digest, raw = corpus.manifest.digest(), corpus.manifest.to_bytes()
     library._opened(digest, raw)
     for wrong in (b"[]", dataclasses.replace(corpus.manifest, source="another").to_bytes()):
@@ -598,7 +598,7 @@ def test_a_refused_manifest_leaves_the_reading_ahead_as_it_was(corpus, source, t
 def test_an_order_that_was_called_off_does_not_wait_for_a_page_that_others_fetch(source, signers, tmp_path):
     whole = Corpus(source, build_manifest(source, DATA, SHAPE.block_size, 7), Store.open(str(tmp_path), 1.0))
     order = Validator(signers[1], signers[0], whole, client=None).order()
-    library, stop = Library(source, whole.cache.store), threading.Event()
+    library, stop = MinerCorpus(source, whole.cache.store), threading.Event()
     whole.cache.store.remove(whole.cache.kind, name := f"assign-{order.assignment.pages[0]:08d}.u16")
     threading.Timer(0.2, stop.set).start()
     with whole.cache.store.turn("pages", f"{whole.cache.kind}/{name}"), pytest.raises(Refused) as refusal:
@@ -626,8 +626,8 @@ async def test_the_text_of_an_order_that_was_called_off_is_not_read_on(source, s
     begun, release = threading.Event(), threading.Event()
     text = Halting(source, lambda: (begun.set(), release.wait(10)))
     whole = Corpus(source, build_manifest(source, DATA, SHAPE.block_size, 7))
-    tools = Tools(signers[0], Library(text), Workshop(CPU, EXACT), HonestPacker())
-    journal = Journal(tmp_path / "miner")
+    tools = MinerContext(signers[0], MinerCorpus(text), Trainer(CPU, EXACT), HonestEncoder())
+    journal = OrderJournal(tmp_path / "miner")
     miner = Miner(tools, journal, Limits(), lambda _: None)
     validator = Validator(signers[1], signers[0], whole, client=None)
     order = validator.order(n=10_000)

@@ -9,7 +9,7 @@ import pytest
 
 from fedgpt2.errors import DiskFullError, Reason, Refused, RunDirectoryError
 from fedgpt2.miner import journal as module
-from fedgpt2.miner.journal import Journal
+from fedgpt2.miner.journal import OrderJournal
 from fedgpt2.miner.orders import Taken
 from fedgpt2.protocol.messages import Envelope
 
@@ -28,14 +28,14 @@ def folder(tmp_path):
 
 
 def test_the_newest_order_of_each_run_survives(folder):
-    journal = Journal(folder)
+    journal = OrderJournal(folder)
     assert journal.newest(ORDER) is None
     journal.record(order(0, 4), "1" * 64)
     journal.record(order(1, 2), "2" * 64)
     journal.record(order(0, 9, run="d"), "3" * 64)
     journal.record(order(0, 7, sender="W"), "4" * 64)
     journal.close()
-    journal = Journal(folder)
+    journal = OrderJournal(folder)
     assert journal.newest(ORDER) == Taken((1, 2), "2" * 64)
     assert journal.newest(order(0, 0, run="d")) == Taken((0, 9), "3" * 64)
     assert journal.newest(order(0, 0, sender="W")) == Taken((0, 7), "4" * 64)
@@ -44,7 +44,7 @@ def test_the_newest_order_of_each_run_survives(folder):
 
 def test_the_runs_remembered_are_bounded(folder, monkeypatch):
     monkeypatch.setattr(module, "_RUNS_KEPT", 3)
-    journal = Journal(folder)
+    journal = OrderJournal(folder)
     for run in "abcdef":
         journal.record(order(0, 1, run=run), "1" * 64)
     assert [journal.newest(order(0, 0, run=run)) is not None for run in "abcdef"] == [False] * 3 + [True] * 3
@@ -53,7 +53,7 @@ def test_the_runs_remembered_are_bounded(folder, monkeypatch):
 
 def test_a_run_is_remembered_however_many_orders_of_another_come(folder, monkeypatch):
     monkeypatch.setattr(module, "_RUNS_KEPT", 3)
-    journal = Journal(folder)
+    journal = OrderJournal(folder)
     journal.record(order(0, 7, run="a"), "1" * 64)
     for number in range(10):
         journal.record(order(0, number, run="b"), "2" * 64)
@@ -62,7 +62,7 @@ def test_a_run_is_remembered_however_many_orders_of_another_come(folder, monkeyp
 
 
 def test_receipts_are_lines_and_their_file_is_capped(folder):
-    journal = Journal(folder, receipts_bytes=1000)
+    journal = OrderJournal(folder, receipts_bytes=1000)
     for number in range(20):
         assert journal.keep_receipt(said(number))
     journal.close()
@@ -78,10 +78,10 @@ def lines(folder):
 
 def test_a_receipt_that_comes_again_is_kept_once(folder, monkeypatch):
     monkeypatch.setattr(module, "_RECEIPTS_KNOWN", 3)
-    journal = Journal(folder)
+    journal = OrderJournal(folder)
     assert journal.keep_receipt(RECEIPT)
     journal.close()
-    journal = Journal(folder)
+    journal = OrderJournal(folder)
     assert not journal.keep_receipt(msgspec.structs.replace(RECEIPT, signature="ab" * 64))  # signed anew
     assert journal.keep_receipt(msgspec.structs.replace(RECEIPT, signer="another"))
     assert journal.keep_receipt(said(0))  # something else of the same work: proof that the validator lied once
@@ -97,7 +97,7 @@ def said(number):
 
 
 def test_half_a_receipt_is_undone_and_comes_again_whole(folder, monkeypatch):
-    journal = Journal(folder)
+    journal = OrderJournal(folder)
     journal.keep_receipt(said(1))
     write = os.write
     with monkeypatch.context() as patch:
@@ -111,13 +111,13 @@ def test_half_a_receipt_is_undone_and_comes_again_whole(folder, monkeypatch):
 
 
 def test_a_kill_between_a_line_and_its_note_leaves_no_second_line(folder):
-    journal = Journal(folder)
+    journal = OrderJournal(folder)
     journal.keep_receipt(said(1))
     journal._database.execute("DELETE FROM receipted")
     journal.close()
     with (folder / "receipts.jsonl").open("a") as file:
         file.write('{"kind":"rec')  # and half of another
-    journal = Journal(folder)
+    journal = OrderJournal(folder)
     assert not journal.keep_receipt(said(1))
     assert journal.keep_receipt(said(2))
     assert [json.loads(line)["payload"] for line in lines(folder)] == ["1", "2"]
@@ -125,13 +125,13 @@ def test_a_kill_between_a_line_and_its_note_leaves_no_second_line(folder):
 
 
 def test_a_line_that_lacks_its_end_is_whole(folder):
-    journal = Journal(folder)
+    journal = OrderJournal(folder)
     journal.keep_receipt(said(1))
     journal.keep_receipt(said(2))
     journal.close()
     path = folder / "receipts.jsonl"
     path.write_bytes(path.read_bytes()[:-1])
-    journal = Journal(folder)
+    journal = OrderJournal(folder)
     assert not journal.keep_receipt(said(2))
     assert journal.keep_receipt(said(3))
     assert [json.loads(line)["payload"] for line in lines(folder)] == ["1", "2", "3"]
@@ -141,7 +141,7 @@ def test_a_line_that_lacks_its_end_is_whole(folder):
 def test_lines_of_somebody_else_are_left_alone(folder):
     folder.mkdir(parents=True)
     (folder / "receipts.jsonl").write_text("a note\n")
-    journal = Journal(folder)
+    journal = OrderJournal(folder)
     assert journal.keep_receipt(RECEIPT)
     assert lines(folder)[0] == "a note"
     journal.close()
@@ -150,7 +150,7 @@ def test_lines_of_somebody_else_are_left_alone(folder):
 def test_a_folder_that_cannot_be_used_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirectoryError, match=r"--run\.dir") as error:
-        Journal(tmp_path / "file" / "miner")
+        OrderJournal(tmp_path / "file" / "miner")
     assert "\n" not in str(error.value)
 
 
@@ -158,7 +158,7 @@ def test_a_damaged_journal_is_one_line(folder):
     folder.mkdir(parents=True)
     (folder / "journal.sqlite").write_bytes(b"not a database at all" * 100)
     with pytest.raises(RunDirectoryError, match=r"--run\.dir"):
-        Journal(folder)
+        OrderJournal(folder)
 
 
 def record_many(journal):
@@ -167,7 +167,7 @@ def record_many(journal):
 
 
 def test_a_full_disk_has_its_own_error(folder, monkeypatch):
-    journal = Journal(folder)
+    journal = OrderJournal(folder)
     pages = journal._database.execute("PRAGMA page_count").fetchone()[0]
     journal._database.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(DiskFullError, match="no space left"):
@@ -187,7 +187,7 @@ def test_files_that_cannot_be_opened_now_do_not_end_the_miner(folder, monkeypatc
     def none_left(*_arguments):
         raise OSError(24, "Too many open files")
 
-    journal = Journal(folder)
+    journal = OrderJournal(folder)
     monkeypatch.setattr("fedgpt2.miner.journal.append_line", none_left)
     with pytest.raises(Refused, match="too many open files") as error:
         journal.keep_receipt(RECEIPT)
@@ -196,7 +196,7 @@ def test_files_that_cannot_be_opened_now_do_not_end_the_miner(folder, monkeypatc
 
 
 def test_an_error_of_a_closed_database_is_typed(folder):
-    journal = Journal(folder)
+    journal = OrderJournal(folder)
     journal.close()
     with pytest.raises(RunDirectoryError) as error:
         journal.newest(ORDER)

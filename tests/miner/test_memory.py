@@ -6,10 +6,10 @@ import torch
 from fedgpt2 import codec
 from fedgpt2.config import Limits
 from fedgpt2.errors import ProtocolError, Reason, Refused
-from fedgpt2.miner.delivery import Shelf
-from fedgpt2.miner.memory import Landing, Memory
+from fedgpt2.miner.delivery import BlobCache
+from fedgpt2.miner.memory import Memory, StateReceiver
 from fedgpt2.miner.orders import Plan
-from fedgpt2.miner.packer import HonestPacker, Outcome
+from fedgpt2.miner.packer import ComputeResult, HonestEncoder
 from fedgpt2.model.gpt2 import initialise
 
 from .test_orders import ORDER, SCHEMA, SHAPE
@@ -21,21 +21,21 @@ PLAN = Plan(ORDER, "e" * 64, SCHEMA, FP32, 5.0)
 
 def test_fp32_weights_are_the_received_bytes_themselves():
     memory = Memory(SCHEMA)
-    landing = Landing(memory, FP32)
+    landing = StateReceiver(memory, FP32)
     place = landing.open(TEXT)
     place[:] = initialise(SHAPE, 1).memory()
     weights = landing.weights()
     assert torch.equal(weights.flat, initialise(SHAPE, 1).flat)
     place[0:4] = b"\0\0\0\0"
     assert weights.flat[0] == 0
-    assert Landing(memory, FP32).open(TEXT).obj is not None
+    assert StateReceiver(memory, FP32).open(TEXT).obj is not None
     assert memory.body(FP32).nbytes == 4 * weights.flat.numel()
     assert memory.weights(FP32, landing._layout).flat.data_ptr() == weights.flat.data_ptr()
 
 
 def test_bf16_is_widened_into_one_buffer_used_again():
     memory, bf16 = Memory(SCHEMA), codec.get("bf16")
-    landing = Landing(memory, bf16)
+    landing = StateReceiver(memory, bf16)
     landing.open(bf16.header(SCHEMA)[8:])[:] = bf16.encode(initialise(SHAPE, 1).flat)
     weights = landing.weights()
     assert torch.equal(weights.flat, initialise(SHAPE, 1).flat.bfloat16().float())
@@ -44,7 +44,7 @@ def test_bf16_is_widened_into_one_buffer_used_again():
 
 def test_an_fp32_gradient_is_sent_from_where_it_was_computed():
     memory = Memory(SCHEMA)
-    contribution, blob = HonestPacker().pack(ORDER, "e" * 64, Outcome(1.5, 48, 0.2), memory.gradient)
+    contribution, blob = HonestEncoder().pack(ORDER, "e" * 64, ComputeResult(1.5, 48, 0.2), memory.gradient)
     memory.gradient.flat[0] = 1.0
     assert bytes(blob.data[:4]) == torch.tensor([1.0]).numpy().tobytes()
     assert contribution.blob == blob.ref
@@ -52,7 +52,7 @@ def test_an_fp32_gradient_is_sent_from_where_it_was_computed():
 
 
 def test_a_header_of_another_model_opens_nothing():
-    landing = Landing(Memory(SCHEMA), FP32)
+    landing = StateReceiver(Memory(SCHEMA), FP32)
     with pytest.raises(ProtocolError) as refusal:
         landing.open(b"{}")
     assert refusal.value.reason is Reason.WRONG_NAMES
@@ -74,7 +74,7 @@ def test_no_memory_for_a_body_is_a_refusal(monkeypatch):
 
 
 async def test_a_shelf_keeps_what_the_next_order_names_again():
-    shelf = Shelf(Limits())
+    shelf = BlobCache(Limits())
     state, manifest = shelf.state(PLAN), shelf.manifest(PLAN)
     assert (shelf.state(PLAN), shelf.manifest(PLAN)) == (state, manifest)
     with pytest.raises(Refused) as refusal:
@@ -85,7 +85,7 @@ async def test_a_shelf_keeps_what_the_next_order_names_again():
 async def test_another_state_takes_over_the_buffer_and_shuts_the_older_upload_out():
     import msgspec
 
-    shelf = Shelf(Limits())
+    shelf = BlobCache(Limits())
     older = shelf.state(PLAN)
     turn = older.incoming.claim()
     other = msgspec.structs.replace(ORDER, state=(msgspec.structs.replace(ORDER.state[0], digest="7" * 64),))

@@ -15,9 +15,9 @@ import torch
 
 from fedgpt2.config import Axon, Data, Gradient, MinerConfig, Run, Wallet
 from fedgpt2.errors import CorpusError, DeviceError, PortInUseError, UsageError
+from fedgpt2.event_loop import Stop
 from fedgpt2.miner.program import run_miner
 from fedgpt2.model import hardware
-from fedgpt2.network.loop import Stop
 
 ROOT = Path(__file__).parents[2]
 

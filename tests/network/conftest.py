@@ -14,10 +14,10 @@ from fedgpt2.config import Limits
 from fedgpt2.errors import PeerError, Reason, Refused
 from fedgpt2.identity.auth import Gate
 from fedgpt2.identity.signing import Signer
-from fedgpt2.network.address import Address
-from fedgpt2.network.blobs import Blob, Incoming
-from fedgpt2.network.client import AxonClient, open_session
-from fedgpt2.network.http import (
+from fedgpt2.link.address import Address
+from fedgpt2.link.blobs import Blob, Incoming
+from fedgpt2.link.client import AxonClient, open_session
+from fedgpt2.link.http_server import (
     Handler,
     Server,
     hold_body,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgpt2.errors import UsageError
-from fedgpt2.network.address import Address, parse
+from fedgpt2.link.address import Address, parse
 
 KEY = "5DtDLm5rQHShDqojQpsvcN8tRXHVFaecfDoRet1SU6BFD9Fi"
 

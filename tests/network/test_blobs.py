@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgpt2.errors import ProtocolError, Reason
-from fedgpt2.network.blobs import LONGEST_SLICE, SLICE_BYTES, Blob, Incoming
+from fedgpt2.link.blobs import LONGEST_SLICE, SLICE_BYTES, Blob, Incoming
 from fedgpt2.protocol.messages import BlobRef
 
 HEADER = struct.pack("<Q", 16) + b'{"w": "example"}'
@@ -57,7 +57,7 @@ def test_slices_are_views_of_a_mebibyte_at_first():
 
 def test_slices_grow_while_each_is_taken_at_once_and_not_after_a_wait(monkeypatch):
     blob, now, sizes = blob_of(64 * SLICE_BYTES), [0.0], []
-    monkeypatch.setattr("fedgpt2.network.blobs.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("fedgpt2.link.blobs.time", SimpleNamespace(monotonic=lambda: now[0]))
     for part in blob.slices():
         sizes.append(part.nbytes)
         now[0] += 5.0 if sum(sizes) > 40 * SLICE_BYTES else 0.01

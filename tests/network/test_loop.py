@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from fedgpt2.network.loop import Stop, run
+from fedgpt2.event_loop import Stop, run
 
 PROGRAM = """
 import asyncio, sys, time
-from fedgpt2.network.loop import run
+
 
 async def main(stop):
     print("ready", flush=True)

@@ -9,10 +9,10 @@ import pytest
 
 from fedgpt2.errors import Culprit, NetworkError, PeerError, ProtocolError, Reason, Refused
 from fedgpt2.identity.signing import Signer
-from fedgpt2.network import client as client_module
-from fedgpt2.network.address import Address
-from fedgpt2.network.blobs import Blob
-from fedgpt2.network.client import AxonClient, open_session
+from fedgpt2.link import client as client_module
+from fedgpt2.link.address import Address
+from fedgpt2.link.blobs import Blob
+from fedgpt2.link.client import AxonClient, open_session
 from fedgpt2.protocol.messages import Info, RefusalBody, encode
 from tests.network.conftest import LIMITS, WORK_ID, make_blob, make_incoming, request_head, signer
 

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from fedgpt2.errors import PortInUseError, SetupError
-from fedgpt2.network.http import Server
+from fedgpt2.link.http_server import Server
 
 
 async def test_a_free_port_is_taken_and_told(axon, connect):
@@ -84,7 +84,7 @@ async def test_who_does_not_read_its_answer_makes_room_too():
 
 
 async def test_who_asks_and_asks_and_reads_no_answer_is_cut_off(axon, monkeypatch):
-    monkeypatch.setattr("fedgpt2.network.http._ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("fedgpt2.link.http_server._ANSWER_SECONDS", 0.3)
     with socket.socket() as caller:
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         caller.setblocking(False)

@@ -9,7 +9,7 @@ from aiohttp import StreamReader
 from aiohttp.base_protocol import BaseProtocol
 
 from fedgpt2.errors import PeerError, Reason
-from fedgpt2.network import blobs
+from fedgpt2.link import blobs
 from tests.network.conftest import make_blob, make_incoming, request_head
 
 FLOATS = 1_000_000
@@ -18,13 +18,13 @@ FLOATS = 1_000_000
 @pytest.fixture(autouse=True)
 def straight(monkeypatch):
     """Whether each transfer went straight, in order; even small ones do here."""
-    real, went = blobs.read_straight, []
+    real, went = blobs.receive_directly, []
 
     async def watched(*arguments):
         went.append(await real(*arguments))
         return went[-1]
 
-    monkeypatch.setattr(blobs, "read_straight", watched)
+    monkeypatch.setattr(blobs, "receive_directly", watched)
     monkeypatch.setattr(blobs, "LEAST", 1 << 16)
     return went
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from fedgpt2.network.threads import off_loop
+from fedgpt2.event_loop import off_loop
 
 
 async def test_results_and_errors_come_back():
@@ -36,7 +36,7 @@ async def test_a_cancelled_caller_leaves_the_thread_to_finish():
 def test_the_exit_does_not_wait():
     code = (
         "import asyncio, time\n"
-        "from fedgpt2.network.threads import off_loop\n"
+        "from fedgpt2.event_loop import off_loop\n"
         "async def main():\n"
         "    asyncio.ensure_future(off_loop(time.sleep, 60))\n"
         "    await asyncio.sleep(0.1)\n"

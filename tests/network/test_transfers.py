@@ -7,7 +7,7 @@ import time
 import pytest
 
 from fedgpt2.errors import Culprit, PeerError, Reason
-from fedgpt2.network.blobs import Blob, Incoming
+from fedgpt2.link.blobs import Blob, Incoming
 from fedgpt2.protocol.messages import RefusalBody
 from tests.network.conftest import LIMITS, make_blob, make_incoming, request_head, signer
 
@@ -18,7 +18,7 @@ ORDER = signer(1).seal("order", RefusalBody(reason="any message will do"))
 @pytest.fixture(params=["parsed", "straight"], autouse=True)
 def way_in(request, monkeypatch):
     """How the bulk of a large blob arrives: through the HTTP parser, or past it."""
-    monkeypatch.setattr("fedgpt2.network.blobs.LEAST", 1 << 60 if request.param == "parsed" else 1 << 16)
+    monkeypatch.setattr("fedgpt2.link.blobs.LEAST", 1 << 60 if request.param == "parsed" else 1 << 16)
     return request.param
 
 

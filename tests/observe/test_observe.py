@@ -13,11 +13,11 @@ from rich.console import Console
 
 from fedgpt2.observe.board import Board
 from fedgpt2.observe.chart import HELD_OUT, TRAIN, UNIGRAM, loss_chart
-from fedgpt2.observe.choice import observer_for
 from fedgpt2.observe.console import Live, miners_table
+from fedgpt2.observe.factory import observer_for
+from fedgpt2.observe.formatting import count, duration, loss, short_key, volume
 from fedgpt2.observe.plain import Lines, round_line
 from fedgpt2.observe.rows import read_facts, read_row
-from fedgpt2.observe.words import count, duration, loss, short_key, volume
 
 FACTS = {
     "run_dir": "runs/x",

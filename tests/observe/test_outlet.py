@@ -10,8 +10,8 @@ from typing import TextIO
 
 import pytest
 
-from fedgpt2.observe.choice import observer_for
-from fedgpt2.observe.outlet import Outlet
+from fedgpt2.observe.factory import observer_for
+from fedgpt2.observe.safe_stream import SafeStream
 
 FULL = Path("/dev/full")  # takes nothing: every write to it is ENOSPC
 
@@ -33,13 +33,13 @@ def gone() -> Iterator[TextIO]:
 
 def test_lines_arrive_at_once(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
-        Outlet(log, io.StringIO()).say("a line")
+        SafeStream(log, io.StringIO()).say("a line")
         assert (tmp_path / "log").read_text() == "a line\n"
 
 
 def test_a_reader_that_has_left_is_told_of_once(gone: TextIO) -> None:
     complaints = io.StringIO()
-    outlet = Outlet(gone, complaints)
+    outlet = SafeStream(gone, complaints)
     for _ in range(3):
         outlet.say("a line")
         assert outlet.write("a word") == 6
@@ -48,14 +48,14 @@ def test_a_reader_that_has_left_is_told_of_once(gone: TextIO) -> None:
 
 
 def test_complaints_that_nobody_reads_are_not_made(gone: TextIO) -> None:
-    Outlet(gone, gone).say("a line")
+    SafeStream(gone, gone).say("a line")
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_told_of() -> None:
     complaints = io.StringIO()
     full = FULL.open("w")
-    Outlet(full, complaints).say("a line")
+    SafeStream(full, complaints).say("a line")
     assert "No space left on device" in complaints.getvalue()
     with pytest.raises(OSError, match="No space left"):
         full.close()

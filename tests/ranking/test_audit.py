@@ -23,7 +23,7 @@ from fedgpt2.ranking.audit import (
 )
 from fedgpt2.ranking.credit import Credit
 from fedgpt2.ranking.evidence import Audit, Evidence, as_row, read_evidence
-from fedgpt2.ranking.marks import Mark, Verdict
+from fedgpt2.ranking.marks import Mark, RoundOutcome
 from fedgpt2.ranking.rating import Rating
 from fedgpt2.ranking.reliability import Average
 from fedgpt2.ranking.sample import choose
@@ -33,7 +33,7 @@ from tests.ranking.worlds import AGGREGATE, evidence, rule
 D, HONEST = 400, 8
 LENGTH = 0.01
 SEEDS = st.integers(0, 10_000)
-OWN = Mark(Verdict.OWN, 1.0, Credit(raw=0.5, added=0.1, own=0.9))
+OWN = Mark(RoundOutcome.OWN, 1.0, Credit(raw=0.5, added=0.1, own=0.9))
 
 
 def audit(hotkey: str, text: np.ndarray, x: np.ndarray) -> Audit:
@@ -268,10 +268,10 @@ def test_who_does_not_use_its_text_is_not_the_keeper_of_anothers() -> None:
         audits = tuple(audit(name, texts[name], xs[name]) for name in xs)
         rounds.append(msgspec.structs.replace(made, audits=audits))
     entries = [made for _, made in fold(rounds, rule()).entries]
-    assert entries[0]["thief"].mark.verdict is Verdict.OWN
-    assert entries[0]["h0"].mark.verdict is Verdict.COPY
-    assert entries[-1]["h0"].mark.verdict is Verdict.OWN
-    assert (entries[-1]["thief"].mark.verdict, entries[-1]["thief"].mark.keeper) == (Verdict.COPY, "h0")
+    assert entries[0]["thief"].mark.verdict is RoundOutcome.OWN
+    assert entries[0]["h0"].mark.verdict is RoundOutcome.COPY
+    assert entries[-1]["h0"].mark.verdict is RoundOutcome.OWN
+    assert (entries[-1]["thief"].mark.verdict, entries[-1]["thief"].mark.keeper) == (RoundOutcome.COPY, "h0")
 
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.floats(0, 1e3), st.floats(0, 1e6))
@@ -304,10 +304,10 @@ def test_a_low_start_does_not_hold_down_what_the_others_show() -> None:
 def test_it_says_nothing_of_what_was_not_measured_and_a_replay_is_made_without_any_text() -> None:
     tried = Audit(hotkey="a", windows=(0,), before=5.0, after=4.99, length=0.01)
     assert grounding(OWN, tried, 1.0) == pytest.approx(0.5)
-    assert grounding(Mark(Verdict.COPY, credit=OWN.credit), tried, 2.0) == pytest.approx(0.25)
-    for mark in (Mark(Verdict.FAULT), Mark(Verdict.OWN, 1.0)):
+    assert grounding(Mark(RoundOutcome.COPY, credit=OWN.credit), tried, 2.0) == pytest.approx(0.25)
+    for mark in (Mark(RoundOutcome.FAULT), Mark(RoundOutcome.OWN, 1.0)):
         assert grounding(mark, tried, 1.0) is None
-    assert grounding(Mark(Verdict.REPLAY, credit=OWN.credit), tried, 1.0) == 0.0
+    assert grounding(Mark(RoundOutcome.REPLAY, credit=OWN.credit), tried, 1.0) == 0.0
     assert grounding(OWN, tried, 0.0) is None
     assert grounding(OWN, tried, math.nan) is None
 

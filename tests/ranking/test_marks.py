@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fedgpt2.ranking.evidence import Evidence, Trial
-from fedgpt2.ranking.marks import Verdict, keepers, marks, waived
+from fedgpt2.ranking.marks import RoundOutcome, keepers, marks, waived
 from tests.ranking.worlds import AGGREGATE, MOMENT, evidence, refused, rule, unheard
 
 RULE = rule()
@@ -13,7 +13,7 @@ DRAW = np.random.default_rng(3)
 A, B, C, G, LAST = DRAW.normal(size=(5, 30))
 
 
-def verdicts(made: Evidence) -> dict[str, Verdict]:
+def verdicts(made: Evidence) -> dict[str, RoundOutcome]:
     return {hotkey: mark.verdict for hotkey, mark in marks(made, RULE).items()}
 
 
@@ -27,7 +27,12 @@ def test_of_a_cluster_the_earliest_commitment_keeps_the_credit() -> None:
     )
     assert keepers(made) == {"a": "b", "b": "b", "c": "c", "d": "b"}
     found = marks(made, RULE)
-    assert [found[name].verdict for name in "abcd"] == [Verdict.COPY, Verdict.OWN, Verdict.OWN, Verdict.COPY]
+    assert [found[name].verdict for name in "abcd"] == [
+        RoundOutcome.COPY,
+        RoundOutcome.OWN,
+        RoundOutcome.OWN,
+        RoundOutcome.COPY,
+    ]
     assert found["a"].keeper == "b"
     assert [found[name].score is None for name in "abcd"] == [True, False, False, True]
 
@@ -53,13 +58,13 @@ def test_replays_of_what_is_free_and_nothing_at_all_lose() -> None:
         [(AGGREGATE, LAST), (MOMENT, B)],
     )
     assert verdicts(made) == {
-        "honest": Verdict.OWN,
-        "moment": Verdict.REPLAY,
-        "nothing": Verdict.REPLAY,
-        "replay": Verdict.REPLAY,
+        "honest": RoundOutcome.OWN,
+        "moment": RoundOutcome.REPLAY,
+        "nothing": RoundOutcome.REPLAY,
+        "replay": RoundOutcome.REPLAY,
     }
     assert marks(made, RULE)["replay"].loses
-    assert marks(made, rule(own=0.0))["replay"].verdict is Verdict.OWN
+    assert marks(made, rule(own=0.0))["replay"].verdict is RoundOutcome.OWN
 
 
 def test_only_miners_faults_are_held_against_them() -> None:
@@ -75,15 +80,15 @@ def test_a_round_in_which_most_fail_is_bad_as_a_whole(admitted: int, failed: int
     made = evidence(1, xs, G, others=others)
     assert waived(made, RULE) is bad
     if failed:
-        assert marks(made, RULE)["x0"].verdict is (Verdict.EXCUSED if bad else Verdict.FAULT)
+        assert marks(made, RULE)["x0"].verdict is (RoundOutcome.EXCUSED if bad else RoundOutcome.FAULT)
 
 
 def test_a_round_that_was_not_measured_compares_nobody() -> None:
     made = msgspec.structs.replace(evidence(1, {"a": A, "b": B}, G), products=None)
     assert {mark.score for mark in marks(made, RULE).values()} == {None}
-    assert set(verdicts(made).values()) == {Verdict.OWN}
+    assert set(verdicts(made).values()) == {RoundOutcome.OWN}
     nothing = msgspec.structs.replace(evidence(1, {"a": A, "b": 0.0 * B}, G), products=None)
-    assert verdicts(nothing)["b"] is Verdict.REPLAY
+    assert verdicts(nothing)["b"] is RoundOutcome.REPLAY
 
 
 def test_one_without_inner_products_is_not_compared() -> None:
@@ -117,4 +122,4 @@ def test_the_rule_says_what_is_compared() -> None:
 def test_a_body_that_equals_anothers_is_a_copy_and_no_fault() -> None:
     made = evidence(1, {"a": A, "b": B}, G, others=[refused("c", "duplicate")])
     found = marks(made, RULE)["c"]
-    assert (found.verdict, found.score, found.loses) == (Verdict.COPY, None, False)
+    assert (found.verdict, found.score, found.loses) == (RoundOutcome.COPY, None, False)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgpt2.ranking.marks import Mark, Verdict
+from fedgpt2.ranking.marks import Mark, RoundOutcome
 from fedgpt2.ranking.payout import U16_MAX, merit, pay, to_u16, weights
 from fedgpt2.ranking.rating import Rating
 from fedgpt2.ranking.reliability import Average, Conduct, observe
@@ -16,7 +16,7 @@ RULE = rule()
 PAYS = st.lists(st.floats(0, 1e12), max_size=40)
 
 
-def after(*verdicts: Verdict | None, bad: bool = False) -> Conduct:
+def after(*verdicts: RoundOutcome | None, bad: bool = False) -> Conduct:
     conduct = Conduct()
     for verdict in verdicts:
         conduct = observe(conduct, None if verdict is None else Mark(verdict), RULE.memory, bad_round=bad)
@@ -37,19 +37,27 @@ def test_an_average_lies_among_its_values_and_forgets(values: list[float], round
 
 
 def test_reliability_falls_by_own_faults_alone() -> None:
-    own = Verdict.OWN
+    own = RoundOutcome.OWN
     assert after(own, own, own).reliability.value(1.0) == 1.0
-    assert after(own, Verdict.UNHEARD, own).reliability == after(own, own).reliability
-    assert after(own, Verdict.EXCUSED, own, bad=True).reliability == after(own, own).reliability
+    assert after(own, RoundOutcome.UNHEARD, own).reliability == after(own, own).reliability
+    assert after(own, RoundOutcome.EXCUSED, own, bad=True).reliability == after(own, own).reliability
     assert after(own, None, own).reliability == after(own, own).reliability
-    assert after(own, Verdict.FAULT).reliability.value(1.0) < 0.6
-    assert after(Verdict.FAULT, *[own] * 30).reliability.value(1.0) > 0.9
-    assert after(Verdict.FAULT).reliability.value(1.0) == 0.0
-    assert after(own, Verdict.COPY, Verdict.REPLAY).reliability.value(1.0) == 1.0
+    assert after(own, RoundOutcome.FAULT).reliability.value(1.0) < 0.6
+    assert after(RoundOutcome.FAULT, *[own] * 30).reliability.value(1.0) > 0.9
+    assert after(RoundOutcome.FAULT).reliability.value(1.0) == 0.0
+    assert after(own, RoundOutcome.COPY, RoundOutcome.REPLAY).reliability.value(1.0) == 1.0
 
 
 def test_refusals_orders_and_clean_rounds_are_counted() -> None:
-    conduct = after(Verdict.OWN, Verdict.FAULT, Verdict.EXCUSED, Verdict.UNHEARD, None, Verdict.COPY, Verdict.OWN)
+    conduct = after(
+        RoundOutcome.OWN,
+        RoundOutcome.FAULT,
+        RoundOutcome.EXCUSED,
+        RoundOutcome.UNHEARD,
+        None,
+        RoundOutcome.COPY,
+        RoundOutcome.OWN,
+    )
     assert (conduct.clean, conduct.refusals, conduct.orders) == (2, 2, 6)
 
 
@@ -57,31 +65,31 @@ def test_refusals_orders_and_clean_rounds_are_counted() -> None:
 def test_shares_of_hotkeys_that_send_one_gradient_sum_to_one(k: int, first: list[int]) -> None:
     members = [Conduct()] * k
     for turn in first:
-        said = [Verdict.OWN if i == turn % k else Verdict.COPY for i in range(k)]
+        said = [RoundOutcome.OWN if i == turn % k else RoundOutcome.COPY for i in range(k)]
         members = [observe(c, Mark(v), RULE.memory, bad_round=False) for c, v in zip(members, said, strict=True)]
     assert math.fsum(c.share.value(1.0) for c in members) == pytest.approx(1.0)
 
 
 def test_who_is_there_half_of_the_time_is_paid_half() -> None:
     rating = Rating(30.0, 2.0)
-    often, seldom = after(*[Verdict.OWN] * 60), after(*[Verdict.OWN, None] * 60)
+    often, seldom = after(*[RoundOutcome.OWN] * 60), after(*[RoundOutcome.OWN, None] * 60)
     both = [pay(merit(rating, conduct, 1.0, RULE), conduct, RULE) for conduct in (often, seldom)]
     assert both[1] / both[0] == pytest.approx(0.5, abs=0.03)
-    assert after(*[Verdict.OWN] * 9, bad=True).presence.value(0.0) == 1.0
+    assert after(*[RoundOutcome.OWN] * 9, bad=True).presence.value(0.0) == 1.0
     assert after(*[None] * 9, bad=True).presence == Average()
 
 
 def test_newcomers_are_rated_and_not_paid() -> None:
     rating = Rating(40.0, 1.0)
-    young, grown = after(*[Verdict.OWN] * (RULE.clean_rounds - 1)), after(*[Verdict.OWN] * RULE.clean_rounds)
+    young, grown = after(*[RoundOutcome.OWN] * (RULE.clean_rounds - 1)), after(*[RoundOutcome.OWN] * RULE.clean_rounds)
     assert merit(rating, young, 1.0, RULE) == merit(rating, grown, 1.0, RULE) > 0.0
     assert pay(merit(rating, young, 1.0, RULE), young, RULE) == 0.0
     assert pay(merit(rating, grown, 1.0, RULE), grown, RULE) > 0.0
-    assert pay(5.0, after(*[Verdict.COPY] * 50), RULE) == 0.0
+    assert pay(5.0, after(*[RoundOutcome.COPY] * 50), RULE) == 0.0
 
 
 def test_pay_is_convex_and_nothing_for_the_doubtful() -> None:
-    conduct = after(*[Verdict.OWN] * 10)
+    conduct = after(*[RoundOutcome.OWN] * 10)
     assert merit(Rating(20.0, 7.0), conduct, 1.0, RULE) == 0.0
     one, two = (pay(score, conduct, RULE) for score in (5.0, 10.0))
     assert two == pytest.approx(4.0 * one)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedgpt2.ranking.credit import Credit, credits
 from fedgpt2.ranking.evidence import Evidence, Free, as_row, read_evidence
-from fedgpt2.ranking.marks import Mark, Verdict
+from fedgpt2.ranking.marks import Mark, RoundOutcome
 from fedgpt2.ranking.proven import BOUND, FLOOR, FULL, LEAST, UNTOLD, bound, proof, shares, weighed
 from fedgpt2.ranking.reliability import Average
 from fedgpt2.ranking.table import Entry, Table, advance, fold, ranks
@@ -31,7 +31,7 @@ def basis(draw: np.random.Generator, k: int = 3) -> Basis:
 def proved(x: np.ndarray, g: np.ndarray, free: Basis) -> tuple[float, float]:
     """What a round proves of x, and the part of its length that is its own."""
     credit = credits(evidence(1, {"m": x}, g, free), PROVEN)["m"]
-    found = proof(Mark(Verdict.OWN, credit=credit), float(np.linalg.norm(g)))
+    found = proof(Mark(RoundOutcome.OWN, credit=credit), float(np.linalg.norm(g)))
     assert found is not None
     return found, credit.own
 
@@ -69,7 +69,7 @@ def test_free_vectors_change_what_is_proved_by_the_length_alone(seed: int, k: in
 @given(st.floats(-1.0, 1.0), st.floats(-1.0, 1.0))
 def test_what_harms_adds_nothing_of_its_own(raw: float, added: float) -> None:
     credit = Credit(raw=raw, added=added, own=1.0)
-    assert proof(Mark(Verdict.OWN, credit=credit), 2.0) == (added if raw >= 0.0 else min(raw, added)) / 2.0
+    assert proof(Mark(RoundOutcome.OWN, credit=credit), 2.0) == (added if raw >= 0.0 else min(raw, added)) / 2.0
     assert raw >= 0.0 or credit.mixed < 0.0
 
 
@@ -220,20 +220,20 @@ def test_newcomers_are_known_by_their_first_round() -> None:
     assert table.standings["new"].proven.weight == pytest.approx(1 / 20)
 
 
-@pytest.mark.parametrize("verdict", list(Verdict))
-def test_only_a_gradient_of_ones_own_and_a_replay_say_anything(verdict: Verdict) -> None:
+@pytest.mark.parametrize("verdict", list(RoundOutcome))
+def test_only_a_gradient_of_ones_own_and_a_replay_say_anything(verdict: RoundOutcome) -> None:
     credit = Credit(raw=1.0, added=0.5, own=0.5)
     found = proof(Mark(verdict, credit=credit), 2.0)
-    assert found == {Verdict.OWN: 0.25, Verdict.REPLAY: 0.0}.get(verdict)
-    assert proof(Mark(Verdict.OWN), 2.0) is None
-    assert proof(Mark(Verdict.OWN, credit=credit), 0.0) is None
+    assert found == {RoundOutcome.OWN: 0.25, RoundOutcome.REPLAY: 0.0}.get(verdict)
+    assert proof(Mark(RoundOutcome.OWN), 2.0) is None
+    assert proof(Mark(RoundOutcome.OWN, credit=credit), 0.0) is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_never_rewarded(value: float) -> None:
-    assert proof(Mark(Verdict.OWN, credit=Credit(raw=1.0, added=value, own=1.0)), 2.0) is None
-    assert proof(Mark(Verdict.OWN, credit=Credit(raw=1.0, added=1.0, own=1.0)), math.nan) is None
-    made = weighed({"a": Mark(Verdict.OWN, 3.0), "b": Mark(Verdict.OWN, 2.0)}, {"b": 0.5}, {})
+    assert proof(Mark(RoundOutcome.OWN, credit=Credit(raw=1.0, added=value, own=1.0)), 2.0) is None
+    assert proof(Mark(RoundOutcome.OWN, credit=Credit(raw=1.0, added=1.0, own=1.0)), math.nan) is None
+    made = weighed({"a": Mark(RoundOutcome.OWN, 3.0), "b": Mark(RoundOutcome.OWN, 2.0)}, {"b": 0.5}, {})
     assert (made["a"].score, made["b"].score) == (0.0, 2.0)
 
 

@@ -13,10 +13,10 @@ from fedgpt2.errors import PeerError, Reason
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import Assignment, BlobRef, Caps, Contribution, Envelope, Order
 from fedgpt2.protocol.tensors import PREFIX, read_header
-from fedgpt2.simulate.scene import Liars, Reply, Scene
+from fedgpt2.simulate.attacks.base import Attack, RoundView, Submission
 from fedgpt2.types import Digest, Hotkey, ModelShape, WorkId
 from fedgpt2.validator.admission import admit, check_contribution
-from fedgpt2.validator.peers import Answer, Outcome, Seat, Ticket
+from fedgpt2.validator.peers import ConnectedMiner, IssuedOrder, OrderResult, ReceivedContribution
 
 SHAPE = ModelShape(n_layer=1, n_head=1, n_embd=8, block_size=16, vocab_size=64)
 SCHEMA = SHAPE.schema()
@@ -76,9 +76,9 @@ class Stage:
         self.asked.append((weights, windows))
         return self._drawn(int(windows.astype(np.int64).sum()) * 7 + windows.size) + 0.01 * weights
 
-    def scene(self, number: int, shares: Sequence[float] | None = None) -> Scene:
+    def scene(self, number: int, shares: Sequence[float] | None = None) -> RoundView:
         """Round `number`, from 1."""
-        return Scene(
+        return RoundView(
             round=number,
             orders=tuple(order(number, i, self.answer) for i in range(self.f)),
             weights=self.weights(number),
@@ -105,15 +105,15 @@ class Stage:
         return row / row.norm()
 
 
-def rows(replies: Sequence[Reply | PeerError]) -> torch.Tensor:
+def rows(replies: Sequence[Submission | PeerError]) -> torch.Tensor:
     """The values sent, [f, d], copied."""
-    sent = [reply for reply in replies if isinstance(reply, Reply)]
+    sent = [reply for reply in replies if isinstance(reply, Submission)]
     assert len(sent) == len(replies)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[sent[0].codec]
     return torch.stack([torch.frombuffer(reply.data, dtype=dtype).float() for reply in sent])
 
 
-def play(liars: Liars, stage: Stage, rounds: int) -> list[torch.Tensor]:
+def play(liars: Attack, stage: Stage, rounds: int) -> list[torch.Tensor]:
     """What is sent in each of so many rounds."""
     return [rows(liars(stage.scene(number))) for number in range(1, rounds + 1)]
 
@@ -123,25 +123,25 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=0))
 
 
-def judged(scene: Scene, replies: Sequence[Reply | PeerError]) -> list[Reason | None]:
+def judged(scene: RoundView, replies: Sequence[Submission | PeerError]) -> list[Reason | None]:
     """What the validator makes of each answer: a reason, or None for one it admits."""
     outcomes = [_received(order, reply) for order, reply in zip(scene.orders, replies, strict=True)]
     verdicts = admit(outcomes, Limits())
     return [verdict.failure.reason if verdict.failure else None for verdict in verdicts]
 
 
-def _received(order: Order, reply: Reply | PeerError) -> Outcome:
+def _received(order: Order, reply: Submission | PeerError) -> OrderResult:
     envelope = Envelope(kind="order", payload="{}", signer="validator", signature="0" * 128)
-    ticket = Ticket(Seat(Hotkey(order.receiver), "axon"), order, envelope, WORK, 32)
+    ticket = IssuedOrder(ConnectedMiner(Hotkey(order.receiver), "axon"), order, envelope, WORK, 32)
     if isinstance(reply, PeerError):
-        return Outcome(ticket, failure=reply)
+        return OrderResult(ticket, failure=reply)
     try:
-        return Outcome(ticket, answer=_opened(order, reply), answered=True)
+        return OrderResult(ticket, answer=_opened(order, reply), answered=True)
     except PeerError as failure:
-        return Outcome(ticket, failure=failure, answered=True)
+        return OrderResult(ticket, failure=failure, answered=True)
 
 
-def _opened(order: Order, reply: Reply) -> Answer:
+def _opened(order: Order, reply: Submission) -> ReceivedContribution:
     length = len(reply.header) + reply.data.nbytes
     blob = BlobRef(digest=blob_digest(reply.header, reply.data), length=length, codec=reply.codec)
     contribution = Contribution(
@@ -159,10 +159,10 @@ def _opened(order: Order, reply: Reply) -> Answer:
     check_contribution(order, WORK, contribution, Limits().header_bytes)
     layout = read_header(reply.header[PREFIX:], SCHEMA, codec.get(reply.codec).dtype)
     assert layout.data_bytes == reply.data.nbytes
-    return Answer(contribution, layout, reply.data)
+    return ReceivedContribution(contribution, layout, reply.data)
 
 
-def moved(scene: Scene, **changes: object) -> Scene:
+def moved(scene: RoundView, **changes: object) -> RoundView:
     """The scene with something else in it."""
     return replace(scene, **changes)
 

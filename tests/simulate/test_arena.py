@@ -9,9 +9,9 @@ import torch
 
 from fedgpt2.aggregation.pipeline import PIPELINES
 from fedgpt2.errors import PeerError, Reason, UsageError
-from fedgpt2.simulate import names
-from fedgpt2.simulate.arena import ARENA, liars
-from fedgpt2.simulate.scene import Reply
+from fedgpt2.simulate.attacks import names as names
+from fedgpt2.simulate.attacks.base import Submission
+from fedgpt2.simulate.attacks.registry import ARENA, liars
 from tests.simulate.stage import D, Stage, cosine, judged, moved, play, rows
 
 SRC = Path(__file__).parents[2] / "src"
@@ -41,7 +41,7 @@ def test_the_arena_is_what_is_told_of_it():
 
 
 def test_names_are_known_without_torch():
-    code = "import sys, fedgpt2.simulate.names; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, fedgpt2.simulate.attacks.names; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SRC)}, check=False).returncode == 0
 
 
@@ -68,7 +68,7 @@ def test_a_seed_decides_everything(name):
     assert bodies() == bodies()
 
 
-def _plain(reply: Reply | PeerError) -> object:
+def _plain(reply: Submission | PeerError) -> object:
     if isinstance(reply, PeerError):
         return reply.reason
     return reply.header, bytes(reply.data), reply.codec, reply.parent
@@ -192,7 +192,7 @@ def test_a_copier_is_refused_where_its_original_came_first():
     scene = stage.scene(1)
     honest = stage.honest(1)
     originals = [
-        Reply(r.header, memoryview(row.numpy()).cast("B"), r.codec, r.parent)
+        Submission(r.header, memoryview(row.numpy()).cast("B"), r.codec, r.parent)
         for r, row in zip(liars("copy")(scene), honest, strict=True)
     ]
     twice = moved(scene, orders=(*scene.orders, *scene.orders))
@@ -211,7 +211,7 @@ def test_an_old_answer_names_the_round_before():
     attack, stage = liars("stale"), Stage()
     attack(stage.scene(1))
     (reply, *_) = attack(stage.scene(2))
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, Submission)
     assert reply.parent == stage.scene(1).orders[0].parent
 
 

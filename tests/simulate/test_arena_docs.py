@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedgpt2.simulate.names import ALONE, PROFILES
+from fedgpt2.simulate.attacks.names import ALONE, PROFILES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "aggregation.md"
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fedgpt2.config import Limits
-from fedgpt2.simulate.arena import liars
-from fedgpt2.simulate.patience import ScoreAware
+from fedgpt2.simulate.attacks.multi_round import ScoreAware
+from fedgpt2.simulate.attacks.registry import liars
 from tests.simulate.stage import SHAPE, Stage, cosine, moved, play, rows
 
 

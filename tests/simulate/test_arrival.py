@@ -21,7 +21,7 @@ from fedgpt2.simulate.arrival import Body, Claims, receive
 from fedgpt2.types import Hotkey, ModelShape
 from fedgpt2.validator.admission import admit
 from fedgpt2.validator.exchange import Exchange
-from fedgpt2.validator.peers import Outcome, Seat, Ticket, Traffic
+from fedgpt2.validator.peers import ConnectedMiner, IssuedOrder, OrderResult, Traffic
 
 SHAPE = ModelShape(n_layer=1, n_head=1, n_embd=4, block_size=8, vocab_size=16)
 SCHEMA = SHAPE.schema()
@@ -52,7 +52,7 @@ def order():
 def ticket():
     written = order()
     envelope = VALIDATOR.seal("order", written)
-    return Ticket(Seat(Hotkey(MINER.hotkey), "axon"), written, envelope, work_id(envelope.payload), 64)
+    return IssuedOrder(ConnectedMiner(Hotkey(MINER.hotkey), "axon"), written, envelope, work_id(envelope.payload), 64)
 
 
 TICKET = ticket()
@@ -106,9 +106,9 @@ async def over_the_wire(body, claims):
 
 def in_process(body, claims):
     try:
-        return Outcome(TICKET, receive(TICKET, body, claims, LIMITS.header_bytes), answered=True)
+        return OrderResult(TICKET, receive(TICKET, body, claims, LIMITS.header_bytes), answered=True)
     except PeerError as failure:
-        return Outcome(TICKET, failure=failure, answered=failure.culprit is Culprit.MINER)
+        return OrderResult(TICKET, failure=failure, answered=failure.culprit is Culprit.MINER)
 
 
 def fate(outcome):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fedgpt2.aggregation.pipeline import PIPELINES
-from fedgpt2.simulate import attacks
-from fedgpt2.simulate.attacks import ATTACKS
+from fedgpt2.simulate.attacks import formulas as attacks
+from fedgpt2.simulate.attacks.formulas import ATTACKS
 
 EXAMPLE = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
 

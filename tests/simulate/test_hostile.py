@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from fedgpt2.aggregation.pipeline import PIPELINES
-from fedgpt2.cli.cast import ADMISSIBLE, CYCLE
+from fedgpt2.cli.demo_miners import ADMISSIBLE, CYCLE
 from fedgpt2.config import Gradient, Limits
 from fedgpt2.errors import PeerError, Reason, Refused, UsageError
 from fedgpt2.gradient.registry import build
-from fedgpt2.miner.packer import Outcome
+from fedgpt2.link.blobs import Blob
+from fedgpt2.miner.packer import ComputeResult
 from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.model.state import FlatState
-from fedgpt2.network.blobs import Blob
 from fedgpt2.protocol.messages import Assignment, BlobRef, Caps, Contribution, Order
 from fedgpt2.protocol.tensors import PREFIX, read_header
+from fedgpt2.simulate.attacks.names import ALONE, NAMES
 from fedgpt2.simulate.hostile import Hostile
-from fedgpt2.simulate.names import ALONE, NAMES
 from fedgpt2.types import ModelShape, WorkId
 from fedgpt2.validator.admission import check_contribution, check_values
 
@@ -65,7 +65,7 @@ def ask(liar: Hostile, number: int, stop: threading.Event | None = None) -> tupl
     out = FlatState(SHAPE.schema())
     work = WorkId(f"{number + 1:064x}")
     result = liar(GPT2(SHAPE, weights(number)), TEXT, out=out, stop=stop or threading.Event())
-    return liar.pack(order(number), work, Outcome(result.loss, result.tokens, 0.1), out)
+    return liar.pack(order(number), work, ComputeResult(result.loss, result.tokens, 0.1), out)
 
 
 def sent(blob: Blob) -> torch.Tensor:

@@ -6,12 +6,13 @@ import torch
 
 from fedgpt2.aggregation.pipeline import PIPELINES, Pipeline
 from fedgpt2.aggregation.rules import Mean
-from fedgpt2.simulate import attacks, vectors
-from fedgpt2.simulate import probe as probing
-from fedgpt2.simulate.arena import liars
-from fedgpt2.simulate.moments import moments
-from fedgpt2.simulate.probe import probe
-from fedgpt2.simulate.scene import Reply
+from fedgpt2.simulate.attacks import formulas as attacks
+from fedgpt2.simulate.attacks import from_gradients as vectors
+from fedgpt2.simulate.attacks import probe as probing
+from fedgpt2.simulate.attacks.base import Submission
+from fedgpt2.simulate.attacks.gradient_stats import moments
+from fedgpt2.simulate.attacks.probe import probe
+from fedgpt2.simulate.attacks.registry import liars
 from tests.simulate.stage import D, Stage, moved, rows
 
 RULES = {**PIPELINES, "mean": Pipeline((), Mean())}
@@ -50,7 +51,7 @@ def test_the_search_sends_what_a_dense_one_would(name, attack):
     scene, honest = stage.scene(1), stage.honest(1)
     by_products = liars(attack)
     assert isinstance(by_products, vectors.Opt)
-    noise = vectors.Desk().noise(scene)
+    noise = vectors.SendBuffers().noise(scene)
 
     def worst(line: vectors.Line) -> tuple[float, float, float]:
         def damage(x: float) -> float:
@@ -102,7 +103,7 @@ def test_a_rule_known_as_a_function_is_searched_by_trying(attack):
 
     replies = liars(attack)(moved(stage.scene(1), pipeline=None, defence=defence))
     assert calls == [3] * 20
-    assert all(isinstance(reply, Reply) for reply in replies)
+    assert all(isinstance(reply, Submission) for reply in replies)
 
 
 @pytest.mark.parametrize("shape", [(1, 7), (2, 40), (9, 70_000), (5, 32_768)])

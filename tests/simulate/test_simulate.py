@@ -14,20 +14,21 @@ import torch
 from fedgpt2.config import PRESETS
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import NoMinersError, Reason, Refused, SetupError, UsageError
+from fedgpt2.event_loop import Stop
 from fedgpt2.gradient.exact import Exact
 from fedgpt2.identity.keys import is_hotkey
-from fedgpt2.ledger import checkpoints
 from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.model.state import FlatState
-from fedgpt2.network.loop import Stop
 from fedgpt2.observe.board import Board, Recorder
-from fedgpt2.simulate import crowd, program
-from fedgpt2.simulate.desk import seal
+from fedgpt2.simulate import honest_miners as crowd
+from fedgpt2.simulate import program
+from fedgpt2.simulate.attacks.base import Submission
+from fedgpt2.simulate.attacks.buffers import seal
 from fedgpt2.simulate.program import run_simulation, simulate
-from fedgpt2.simulate.scene import Reply
+from fedgpt2.storage import checkpoints as checkpoints
 from fedgpt2.validator import program as validator_program
 from fedgpt2.validator import round as validator_round
-from fedgpt2.validator import rounds as validator_rounds
+from fedgpt2.validator import training_loop as validator_rounds
 
 SGD = {"name": "sgd", "lr": 0.3, "min_lr": 0.3, "warmup": 0, "clip": 0.0}
 MEAN = {"rule": "mean", "gate": False}
@@ -220,8 +221,8 @@ def test_liars_can_compute_at_any_weights_on_any_windows(small):
 
 def test_the_honest_gradients_are_copied_for_nobody(small, monkeypatch):
     asked = []
-    gradients = crowd.Crowd.gradients
-    monkeypatch.setattr(crowd.Crowd, "gradients", lambda self: asked.append(1) or gradients(self))
+    gradients = crowd.HonestMiners.gradients
+    monkeypatch.setattr(crowd.HonestMiners, "gradients", lambda self: asked.append(1) or gradients(self))
     late = Refused(Reason.LATE, "no answer by the deadline")
     lie(small, lambda scene, i: late, rounds=1)
     assert not asked
@@ -264,7 +265,7 @@ def test_a_lie_that_admission_knows_is_refused_for_what_it_is(small, case):
 def test_a_reply_may_be_memory_nobody_may_write_to(small):
     def reply(scene, i):
         sent = minus_the_mean(scene, i)
-        return Reply(sent.header, memoryview(bytes(sent.data)), sent.codec, sent.parent)
+        return Submission(sent.header, memoryview(bytes(sent.data)), sent.codec, sent.parent)
 
     result, _ = lie(small, reply, rounds=1, aggregation=MEAN)
     assert result.rounds[0].hostile_share == pytest.approx(0.25)

@@ -14,14 +14,14 @@ from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import Culprit, NetworkError, Reason, Refused
 from fedgpt2.identity.signing import Signer
 from fedgpt2.ledger.outbox import Outbox
-from fedgpt2.network.blobs import Blob
+from fedgpt2.link.blobs import Blob
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import BlobRef, Contribution
 from fedgpt2.protocol.tensors import read_header
 from fedgpt2.types import Hotkey
+from fedgpt2.validator.context import Run
 from fedgpt2.validator.orders import OrderBook
-from fedgpt2.validator.peers import Answer, Outcome, Seat, Traffic
-from fedgpt2.validator.run import Run
+from fedgpt2.validator.peers import ConnectedMiner, OrderResult, ReceivedContribution, Traffic
 from fedgpt2.validator.run_directory import open_run_directory
 from fedgpt2.validator.training import Training
 
@@ -50,7 +50,7 @@ def answer(ticket, value=1e-3, **changes):
         seconds=0.1,
     )
     traffic = Traffic(bytes_down=100, bytes_up=blob.length, sent=0.1, described=0.3, received=0.4)
-    return Outcome(ticket, Answer(contribution, layout, data), answered=True, traffic=traffic)
+    return OrderResult(ticket, ReceivedContribution(contribution, layout, data), answered=True, traffic=traffic)
 
 
 def nan(ticket):
@@ -58,16 +58,16 @@ def nan(ticket):
 
 
 def gone(ticket):
-    return Outcome(ticket, failure=NetworkError(Reason.UNREACHABLE, "connection refused"))
+    return OrderResult(ticket, failure=NetworkError(Reason.UNREACHABLE, "connection refused"))
 
 
 def liar(ticket):
-    return Outcome(ticket, failure=Refused(Reason.WRONG_ORDER, "an old one", Culprit.MINER), answered=True)
+    return OrderResult(ticket, failure=Refused(Reason.WRONG_ORDER, "an old one", Culprit.MINER), answered=True)
 
 
 @dataclass
 class ToldPeers:
-    """`Peers` whose miners are functions from tickets to outcomes."""
+    """`Miners` whose miners are functions from tickets to outcomes."""
 
     behaviours: dict
     outbox: Outbox
@@ -76,7 +76,7 @@ class ToldPeers:
     tickets: list = field(default_factory=list)
 
     async def present(self, at_least):
-        return [Seat(hotkey, f"127.0.0.1:{9000 + i}") for i, hotkey in enumerate(self.behaviours)]
+        return [ConnectedMiner(hotkey, f"127.0.0.1:{9000 + i}") for i, hotkey in enumerate(self.behaviours)]
 
     async def gather(self, tickets, blobs, *, deadline, quorum):
         self.tickets.append(tickets)

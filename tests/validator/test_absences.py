@@ -5,24 +5,24 @@ import json
 import pytest
 
 from fedgpt2.errors import Reason, Refused
-from fedgpt2.network.loop import Stop
-from fedgpt2.validator.absences import Absences
-from fedgpt2.validator.peers import Outcome, Seat
+from fedgpt2.event_loop import Stop
+from fedgpt2.validator.peers import ConnectedMiner, OrderResult
 from fedgpt2.validator.round import run_round
+from fedgpt2.validator.suspension import Suspensions
 
 from .conftest import MINERS, answer, gone, nan
 
-HERE, THERE = Seat(MINERS[0], "127.0.0.1:1"), Seat(MINERS[1], "127.0.0.1:2")
+HERE, THERE = ConnectedMiner(MINERS[0], "127.0.0.1:1"), ConnectedMiner(MINERS[1], "127.0.0.1:2")
 LATE = Reason.LATE.value
 
 
 def late(ticket):
-    return Outcome(ticket, failure=Refused(Reason.LATE, "no answer by the deadline"))
+    return OrderResult(ticket, failure=Refused(Reason.LATE, "no answer by the deadline"))
 
 
 def at_work(reasons, rounds, *, at_least=1):
     """Rounds of `rounds` in which the first of two miners had work, if it then does what `reasons` says, in turn."""
-    absences, turns, worked = Absences(), iter(reasons), []
+    absences, turns, worked = Suspensions(), iter(reasons), []
     for number in range(1, rounds + 1):
         seats = absences.at_work([HERE, THERE], number, at_least)
         absences.add(number, {seat.hotkey: next(turns, None) if seat == HERE else None for seat in seats})
@@ -36,7 +36,7 @@ def test_one_lapse_is_free_and_further_ones_cost_more_and_more(reason):
 
 
 def test_a_failure_that_most_share_is_nobodys_lapse():
-    absences, seats = Absences(), [Seat(hotkey, f"127.0.0.1:{i}") for i, hotkey in enumerate(MINERS[:3])]
+    absences, seats = Suspensions(), [ConnectedMiner(hotkey, f"127.0.0.1:{i}") for i, hotkey in enumerate(MINERS[:3])]
     for number in range(1, 5):
         absences.add(number, {MINERS[0]: "data_unavailable", MINERS[1]: "data_unavailable", MINERS[2]: None})
     assert absences.at_work(seats, 5, 1) == seats
@@ -65,16 +65,16 @@ def test_where_too_few_would_be_left_all_have_work():
 
 @pytest.mark.parametrize(("seated", "lapsing", "left"), [(16, 15, 16), (16, 8, 16), (16, 7, 9), (4, 2, 4), (3, 2, 1)])
 def test_an_outage_does_not_hand_the_model_to_whoever_was_spared(seated, lapsing, left):
-    seats = [Seat(f"miner-{i}", f"127.0.0.1:{i}") for i in range(seated)]
-    absences = Absences()
+    seats = [ConnectedMiner(f"miner-{i}", f"127.0.0.1:{i}") for i in range(seated)]
+    absences = Suspensions()
     for number in (1, 2):
         absences.add(number, {seat.hotkey: LATE if i < lapsing else None for i, seat in enumerate(seats)})
     assert len(absences.at_work(seats, 3, 1)) == left
 
 
 def test_whoever_answers_after_an_outage_is_back_for_good():
-    seats = [Seat(f"miner-{i}", f"127.0.0.1:{i}") for i in range(17)]
-    absences = Absences()
+    seats = [ConnectedMiner(f"miner-{i}", f"127.0.0.1:{i}") for i in range(17)]
+    absences = Suspensions()
     for number in range(1, 9):
         absences.add(number, {seat.hotkey: LATE if i < 8 and number < 6 else None for i, seat in enumerate(seats[:16])})
     assert absences.at_work(seats[:15], 9, 1) == seats[:15]  # one of them left
@@ -82,26 +82,26 @@ def test_whoever_answers_after_an_outage_is_back_for_good():
 
 
 def test_a_resumed_run_remembers():
-    absences = Absences()
+    absences = Suspensions()
     rows = []
     for number in (1, 2):
         absences.add(number, {HERE.hotkey: LATE, THERE.hotkey: None})
         miners = [{"hotkey": HERE.hotkey, "reason": LATE, "more": 1}, {"hotkey": THERE.hotkey, "reason": None}]
         rows.append(json.dumps({"round": number, "miners": miners, "val_loss": None}))
-    again = Absences.of(rows)
+    again = Suspensions.of(rows)
     for number in range(3, 9):
         assert again.at_work([HERE, THERE], number, 1) == absences.at_work([HERE, THERE], number, 1)
     assert again.at_work([HERE, THERE], 3, 1) == [THERE]
 
 
 def test_a_resumed_run_remembers_who_stayed_away_for_long():
-    absences, rows = Absences(), []
+    absences, rows = Suspensions(), []
     for number in range(1, 400):
         reasons = {THERE.hotkey: None} if 2 < number < 399 else {HERE.hotkey: LATE, THERE.hotkey: None}
         absences.add(number, reasons)
         miners = [{"hotkey": hotkey, "reason": reason} for hotkey, reason in reasons.items()]
         rows.append(json.dumps({"round": number, "miners": miners}))
-    again = Absences.of(rows)
+    again = Suspensions.of(rows)
     for each in (absences, again):
         assert [each.at_work([HERE, THERE], number, 1) for number in (414, 415)] == [[THERE], [HERE, THERE]]
 
@@ -110,6 +110,6 @@ def test_a_resumed_run_remembers_who_stayed_away_for_long():
 async def test_the_round_gives_a_rest_to_a_miner_that_is_silent_or_gone_and_to_nobody_else(running, config, lapsing):
     with running(config, {MINERS[0]: answer, MINERS[1]: lapsing, MINERS[2]: nan, MINERS[3]: answer}) as run:
         rows = [await run_round(run, number, 0, Stop()) for number in (1, 2, 3)]
-        assert Absences.of(run.directory.ledger.rounds()).at_work([THERE], 4, 0) == [THERE]
+        assert Suspensions.of(run.directory.ledger.rounds()).at_work([THERE], 4, 0) == [THERE]
     assert [len(row["miners"]) for row in rows] == [4, 4, 3]
     assert {miner["hotkey"] for miner in rows[2]["miners"]} == {MINERS[0], MINERS[2], MINERS[3]}

@@ -15,8 +15,8 @@ from fedgpt2.model.state import FlatState
 from fedgpt2.protocol.messages import Assignment, BlobRef, Caps, Contribution, Envelope, Order
 from fedgpt2.protocol.tensors import read_header
 from fedgpt2.types import Hotkey, ModelShape, WorkId
-from fedgpt2.validator.admission import Status, Verdict, admit, check_contribution, check_values
-from fedgpt2.validator.peers import Answer, Outcome, Seat, Ticket
+from fedgpt2.validator.admission import AdmissionResult, Status, admit, check_contribution, check_values
+from fedgpt2.validator.peers import ConnectedMiner, IssuedOrder, OrderResult, ReceivedContribution
 
 SHAPE = ModelShape(n_layer=1, n_head=1, n_embd=2, block_size=4, vocab_size=5)
 SCHEMA = SHAPE.schema()
@@ -61,13 +61,13 @@ def contribution(**changes: object) -> Contribution:
     return Contribution(**{**fields, **changes})
 
 
-def outcome(values: torch.Tensor, hotkey: str = "miner", digest: str = "6") -> Outcome:
+def outcome(values: torch.Tensor, hotkey: str = "miner", digest: str = "6") -> OrderResult:
     envelope = Envelope(kind="order", payload="{}", signer="validator", signature="0" * 128)
-    ticket = Ticket(Seat(Hotkey(hotkey), "127.0.0.1:1"), order(), envelope, WORK, tokens=8)
+    ticket = IssuedOrder(ConnectedMiner(Hotkey(hotkey), "127.0.0.1:1"), order(), envelope, WORK, tokens=8)
     blob = BlobRef(digest=digest * 64, length=LENGTH, codec="fp32")
     layout = read_header(FP32.header(SCHEMA)[8:], SCHEMA, "F32")
     data = memoryview(bytearray(FP32.encode(values)))
-    return Outcome(ticket, Answer(contribution(blob=blob), layout, data), answered=True)
+    return OrderResult(ticket, ReceivedContribution(contribution(blob=blob), layout, data), answered=True)
 
 
 def test_an_answer_to_this_order_passes() -> None:
@@ -148,7 +148,7 @@ def test_admit_judges_each_and_keeps_the_order() -> None:
     assert verdicts[1].values is None
 
 
-def reason(verdict: Verdict) -> str | None:
+def reason(verdict: AdmissionResult) -> str | None:
     return verdict.failure.reason.value if verdict.failure else None
 
 

@@ -10,11 +10,11 @@ from bittensor.sp_core import Keypair
 from fedgpt2.config import Limits
 from fedgpt2.errors import Culprit, NetworkError, ProtocolError, Reason, Refused
 from fedgpt2.identity.signing import Signer
-from fedgpt2.network.blobs import Blob
+from fedgpt2.link.blobs import Blob
 from fedgpt2.protocol.messages import Accepted, Contribution, Failure, Lack, WorkStatus
 from fedgpt2.validator import exchange
 from fedgpt2.validator.exchange import Exchange
-from fedgpt2.validator.peers import Seat, Traffic
+from fedgpt2.validator.peers import ConnectedMiner, Traffic
 
 from .conftest import FP32, answer, order_book
 
@@ -27,7 +27,9 @@ STATE = Blob.of("fp32", b"", memoryview(b"state"))
 
 @pytest.fixture
 def ticket(corpus, config):
-    (written,) = order_book(corpus, config).write(1, 0, "2" * 64, STATE.ref, [(Seat(MINER.hotkey, "axon"), 0)])
+    (written,) = order_book(corpus, config).write(
+        1, 0, "2" * 64, STATE.ref, [(ConnectedMiner(MINER.hotkey, "axon"), 0)]
+    )
     return written
 
 

@@ -11,11 +11,11 @@ from fedgpt2.config import Axons, Limits
 from fedgpt2.errors import Culprit, DiskFullError, NetworkError, NoMinersError, Reason, Refused
 from fedgpt2.identity.pins import KeyBook
 from fedgpt2.ledger.outbox import KEPT, Outbox
-from fedgpt2.network.address import parse
+from fedgpt2.link.address import parse
 from fedgpt2.protocol.messages import Info, Receipt, decode
 from fedgpt2.validator import http_peers
-from fedgpt2.validator.http_peers import HttpPeers
-from fedgpt2.validator.peers import Outcome
+from fedgpt2.validator.http_peers import DialledMiners
+from fedgpt2.validator.peers import OrderResult
 
 from .conftest import MINERS, SIGNER, answer, order_book
 
@@ -57,16 +57,16 @@ class ToldClient:
         self.receipts.append(receipt)
 
 
-class Peers:
+class Miners:
     """HttpPeers over told axons: what was noticed and recorded."""
 
-    def __init__(self, shown, monkeypatch, *, recorded=(), record=None, outbox=None, unsuited=None, **axons):
+    def __init__(self, shown, monkeypatch, *, recorded=(), record=None, outbox=None, check_miner=None, **axons):
         self.clients = [ToldClient(shows) for shows in shown]
         made = iter(self.clients)
         monkeypatch.setattr(http_peers, "AxonClient", lambda *_: next(made))
         monkeypatch.setattr(http_peers, "_PROBE_SECONDS", 0.01)
         self.notices, self.records = [], {}
-        self.peers = HttpPeers(
+        self.peers = DialledMiners(
             None,
             SIGNER,
             Axons(**{"wait_seconds": 0.3, **axons}),
@@ -76,7 +76,7 @@ class Peers:
             outbox=outbox or Outbox(),
             record=record or self.records.__setitem__,
             notice=self.notices.append,
-            **({"unsuited": unsuited} if unsuited else {}),
+            **({"check_miner": check_miner} if check_miner else {}),
         )
 
     async def __aenter__(self):
@@ -94,10 +94,10 @@ class Peers:
 async def test_a_miner_that_does_not_suit_is_noticed_once_and_keeps_nobody_from_its_key(monkeypatch):
     unfit = [MINERS[1]]
 
-    def unsuited(info, seated):
+    def check_miner(info, seated):
         return "it knows no fp32" if info.hotkey in unfit else None
 
-    async with Peers([MINERS[0], MINERS[1], MINERS[1]], monkeypatch, unsuited=unsuited) as told:
+    async with Miners([MINERS[0], MINERS[1], MINERS[1]], monkeypatch, check_miner=check_miner) as told:
         assert await told.hotkeys() == [MINERS[0]]
         await asyncio.sleep(0.05)
         lines = [f"127.0.0.1:900{place}: it knows no fp32; going on without it" for place in (1, 2)]
@@ -107,10 +107,10 @@ async def test_a_miner_that_does_not_suit_is_noticed_once_and_keeps_nobody_from_
 
 
 async def test_who_is_there_already_counts_when_the_last_slot_is_asked_for(monkeypatch):
-    def unsuited(info, seated):
+    def check_miner(info, seated):
         return "no slot is left" if seated else None
 
-    async with Peers(MINERS[:2], monkeypatch, unsuited=unsuited) as told:
+    async with Miners(MINERS[:2], monkeypatch, check_miner=check_miner) as told:
         assert await told.hotkeys() == [MINERS[0]]
         assert told.notices == ["127.0.0.1:9001: no slot is left; going on without it"]
         told.clients[0].shows = REFUSED
@@ -120,7 +120,7 @@ async def test_who_is_there_already_counts_when_the_last_slot_is_asked_for(monke
 
 
 async def test_those_who_answer_are_present_and_the_others_noticed_once(monkeypatch):
-    async with Peers([MINERS[0], REFUSED, MINERS[1]], monkeypatch) as told:
+    async with Miners([MINERS[0], REFUSED, MINERS[1]], monkeypatch) as told:
         assert await told.hotkeys() == [MINERS[0], MINERS[1]]
         await asyncio.sleep(0.1)
         assert await told.hotkeys() == [MINERS[0], MINERS[1]]
@@ -130,14 +130,14 @@ async def test_those_who_answer_are_present_and_the_others_noticed_once(monkeypa
 
 
 async def test_who_comes_later_is_present_from_then_on(monkeypatch):
-    async with Peers([MINERS[0], REFUSED], monkeypatch) as told:
+    async with Miners([MINERS[0], REFUSED], monkeypatch) as told:
         assert await told.hotkeys() == [MINERS[0]]
         told.clients[1].shows = MINERS[1]
         assert await told.hotkeys(at_least=2) == [MINERS[0], MINERS[1]]
 
 
 async def test_nobody_in_time_is_one_line_that_says_why(monkeypatch):
-    async with Peers([REFUSED, Refused(Reason.FORWARDED, "a proxy")], monkeypatch) as told:
+    async with Miners([REFUSED, Refused(Reason.FORWARDED, "a proxy")], monkeypatch) as told:
         with pytest.raises(NoMinersError) as caught:
             await told.hotkeys()
     assert str(caught.value) == (
@@ -147,14 +147,14 @@ async def test_nobody_in_time_is_one_line_that_says_why(monkeypatch):
 
 
 async def test_too_few_in_time(monkeypatch):
-    async with Peers([MINERS[0], None], monkeypatch) as told:
+    async with Miners([MINERS[0], None], monkeypatch) as told:
         with pytest.raises(NoMinersError, match=r"1 of 2 miners answered within 0\.3 s"):
             await told.hotkeys(at_least=2)
         assert await told.hotkeys() == [MINERS[0]]  # one that never answers holds nobody up for longer than that
 
 
 async def test_one_hotkey_at_two_axons_is_one_miner(monkeypatch):
-    async with Peers([MINERS[0], MINERS[0]], monkeypatch) as told:
+    async with Miners([MINERS[0], MINERS[0]], monkeypatch) as told:
         assert await told.hotkeys() == [MINERS[0]]
         assert told.notices == [
             f"127.0.0.1:9001: duplicate_hotkey: {MINERS[0]} is already at 127.0.0.1:9000; going on without it"
@@ -164,7 +164,7 @@ async def test_one_hotkey_at_two_axons_is_one_miner(monkeypatch):
 @pytest.mark.parametrize("accept_new", [False, True])
 async def test_another_key_than_the_recorded_one(monkeypatch, accept_new):
     recorded = {"127.0.0.1:9000": MINERS[0]}
-    async with Peers([MINERS[1], MINERS[2]], monkeypatch, recorded=recorded, accept_new=accept_new) as told:
+    async with Miners([MINERS[1], MINERS[2]], monkeypatch, recorded=recorded, accept_new=accept_new) as told:
         assert await told.hotkeys() == [MINERS[1]] * accept_new + [MINERS[2]]
         assert [("key_changed" in notice) for notice in told.notices] == [True] * (not accept_new)
         assert told.records.get("127.0.0.1:9000") == (MINERS[1] if accept_new else None)
@@ -174,7 +174,7 @@ async def test_what_ends_a_task_in_the_background_ends_the_run(monkeypatch):
     def full(*_):
         raise DiskFullError("no space left")
 
-    async with Peers([MINERS[0]], monkeypatch, record=full) as told:
+    async with Miners([MINERS[0]], monkeypatch, record=full) as told:
         with pytest.raises(DiskFullError):
             await told.hotkeys()
 
@@ -216,7 +216,7 @@ def unsent(ticket):
 
 
 def fails(failure, answered=False):
-    return lambda ticket: Outcome(ticket, failure=failure, answered=answered)
+    return lambda ticket: OrderResult(ticket, failure=failure, answered=answered)
 
 
 async def gather(told, tickets, deadline=5.0, quorum=None):
@@ -231,7 +231,7 @@ async def gather(told, tickets, deadline=5.0, quorum=None):
 
 async def test_all_answers_end_a_round_before_its_deadline(monkeypatch, tickets):
     exchanges(monkeypatch, {MINERS[0]: (0.05, answer), MINERS[1]: (0.0, fails(Refused(Reason.BUSY)))})
-    async with Peers(MINERS[:2], monkeypatch) as told:
+    async with Miners(MINERS[:2], monkeypatch) as told:
         outcomes, seconds = await gather(told, tickets)
         assert outcomes[0].answer is not None
         assert outcomes[1].failure.reason is Reason.BUSY
@@ -247,7 +247,7 @@ async def test_miners_of_whom_none_has_time_are_asked_again(monkeypatch, tickets
         return fails(Refused(Reason.BUSY))(ticket) if len(asked) <= 4 else answer(ticket)
 
     exchanges(monkeypatch, dict.fromkeys(MINERS[:2], (0.0, busy_at_first)))
-    async with Peers(MINERS[:2], monkeypatch) as told:
+    async with Miners(MINERS[:2], monkeypatch) as told:
         outcomes, _ = await gather(told, tickets)
         assert [outcome.answer is not None for outcome in outcomes] == [True, True]
         assert sorted(asked) == sorted(MINERS[:2] * 3)
@@ -264,7 +264,7 @@ async def test_a_miner_that_has_time_late_has_all_of_it(monkeypatch, tickets):
 
     behaviours = {MINERS[0]: (0.3, busy_at_first)}
     exchanges(monkeypatch, behaviours)
-    async with Peers(MINERS[:1], monkeypatch) as told:
+    async with Miners(MINERS[:1], monkeypatch) as told:
         outcomes, seconds = await gather(told, tickets, deadline=0.6)  # less than 0.1 of it is left at the second try
         assert outcomes[0].answer is not None
         assert seconds > 0.6
@@ -272,7 +272,7 @@ async def test_a_miner_that_has_time_late_has_all_of_it(monkeypatch, tickets):
 
 async def test_the_busy_are_not_waited_for_where_somebody_else_is_present(monkeypatch, tickets):
     exchanges(monkeypatch, dict.fromkeys(MINERS[:2], (0.0, fails(Refused(Reason.BUSY)))))
-    async with Peers(MINERS[:2], monkeypatch) as told:
+    async with Miners(MINERS[:2], monkeypatch) as told:
         began = time.monotonic()
         seats = await told.peers.present(2)
         outcomes = await told.peers.gather(tickets(seats[:1]), {}, deadline=5.0, quorum=1)
@@ -283,7 +283,7 @@ async def test_the_busy_are_not_waited_for_where_somebody_else_is_present(monkey
 async def test_miners_that_never_have_time_are_asked_until_the_deadline(monkeypatch, tickets):
     monkeypatch.setattr(http_peers, "_BUSY_SECONDS", 0.05)
     exchanges(monkeypatch, dict.fromkeys(MINERS[:2], (0.0, fails(Refused(Reason.BUSY)))))
-    async with Peers(MINERS[:2], monkeypatch) as told:
+    async with Miners(MINERS[:2], monkeypatch) as told:
         outcomes, seconds = await gather(told, tickets, deadline=0.3)
         assert [outcome.failure.reason for outcome in outcomes] == [Reason.BUSY] * 2
         assert 0.2 <= seconds < 1
@@ -291,7 +291,7 @@ async def test_miners_that_never_have_time_are_asked_until_the_deadline(monkeypa
 
 async def test_the_deadline_makes_the_rest_late_and_calls_their_work_off(monkeypatch, tickets):
     exchanges(monkeypatch, {MINERS[0]: (0.0, answer), MINERS[1]: (60, answer)})
-    async with Peers(MINERS[:2], monkeypatch) as told:
+    async with Miners(MINERS[:2], monkeypatch) as told:
         outcomes, seconds = await gather(told, tickets, deadline=0.2)
         assert outcomes[0].answer is not None
         assert (outcomes[1].failure.reason, outcomes[1].failure.culprit) == (Reason.LATE, Culprit.MINER)
@@ -303,7 +303,7 @@ async def test_the_deadline_makes_the_rest_late_and_calls_their_work_off(monkeyp
 
 async def test_a_state_that_never_arrived_is_the_fault_of_the_link(monkeypatch, tickets):
     exchanges(monkeypatch, {MINERS[0]: (60, answer), MINERS[1]: (60, unsent)})
-    async with Peers(MINERS[:2], monkeypatch) as told:
+    async with Miners(MINERS[:2], monkeypatch) as told:
         outcomes, _ = await gather(told, tickets, deadline=0.2)
         assert [outcome.failure.reason for outcome in outcomes] == [Reason.LATE, Reason.TIMED_OUT]
         assert outcomes[1].failure.culprit is Culprit.NETWORK
@@ -314,7 +314,7 @@ async def test_a_state_that_never_arrived_is_the_fault_of_the_link(monkeypatch, 
 async def test_a_quorum_of_answers_ends_the_wait(monkeypatch, tickets):
     behaviours = {MINERS[0]: (0.0, answer), MINERS[1]: (0.05, answer), MINERS[2]: (60, answer)}
     exchanges(monkeypatch, behaviours)
-    async with Peers(MINERS[:3], monkeypatch) as told:
+    async with Miners(MINERS[:3], monkeypatch) as told:
         outcomes, seconds = await gather(told, tickets, quorum=2)
         assert [outcome.answer is not None for outcome in outcomes] == [True, True, False]
         assert (outcomes[2].failure.reason, outcomes[2].failure.culprit) == (Reason.CANCELLED, Culprit.VALIDATOR)
@@ -328,7 +328,7 @@ async def test_failures_are_no_part_of_a_quorum(monkeypatch, tickets):
         MINERS[2]: (0.1, answer),
     }
     exchanges(monkeypatch, behaviours)
-    async with Peers(MINERS[:3], monkeypatch) as told:
+    async with Miners(MINERS[:3], monkeypatch) as told:
         outcomes, _ = await gather(told, tickets, quorum=1)
         assert [outcome.answer is not None for outcome in outcomes] == [False, False, True]
 
@@ -346,10 +346,10 @@ async def test_an_axon_has_one_buffer_whoever_answers_there(monkeypatch, tickets
 
         async def run(self):
             leased.append(self.lease(1 << 20))
-            return Outcome(self.ticket, failure=REFUSED)  # who is gone: somebody else may come
+            return OrderResult(self.ticket, failure=REFUSED)  # who is gone: somebody else may come
 
     monkeypatch.setattr(http_peers, "Exchange", Leasing)
-    async with Peers(MINERS[:2], monkeypatch, accept_new=True) as told:
+    async with Miners(MINERS[:2], monkeypatch, accept_new=True) as told:
         for first, second in (MINERS[:2], MINERS[2:4], (MINERS[1], MINERS[4])):
             told.clients[0].shows, told.clients[1].shows = first, second
             assert await told.hotkeys(at_least=2) == [first, second]
@@ -371,7 +371,7 @@ ABSENT = [
 @pytest.mark.parametrize(("failure", "answered", "lost"), ABSENT)
 async def test_who_is_gone_or_somebody_else_is_introduced_again(monkeypatch, tickets, failure, answered, lost):
     exchanges(monkeypatch, {MINERS[0]: (0.0, fails(failure, answered)), MINERS[1]: (0.0, answer)})
-    async with Peers(MINERS[:2], monkeypatch) as told:
+    async with Miners(MINERS[:2], monkeypatch) as told:
         written = tickets(await told.peers.present(2))
         told.clients[0].shows = MINERS[2]  # by now somebody else
         before = told.clients[0].introductions
@@ -384,7 +384,7 @@ async def test_who_is_gone_or_somebody_else_is_introduced_again(monkeypatch, tic
 
 async def test_a_stop_takes_every_exchange_with_it(monkeypatch, tickets):
     exchanges(monkeypatch, dict.fromkeys(MINERS[:2], (60, answer)))
-    async with Peers(MINERS[:2], monkeypatch) as told:
+    async with Miners(MINERS[:2], monkeypatch) as told:
         task = asyncio.create_task(gather(told, tickets))
         await asyncio.sleep(0.05)
         task.cancel()
@@ -417,7 +417,7 @@ def got(client):
 
 async def test_receipts_go_to_those_present_and_wait_for_the_others(monkeypatch):
     outbox = Outbox(receipt(hotkey) for hotkey in MINERS[:3])
-    async with Peers([MINERS[0], MINERS[1], REFUSED], monkeypatch, outbox=outbox) as told:
+    async with Miners([MINERS[0], MINERS[1], REFUSED], monkeypatch, outbox=outbox) as told:
         told.clients[1].refuses_receipts = NetworkError(Reason.CUT_OFF, "gone")
         await told.peers.present(2)
         await asyncio.sleep(0.05)  # without a round: what an earlier validator left
@@ -452,7 +452,7 @@ async def test_receipts_go_to_those_present_and_wait_for_the_others(monkeypatch)
 )
 async def test_only_a_receipt_that_a_miner_cannot_read_is_given_up(monkeypatch, reason, culprit, kept):
     outbox = Outbox([receipt(MINERS[0]), receipt(MINERS[0], 2)])
-    async with Peers([MINERS[0]], monkeypatch, outbox=outbox) as told:
+    async with Miners([MINERS[0]], monkeypatch, outbox=outbox) as told:
         told.clients[0].refuses_receipts = Refused(reason, "no", culprit)
         assert await told.hotkeys() == [MINERS[0]]
         await asyncio.sleep(0.02)
@@ -470,7 +470,7 @@ async def test_only_a_receipt_that_a_miner_cannot_read_is_given_up(monkeypatch, 
 
 async def test_a_miner_too_slow_for_a_receipt_is_named(monkeypatch):
     monkeypatch.setattr(http_peers, "_RECEIPT_SECONDS", 0.01)
-    async with Peers([MINERS[0]], monkeypatch, outbox=Outbox([receipt(MINERS[0])])) as told:
+    async with Miners([MINERS[0]], monkeypatch, outbox=Outbox([receipt(MINERS[0])])) as told:
         told.clients[0].deliver_receipt = lambda _: asyncio.sleep(1)
         await told.peers.present(1)
         await asyncio.sleep(0.05)
@@ -479,7 +479,7 @@ async def test_a_miner_too_slow_for_a_receipt_is_named(monkeypatch):
 
 async def test_receipts_of_a_miner_that_is_gone_are_not_for_who_came_instead(monkeypatch):
     outbox = Outbox([receipt(MINERS[0]), receipt(MINERS[0], 2)])
-    async with Peers([MINERS[0]], monkeypatch, outbox=outbox) as told:
+    async with Miners([MINERS[0]], monkeypatch, outbox=outbox) as told:
         take = told.clients[0].deliver_receipt
 
         async def and_go(envelope):
@@ -496,7 +496,7 @@ async def test_receipts_of_a_miner_that_is_gone_are_not_for_who_came_instead(mon
 async def test_receipts_of_another_validators_key_are_left_alone(monkeypatch):
     other = msgspec.structs.replace(receipt(MINERS[0]), sender=MINERS[3])
     outbox = Outbox([other])
-    async with Peers([MINERS[0]], monkeypatch, outbox=outbox) as told:
+    async with Miners([MINERS[0]], monkeypatch, outbox=outbox) as told:
         await told.peers.present(1)
         await asyncio.sleep(0.02)
         assert told.clients[0].receipts == []
@@ -505,7 +505,7 @@ async def test_receipts_of_another_validators_key_are_left_alone(monkeypatch):
 
 async def test_a_miner_that_takes_no_receipts_is_named_when_its_oldest_go(monkeypatch):
     outbox = Outbox(receipt(MINERS[0], number) for number in range(1, KEPT + 1))
-    async with Peers([REFUSED], monkeypatch, outbox=outbox) as told:
+    async with Miners([REFUSED], monkeypatch, outbox=outbox) as told:
         told.peers.deliver()
         assert told.notices == []
         for number in (KEPT + 1, KEPT + 2):
@@ -517,7 +517,7 @@ async def test_a_miner_that_takes_no_receipts_is_named_when_its_oldest_go(monkey
 
 async def test_a_slow_miners_receipts_are_on_their_way_once(monkeypatch):
     outbox = Outbox([receipt(MINERS[0])])
-    async with Peers([MINERS[0]], monkeypatch, outbox=outbox) as told:
+    async with Miners([MINERS[0]], monkeypatch, outbox=outbox) as told:
         let = asyncio.Event()
         take = told.clients[0].deliver_receipt
 
@@ -538,7 +538,7 @@ async def test_a_slow_miners_receipts_are_on_their_way_once(monkeypatch):
 async def test_a_run_that_is_over_waits_a_moment_for_receipts(monkeypatch):
     outbox = Outbox([receipt(MINERS[0]), receipt(MINERS[1])])
     began = time.monotonic()
-    async with Peers([MINERS[0], REFUSED], monkeypatch, outbox=outbox) as told:
+    async with Miners([MINERS[0], REFUSED], monkeypatch, outbox=outbox) as told:
         pass  # nothing left to do: the run was finished before
     assert [each.round for each in got(told.clients[0])] == [1]
     assert outbox.waiting(MINERS[1]) == [receipt(MINERS[1])]

@@ -4,7 +4,7 @@ import pytest
 
 from fedgpt2.config import Aggregation, Axons, Codec, ValidatorConfig
 from fedgpt2.errors import UsageError
-from fedgpt2.network.loop import Stop
+from fedgpt2.event_loop import Stop
 from fedgpt2.validator.program import run_validator
 
 

@@ -5,13 +5,13 @@ from bittensor.sp_core import Keypair
 
 from fedgpt2.identity.signing import Signer, open_envelope
 from fedgpt2.protocol.messages import BlobRef, Order
-from fedgpt2.validator.peers import Seat
+from fedgpt2.validator.peers import ConnectedMiner
 
 from .conftest import MINERS, order_book, with_settings
 
 PARENT = "2" * 64
 STATE = BlobRef(digest="4" * 64, length=1000, codec="fp32")
-SEATS = [(Seat(hotkey, f"127.0.0.1:{9000 + slot}"), slot) for slot, hotkey in enumerate(MINERS[:3])]
+SEATS = [(ConnectedMiner(hotkey, f"127.0.0.1:{9000 + slot}"), slot) for slot, hotkey in enumerate(MINERS[:3])]
 
 
 def names(book, number=3, attempt=0, parent=PARENT, state=STATE, seats=SEATS):

@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 
-from fedgpt2.network.loop import Stop
-from fedgpt2.validator.patience import Stopped, unless
+from fedgpt2.event_loop import Stop, Stopped, until_stopped
 
 
 async def value():
@@ -14,7 +13,7 @@ async def value():
 
 
 async def test_the_result_of_the_work():
-    assert await unless(Stop(), value()) == 7
+    assert await until_stopped(Stop(), value()) == 7
 
 
 async def test_its_failure():
@@ -22,7 +21,7 @@ async def test_its_failure():
         raise LookupError("x")
 
     with pytest.raises(LookupError):
-        await unless(Stop(), fail())
+        await until_stopped(Stop(), fail())
 
 
 async def test_a_stop_cancels_the_work_and_waits_for_its_end():
@@ -37,7 +36,7 @@ async def test_a_stop_cancels_the_work_and_waits_for_its_end():
 
     asyncio.get_running_loop().call_later(0.01, stop.set)
     with pytest.raises(Stopped):
-        await unless(stop, work())
+        await until_stopped(stop, work())
     assert ended == [True]
 
 
@@ -45,7 +44,7 @@ async def test_a_stop_before_the_work_begins():
     stop = Stop()
     stop.set()
     with pytest.raises(Stopped):
-        await unless(stop, asyncio.sleep(60))
+        await until_stopped(stop, asyncio.sleep(60))
 
 
 async def test_who_waits_may_be_cancelled_and_leaves_nothing_running():
@@ -58,7 +57,7 @@ async def test_who_waits_may_be_cancelled_and_leaves_nothing_running():
         finally:
             ended.set()
 
-    task = asyncio.create_task(unless(Stop(), work()))
+    task = asyncio.create_task(until_stopped(Stop(), work()))
     await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

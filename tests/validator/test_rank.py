@@ -5,7 +5,7 @@ import pytest
 from fedgpt2.config import Ranking
 from fedgpt2.data.pools import Pick
 from fedgpt2.errors import UsageError
-from fedgpt2.network.loop import Stop
+from fedgpt2.event_loop import Stop
 from fedgpt2.ranking.evidence import read_evidence
 from fedgpt2.validator.rank import check_ranking
 from fedgpt2.validator.round import run_round

@@ -6,12 +6,12 @@ import threading
 import torch
 
 from fedgpt2.config import Axons, Wallet
-from fedgpt2.network.loop import Stop
+from fedgpt2.event_loop import Stop
 from fedgpt2.observe.board import Board, Recorder
 from fedgpt2.ranking.table import Table
 from fedgpt2.validator import program
 from fedgpt2.validator.round import run_round
-from fedgpt2.validator.rounds import recall
+from fedgpt2.validator.training_loop import recall
 
 from .conftest import MINERS, answer, gone, liar, with_settings
 

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from fedgpt2.errors import Culprit, NoMinersError, ProtocolError, Reason, Refused, SetupError
-from fedgpt2.network.loop import Stop
+from fedgpt2.event_loop import Stop, Stopped
 from fedgpt2.protocol.messages import Receipt, decode, encode
 from fedgpt2.protocol.tensors import read_header
 from fedgpt2.ranking.replay import read_rows
-from fedgpt2.validator.absences import Absences
-from fedgpt2.validator.patience import Stopped
-from fedgpt2.validator.peers import Outcome
+from fedgpt2.validator.peers import OrderResult
 from fedgpt2.validator.round import run_round, seat_slots
+from fedgpt2.validator.suspension import Suspensions
 from fedgpt2.validator.training import Training
 
 from .conftest import MINERS, answer, gone, liar, nan, with_settings
@@ -123,7 +122,7 @@ def scrawler(ticket):
     """A miner whose tensors are of a type that no encoding of Unicode can write."""
     with pytest.raises(ProtocolError) as caught:
         read_header(b'{"w":{"dtype":"\\ud800","shape":[],"data_offsets":[0,4]}}', {"w": ()}, "F32")
-    return Outcome(ticket, failure=caught.value, answered=True)
+    return OrderResult(ticket, failure=caught.value, answered=True)
 
 
 async def test_a_run_goes_on_after_a_miner_that_wrote_what_cannot_be_encoded(running, config):
@@ -133,7 +132,7 @@ async def test_a_run_goes_on_after_a_miner_that_wrote_what_cannot_be_encoded(run
         assert decode(encode(receipts[MINERS[1]]), Receipt).detail == "w: dtype \ufffd, not F32"
         rounds = list(run.directory.ledger.rounds())
     assert len(read_rows(rounds)) == 1
-    Absences.of(rounds)
+    Suspensions.of(rounds)
 
 
 async def test_the_admitted_set_is_committed_before_the_step(running, config, monkeypatch):

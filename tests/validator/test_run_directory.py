@@ -11,7 +11,7 @@ import torch
 from fedgpt2.config import Data
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import CheckpointError, RunDirectoryError
-from fedgpt2.network.loop import Stop
+from fedgpt2.event_loop import Stop
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.validator.round import run_round
 from fedgpt2.validator.run_directory import open_run_directory

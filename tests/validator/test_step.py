@@ -8,10 +8,10 @@ import torch
 
 from fedgpt2.aggregation.combine import RULES, check_rule, quorum, terms
 from fedgpt2.errors import UsageError
-from fedgpt2.network.loop import Stop
+from fedgpt2.event_loop import Stop
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.validator.round import run_round
-from fedgpt2.validator.step import Kept
+from fedgpt2.validator.step import SkipReason
 from fedgpt2.validator.training import Training
 
 from .conftest import FP32, MINERS, answer, gone, nan, with_settings
@@ -98,7 +98,10 @@ async def test_with_one_of_four_missing_too_few_are_left_unless_it_was_its_own_f
         behaviours = {**{hotkey: noisy(i) for i, hotkey in enumerate(MINERS[:4])}, MINERS[1]: missing}
         with running(with_settings(config, run={"dir": f"{config.run.dir}-{missing.__name__}"}), behaviours) as run:
             rows.append(await run_round(run, 1, 0, Stop()))
-    assert [(row["f"], row["applied"], row["reason"]) for row in rows] == [(1, False, Kept.TOO_FEW), (0, True, None)]
+    assert [(row["f"], row["applied"], row["reason"]) for row in rows] == [
+        (1, False, SkipReason.TOO_FEW),
+        (0, True, None),
+    ]
     assert rows[0]["model"] == rows[0]["parent"]
 
 

@@ -8,7 +8,7 @@ import pytest
 from fedgpt2.config import Codec, Data
 from fedgpt2.ledger.ledger import Ledger
 from fedgpt2.protocol.messages import Info
-from fedgpt2.validator.suits import unsuited
+from fedgpt2.validator.compatibility import check_miner
 
 from .conftest import MINERS
 
@@ -44,21 +44,21 @@ def ledger(tmp_path):
 )
 def test_a_miner_is_not_asked_for_what_it_does_not_offer(config, ledger, says, why):
     config = replace(config, codec=Codec(state="bf16"))
-    assert unsuited(config, ledger, msgspec.structs.replace(INFO, **says), []) == why
+    assert check_miner(config, ledger, msgspec.structs.replace(INFO, **says), []) == why
 
 
 def test_a_miner_without_a_slot_is_told_apart_from_one_that_has_one(config, ledger):
     config = replace(config, data=Data(max_slots=2))
     assert [ledger.slot_of(hotkey, 2) for hotkey in MINERS[:2]] == [0, 1]
-    assert unsuited(config, ledger, INFO, []) is None
-    why = unsuited(config, ledger, msgspec.structs.replace(INFO, hotkey=MINERS[2]), [])
+    assert check_miner(config, ledger, INFO, []) is None
+    why = check_miner(config, ledger, msgspec.structs.replace(INFO, hotkey=MINERS[2]), [])
     assert why == "all 2 slots of this run were given to other miners; another run has new ones"
 
 
 def test_of_two_newcomers_to_the_last_slot_one_is_told(config, ledger):
     config = replace(config, data=Data(max_slots=2))
     ledger.slot_of(MINERS[0], 2)
-    assert unsuited(config, ledger, msgspec.structs.replace(INFO, hotkey=MINERS[1]), [MINERS[0]]) is None
+    assert check_miner(config, ledger, msgspec.structs.replace(INFO, hotkey=MINERS[1]), [MINERS[0]]) is None
     second = msgspec.structs.replace(INFO, hotkey=MINERS[2])
-    assert unsuited(config, ledger, second, [MINERS[0], MINERS[1]]) is not None
-    assert unsuited(config, ledger, second, [MINERS[0]]) is None  # the other one has left
+    assert check_miner(config, ledger, second, [MINERS[0], MINERS[1]]) is not None
+    assert check_miner(config, ledger, second, [MINERS[0]]) is None  # the other one has left

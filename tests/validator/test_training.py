@@ -5,10 +5,10 @@ import torch
 
 from fedgpt2 import codec
 from fedgpt2.errors import CheckpointError
-from fedgpt2.ledger.checkpoints import Checkpoint
 from fedgpt2.model.state import FlatState
 from fedgpt2.protocol.digests import blob_digest, model_digest
 from fedgpt2.protocol.tensors import read_header
+from fedgpt2.storage.checkpoints import Checkpoint
 from fedgpt2.validator.training import Training
 
 from .conftest import with_settings

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from fedgpt2 import __version__
 from fedgpt2.cli.runs import StoredRun
-from fedgpt2.observe.board import Account, Board
+from fedgpt2.observe.board import Board, MinerStats
 
 __all__ = ["model_card", "run_facts"]
 
@@ -106,7 +106,7 @@ def _miners(accounts: object) -> list[str]:
     return lines
 
 
-def _account(account: Account) -> dict[str, object]:
+def _account(account: MinerStats) -> dict[str, object]:
     rounds = {name: account.statuses[name] for name in ("admitted", "refused", "failed")}
     return {"hotkey": account.hotkey, **rounds, "reasons": dict(account.reasons), "tokens": account.tokens}
 

@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _verify(argv: Sequence[str]) -> None:
     settings = parse(Verify, argv, prog="fedgpt2 data verify", about=f"Shows {ACTIONS['verify']}.")
-    from fedgpt2.cli.text import describe, read_pages, verify_cache
+    from fedgpt2.cli.data_report import describe, read_pages, verify_cache
 
     corpus = _open(settings)
     describe(corpus)
@@ -86,7 +86,7 @@ def _verify(argv: Sequence[str]) -> None:
 
 def _prefetch(argv: Sequence[str]) -> None:
     settings = parse(Prefetch, argv, prog="fedgpt2 data prefetch", about="Fills the cache for some rounds and slots.")
-    from fedgpt2.cli.text import credit, fetch
+    from fedgpt2.cli.data_report import credit, fetch
 
     corpus = _open(settings)
     credit(corpus)
@@ -100,7 +100,7 @@ def _show(argv: Sequence[str]) -> None:
     settings = parse(Show, argv[len(words) :], prog="fedgpt2 data show ROUND SLOT", about=f"Shows {ACTIONS['show']}.")
     if len(words) != 2 or not all(word.isascii() and word.isdecimal() for word in words):
         raise UsageError("fedgpt2 data show ROUND SLOT: two whole numbers are needed")
-    from fedgpt2.cli.text import describe, show
+    from fedgpt2.cli.data_report import describe, show
 
     corpus = _open(settings)
     describe(corpus)

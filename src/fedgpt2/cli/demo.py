@@ -13,17 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedgpt2.cli.cast import Cast, draw
-from fedgpt2.cli.crew import Crew
+from fedgpt2.cli.demo_miners import Cast, draw
+from fedgpt2.cli.demo_report import judge, report
 from fedgpt2.cli.parsing import parse
-from fedgpt2.cli.verdict import judge, report
+from fedgpt2.cli.process_group import Crew
 from fedgpt2.config import path_of, setting
 from fedgpt2.errors import SetupError, UsageError
-from fedgpt2.ledger.files import disk_errors
 from fedgpt2.observe.board import Board, Recorder
-from fedgpt2.observe.choice import observer_for
+from fedgpt2.observe.factory import observer_for
 from fedgpt2.observe.feed import follow, retell
 from fedgpt2.observe.observer import Observer
+from fedgpt2.storage.files import disk_errors
 
 __all__ = ["Demo", "main"]
 

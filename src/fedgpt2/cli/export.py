@@ -19,7 +19,7 @@ from fedgpt2.cli.parsing import parse
 from fedgpt2.cli.runs import open_model, open_run
 from fedgpt2.config import path_of, setting
 from fedgpt2.errors import UsageError
-from fedgpt2.ledger.files import disk_errors, write_durably, write_parts
+from fedgpt2.storage.files import disk_errors, write_durably, write_parts
 from fedgpt2.types import ModelShape, Schema
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from fedgpt2.cli.leaving import leave
+from fedgpt2.cli.exit import leave
 from fedgpt2.cli.parsing import parse
 from fedgpt2.config import ValidatorConfig
 from fedgpt2.errors import FedGPT2Error
@@ -14,12 +14,12 @@ __all__ = ["main"]
 def main(argv: Sequence[str]) -> int:
     """Train until stopped; events go to stdout, an error to stderr as one line; the exit code."""
     config = parse(ValidatorConfig, argv, prog="fedgpt2 validator", about="A validator that writes its events as JSON.")
-    from fedgpt2.network.loop import run
+    from fedgpt2.event_loop import run
     from fedgpt2.observe.feed import Feed
-    from fedgpt2.observe.outlet import Outlet
+    from fedgpt2.observe.safe_stream import SafeStream
     from fedgpt2.validator.program import run_validator
 
-    feed = Feed(Outlet(sys.stdout, sys.stderr).say)
+    feed = Feed(SafeStream(sys.stdout, sys.stderr).say)
     try:
         return run(lambda stop: run_validator(config, stop, feed))
     except FedGPT2Error as error:

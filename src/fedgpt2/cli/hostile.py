@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedgpt2.cli.cast import CYCLE
-from fedgpt2.cli.leaving import leave
+from fedgpt2.cli.demo_miners import CYCLE
+from fedgpt2.cli.exit import leave
 from fedgpt2.cli.main import reported
 from fedgpt2.cli.parsing import parse
 from fedgpt2.config import MinerConfig, setting
@@ -23,16 +23,16 @@ class HostileConfig(MinerConfig):
 def main(argv: Sequence[str]) -> int:
     """Serve lies until stopped; the exit code."""
     config = parse(HostileConfig, argv, prog="fedgpt2 miner", about="Sends what no honest miner would.")
+    from fedgpt2.event_loop import run
     from fedgpt2.gradient.registry import build
     from fedgpt2.miner.program import run_miner
     from fedgpt2.model import hardware
-    from fedgpt2.network.loop import run
-    from fedgpt2.observe.outlet import Outlet
+    from fedgpt2.observe.safe_stream import SafeStream
     from fedgpt2.simulate.hostile import Hostile
 
     device = hardware.prepare(config.device, config.run.threads)
     liar = Hostile(config.attack, build(config.gradient, device))
-    say = Outlet(sys.stdout, sys.stderr).say
+    say = SafeStream(sys.stdout, sys.stderr).say
     return run(lambda stop: run_miner(config, stop, say, packer=liar, strategy=liar))
 
 

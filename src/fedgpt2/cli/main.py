@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from fedgpt2 import __version__
-from fedgpt2.cli.cores import share_cores
-from fedgpt2.cli.leaving import leave, leaving_at_once
+from fedgpt2.cli.exit import leave, leaving_at_once
+from fedgpt2.cli.openmp import share_cores
 from fedgpt2.cli.sources import suggestion
 from fedgpt2.cli.streams import prepare_streams
 from fedgpt2.errors import FedGPT2Error, UsageError

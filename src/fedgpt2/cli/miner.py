@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from fedgpt2.cli.leaving import leaving_at_once
+from fedgpt2.cli.exit import leaving_at_once
 from fedgpt2.cli.parsing import parse
 from fedgpt2.config import MinerConfig
 
@@ -14,9 +14,9 @@ def main(argv: Sequence[str]) -> int:
     """Serve gradients until stopped; the exit code."""
     config = parse(MinerConfig, argv, prog="fedgpt2 miner", about="Computes gradients for validators until stopped.")
     with leaving_at_once():
+        from fedgpt2.event_loop import run
         from fedgpt2.miner.program import run_miner
-        from fedgpt2.network.loop import run
-        from fedgpt2.observe.outlet import Outlet
+        from fedgpt2.observe.safe_stream import SafeStream
 
-    say = Outlet(sys.stdout, sys.stderr).say
+    say = SafeStream(sys.stdout, sys.stderr).say
     return run(lambda stop: run_miner(config, stop, say))

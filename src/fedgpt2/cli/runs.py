@@ -49,8 +49,8 @@ class StoredRun:
         Raises CheckpointError when there is no such checkpoint, or it is damaged or not the ledger's model.
         """
         from fedgpt2 import codec
-        from fedgpt2.ledger.checkpoints import load
         from fedgpt2.model.gpt2 import GPT2
+        from fedgpt2.storage.checkpoints import load
 
         if not self.checkpoints:
             raise CheckpointError(f"{self.path} has no checkpoint yet")

@@ -10,7 +10,7 @@ from fedgpt2.cli.parsing import parse
 from fedgpt2.config import SimulationConfig, setting
 
 if TYPE_CHECKING:
-    from fedgpt2.network.loop import Stop
+    from fedgpt2.event_loop import Stop
     from fedgpt2.simulate.result import Result
 
 __all__ = ["Simulate", "main"]
@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
     """Run a simulation and print what came of it; 130 when interrupted, with what there is by then."""
     about = "Trains a GPT-2 with miners that live in this process, some of which may lie: the validator's own rounds."
     settings = parse(Simulate, argv, prog="fedgpt2 simulate", about=about)
-    from fedgpt2.cli.outcome import show
-    from fedgpt2.network.loop import run
+    from fedgpt2.cli.simulate_report import show
+    from fedgpt2.event_loop import run
 
     results: list[Result] = []
     code = run(lambda stop: _play(settings, stop, results))
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _play(settings: Simulate, stop: "Stop", results: "list[Result]") -> int:
-    from fedgpt2.observe.choice import observer_for
+    from fedgpt2.observe.factory import observer_for
     from fedgpt2.simulate.program import run_simulation
 
     plain = settings.run.plain or settings.miners > _MOST_MINERS

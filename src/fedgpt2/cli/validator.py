@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from fedgpt2.cli.leaving import leaving_at_once
+from fedgpt2.cli.exit import leaving_at_once
 from fedgpt2.cli.parsing import parse
 from fedgpt2.config import ValidatorConfig
 
@@ -19,8 +19,8 @@ def main(argv: Sequence[str]) -> int:
         about="Trains a GPT-2 with the gradients of the miners at --axons; resumes the run its directory holds.",
     )
     with leaving_at_once():
-        from fedgpt2.network.loop import run
-        from fedgpt2.observe.choice import observer_for
+        from fedgpt2.event_loop import run
+        from fedgpt2.observe.factory import observer_for
         from fedgpt2.validator.program import run_validator
 
     with observer_for(sys.stdout, plain=config.run.plain) as observer:

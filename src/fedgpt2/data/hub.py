@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from fedgpt2 import __version__
 from fedgpt2.data.pages import SourceFile
-from fedgpt2.data.patience import GaveUp, Passing, Patience
+from fedgpt2.data.retry import GaveUp, Passing, Patience
 from fedgpt2.errors import CorpusError
 
 if TYPE_CHECKING:

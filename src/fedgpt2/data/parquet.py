@@ -15,7 +15,7 @@ from threading import Lock
 from fedgpt2.config import Data
 from fedgpt2.data.hub import Hub
 from fedgpt2.data.pages import Pool, SourceFile, check_page, held_out_place, held_out_pools
-from fedgpt2.data.patience import Patience
+from fedgpt2.data.retry import Patience
 from fedgpt2.data.row_groups import TAIL_BYTES, Footer, footer_range, parse_footer, texts
 from fedgpt2.data.shards import Shards, hub_shards, local_shards
 from fedgpt2.data.store import Store

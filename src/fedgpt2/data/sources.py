@@ -3,7 +3,7 @@
 from fedgpt2.config import Data
 from fedgpt2.data.pages import PageSource
 from fedgpt2.data.parquet import ParquetSource, open_parquet, open_refinedweb
-from fedgpt2.data.patience import Patience
+from fedgpt2.data.retry import Patience
 from fedgpt2.data.sample import SampleSource
 from fedgpt2.data.store import Store
 from fedgpt2.data.text import TextSource

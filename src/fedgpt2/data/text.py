@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from fedgpt2.data.document_splitting import document_spans
 from fedgpt2.data.globs import matches, portable
 from fedgpt2.data.pages import Pool, SourceFile, check_page, held_out_place, held_out_pools
-from fedgpt2.data.split import document_spans
 from fedgpt2.errors import CorpusError
 
 __all__ = ["TextSource"]

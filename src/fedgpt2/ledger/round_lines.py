@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedgpt2.ledger.files import append_line, disk_errors, replace_durably
+from fedgpt2.storage.files import append_line, disk_errors, replace_durably
 
 __all__ = ["RoundLines"]
 

@@ -22,8 +22,7 @@ from fedgpt2.config import Limits
 from fedgpt2.errors import PeerError, ProtocolError, Reason, Refused, SetupError, printable
 from fedgpt2.identity.auth import Gate
 from fedgpt2.identity.signing import Signer
-from fedgpt2.miner.service import Miner
-from fedgpt2.network.http import (
+from fedgpt2.link.http_server import (
     Handler,
     hold_body,
     message_response,
@@ -33,6 +32,7 @@ from fedgpt2.network.http import (
     send_blob,
     taken_response,
 )
+from fedgpt2.miner.service import Miner
 from fedgpt2.protocol.messages import PROTOCOL_VERSION, STRATEGY, Envelope, Info, decode
 from fedgpt2.types import Hotkey
 

@@ -4,13 +4,13 @@ import asyncio
 
 from fedgpt2.config import Limits
 from fedgpt2.errors import Reason, Refused
-from fedgpt2.miner.memory import Landing, Memory
+from fedgpt2.link.blobs import Blob, Incoming
+from fedgpt2.miner.memory import Memory, StateReceiver
 from fedgpt2.miner.orders import Plan
 from fedgpt2.model.state import FlatState
-from fedgpt2.network.blobs import Blob, Incoming
 from fedgpt2.protocol.messages import BlobRef, Lack
 
-__all__ = ["Delivery", "Shelf", "StateDelivery"]
+__all__ = ["BlobCache", "Delivery", "StateDelivery"]
 
 
 class Delivery:
@@ -46,7 +46,7 @@ class Delivery:
 class StateDelivery(Delivery):
     """A state, received into the miner's one state buffer."""
 
-    def __init__(self, incoming: Incoming, memory: Memory, landing: Landing) -> None:
+    def __init__(self, incoming: Incoming, memory: Memory, landing: StateReceiver) -> None:
         super().__init__(incoming)
         self.memory = memory
         self._landing = landing
@@ -56,7 +56,7 @@ class StateDelivery(Delivery):
         return self._landing.weights()
 
 
-class Shelf:
+class BlobCache:
     """What is here of the blobs of the latest order; kept, so that what the next order names again is not sent again.
 
     There is one state buffer: taking another state gives up the one before, so nobody may be reading it then.
@@ -86,7 +86,7 @@ class Shelf:
             memory = held.memory if held.memory.schema == plan.schema else None
         self._state = held = None  # the old buffers are free before new ones are taken
         memory = memory or Memory(plan.schema)
-        landing = Landing(memory, plan.state_codec)
+        landing = StateReceiver(memory, plan.state_codec)
         incoming = Incoming(plan.state, header_limit=self._header_limit, open_data=landing.open)
         self._state = StateDelivery(incoming, memory, landing)
         return self._state

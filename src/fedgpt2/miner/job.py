@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fedgpt2.errors import PeerError, Reason, Refused
+from fedgpt2.event_loop import off_loop
 from fedgpt2.identity.signing import Signer
+from fedgpt2.link.blobs import Blob
 from fedgpt2.miner.delivery import Delivery, StateDelivery
 from fedgpt2.miner.orders import Plan
-from fedgpt2.miner.packer import Outcome, Packer
-from fedgpt2.miner.work import Library, Windows, Workshop
-from fedgpt2.network.blobs import Blob
-from fedgpt2.network.threads import off_loop
+from fedgpt2.miner.packer import AnswerEncoder, ComputeResult
+from fedgpt2.miner.work import MinerCorpus, Trainer, Windows
 from fedgpt2.protocol.messages import Accepted, Contribution, Envelope, Failure
 
-__all__ = ["Answer", "Job", "Tools"]
+__all__ = ["Answer", "Job", "MinerContext"]
 
 T = TypeVar("T")
 
@@ -29,13 +29,13 @@ _PASSING = frozenset({Reason.CANCELLED, Reason.TIMED_OUT, Reason.LATE})  # failu
 
 
 @dataclass(frozen=True)
-class Tools:
+class MinerContext:
     """What every job of a miner works with."""
 
     signer: Signer
-    library: Library
-    workshop: Workshop
-    packer: Packer
+    library: MinerCorpus
+    workshop: Trainer
+    packer: AnswerEncoder
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Answer:
     """A signed answer: a contribution with its blob, or a failure."""
 
     envelope: Envelope
-    outcome: Outcome | None = None
+    outcome: ComputeResult | None = None
     blob: Blob | None = None
     failure: PeerError | None = None
 
@@ -59,7 +59,7 @@ class Job:
     def __init__(
         self,
         plan: Plan,
-        tools: Tools,
+        tools: MinerContext,
         manifest: Delivery,
         state: StateDelivery,
         *,
@@ -162,7 +162,7 @@ class Job:
         outcome, contribution, blob = await self._until_stopped(self._compute, windows)
         return Answer(self._tools.signer.seal("contribution", contribution), outcome, blob)
 
-    def _compute(self, windows: Windows) -> tuple[Outcome, Contribution, Blob]:
+    def _compute(self, windows: Windows) -> tuple[ComputeResult, Contribution, Blob]:
         """In the worker thread."""
         gradient = self._state.memory.gradient
         outcome = self._tools.workshop.compute(self.plan, self._state.weights(), windows, gradient, self._stop)

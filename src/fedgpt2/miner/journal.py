@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedgpt2.errors import DiskFullError, FedGPT2Error, ProtocolError, Reason, Refused, RunDirectoryError
-from fedgpt2.ledger.files import append_line, fsync_folder
 from fedgpt2.miner.orders import Taken
 from fedgpt2.protocol.messages import Envelope, Order, decode, encode
+from fedgpt2.storage.files import append_line, fsync_folder
 from fedgpt2.types import WorkId
 
-__all__ = ["Journal"]
+__all__ = ["OrderJournal"]
 
 RECEIPTS_BYTES = 16 << 20
 _RUNS_KEPT = 10_000
@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS receipted (
 """
 
 
-class Journal:
+class OrderJournal:
     """The folder of one hotkey. Used from one thread."""
 
     def __init__(self, directory: Path, *, receipts_bytes: int = RECEIPTS_BYTES) -> None:

@@ -12,7 +12,7 @@ from fedgpt2.model.state import FlatState
 from fedgpt2.protocol.tensors import Layout, read_header
 from fedgpt2.types import Schema
 
-__all__ = ["Landing", "Memory"]
+__all__ = ["Memory", "StateReceiver"]
 
 
 class Memory:
@@ -46,7 +46,7 @@ class Memory:
         return FlatState(self.schema, flat)
 
 
-class Landing:
+class StateReceiver:
     """Where one incoming state body goes; remembers the layout its header described."""
 
     def __init__(self, memory: Memory, codec: Codec) -> None:

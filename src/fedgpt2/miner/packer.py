@@ -5,17 +5,17 @@ from typing import Protocol
 
 import torch
 
+from fedgpt2.link.blobs import Blob
 from fedgpt2.miner.orders import answer_codec
 from fedgpt2.model.state import FlatState
-from fedgpt2.network.blobs import Blob
 from fedgpt2.protocol.messages import BlobRef, Contribution, Order
 from fedgpt2.types import WorkId
 
-__all__ = ["HonestPacker", "Outcome", "Packer", "describe"]
+__all__ = ["AnswerEncoder", "ComputeResult", "HonestEncoder", "describe"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ComputeResult:
     """What a computation claims: mean loss (nats a token), target tokens, seconds it took."""
 
     loss: float
@@ -23,10 +23,12 @@ class Outcome:
     seconds: float
 
 
-class Packer(Protocol):
+class AnswerEncoder(Protocol):
     """How an answer is made; the seam for miners that do it otherwise."""
 
-    def pack(self, order: Order, work_id: WorkId, result: Outcome, gradient: FlatState) -> tuple[Contribution, Blob]:
+    def pack(
+        self, order: Order, work_id: WorkId, result: ComputeResult, gradient: FlatState
+    ) -> tuple[Contribution, Blob]:
         """The contribution to sign and the blob it names. Called in the compute thread.
 
         The blob may be a view of `gradient`, which stays as it is until the answer is given up.
@@ -34,14 +36,16 @@ class Packer(Protocol):
         ...
 
 
-class HonestPacker:
+class HonestEncoder:
     """The gradient as it is, in the order's answer codec; fp32 is sent from the gradient's own memory."""
 
     def __init__(self) -> None:
         self._rounded: torch.Tensor | None = None
 
-    def pack(self, order: Order, work_id: WorkId, result: Outcome, gradient: FlatState) -> tuple[Contribution, Blob]:
-        """As `Packer` says."""
+    def pack(
+        self, order: Order, work_id: WorkId, result: ComputeResult, gradient: FlatState
+    ) -> tuple[Contribution, Blob]:
+        """As `AnswerEncoder` says."""
         codec = answer_codec(order, gradient.schema)
         if self._rounded is None or self._rounded.shape != gradient.flat.shape:
             self._rounded = codec.buffer(gradient.flat)
@@ -50,7 +54,7 @@ class HonestPacker:
         return describe(order, work_id, result, blob.ref), blob
 
 
-def describe(order: Order, work_id: WorkId, result: Outcome, blob: BlobRef) -> Contribution:
+def describe(order: Order, work_id: WorkId, result: ComputeResult, blob: BlobRef) -> Contribution:
     """The contribution that answers `order` with `blob`."""
     return Contribution(
         run_id=order.run_id,

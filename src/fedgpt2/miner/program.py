@@ -9,6 +9,7 @@ from fedgpt2.config import Data, MinerConfig, path_of
 from fedgpt2.data.pages import PageSource
 from fedgpt2.data.sources import open_source, open_store
 from fedgpt2.data.store import Store
+from fedgpt2.event_loop import Stop, off_loop
 from fedgpt2.gradient.registry import build
 from fedgpt2.gradient.strategy import Strategy
 from fedgpt2.identity.auth import Gate
@@ -16,16 +17,14 @@ from fedgpt2.identity.keys import parse_hotkey
 from fedgpt2.identity.pins import is_loopback, require_validators
 from fedgpt2.identity.signing import Signer
 from fedgpt2.identity.wallet import open_hotkey
+from fedgpt2.link.http_server import Server
 from fedgpt2.miner.axon import Axon
-from fedgpt2.miner.job import Tools
-from fedgpt2.miner.journal import Journal
-from fedgpt2.miner.packer import HonestPacker, Packer
+from fedgpt2.miner.job import MinerContext
+from fedgpt2.miner.journal import OrderJournal
+from fedgpt2.miner.packer import AnswerEncoder, HonestEncoder
 from fedgpt2.miner.service import Miner
-from fedgpt2.miner.work import Library, Workshop
+from fedgpt2.miner.work import MinerCorpus, Trainer
 from fedgpt2.model import hardware
-from fedgpt2.network.http import Server
-from fedgpt2.network.loop import Stop
-from fedgpt2.network.threads import off_loop
 
 __all__ = ["run_miner", "serve"]
 
@@ -37,7 +36,7 @@ async def run_miner(
     stop: Stop,
     say: Callable[[str], None],
     *,
-    packer: Packer | None = None,
+    packer: AnswerEncoder | None = None,
     strategy: Strategy | None = None,
 ) -> int:
     """Serve until `stop`; returns the exit code. `packer` replaces how answers are made, `strategy` how gradients are.
@@ -59,11 +58,13 @@ async def run_miner(
         say(source.credit)
     keypair = open_hotkey(config.wallet, create=is_loopback(config.axon.host), notice=say)
     signer = Signer(keypair)
-    tools = Tools(signer, Library(source, store), Workshop(device, strategy), packer or HonestPacker())
+    tools = MinerContext(signer, MinerCorpus(source, store), Trainer(device, strategy), packer or HonestEncoder())
     return await serve(config, tools, _journal(config, signer), stop, say)
 
 
-async def serve(config: MinerConfig, tools: Tools, journal: Journal, stop: Stop, say: Callable[[str], None]) -> int:
+async def serve(
+    config: MinerConfig, tools: MinerContext, journal: OrderJournal, stop: Stop, say: Callable[[str], None]
+) -> int:
     """Listen and work until `stop`; closes `journal`. Raises PortInUseError, DiskFullError, RunDirectoryError."""
     miner = Miner(tools, journal, config.limits, say, config.model.shape)
     gate = Gate(miner.hotkey, allowed=frozenset(config.axon.validators) or None, proxies=config.axon.proxies)
@@ -98,9 +99,9 @@ def _check_pins(axon: AxonSettings) -> None:
         parse_hotkey(validator)
 
 
-def _journal(config: MinerConfig, signer: Signer) -> Journal:
+def _journal(config: MinerConfig, signer: Signer) -> OrderJournal:
     """A folder of its own for each hotkey, so that miners of one machine share nothing."""
-    return Journal(path_of("--run.dir", config.run.dir) / signer.hotkey)
+    return OrderJournal(path_of("--run.dir", config.run.dir) / signer.hotkey)
 
 
 def _open_text(config: Data) -> tuple[PageSource, Store | None]:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from fedgpt2.config import Limits
 from fedgpt2.errors import Reason, Refused, printable
 from fedgpt2.identity.signing import open_envelope
-from fedgpt2.miner.delivery import Delivery, Shelf
-from fedgpt2.miner.job import Answer, Job, Tools
-from fedgpt2.miner.journal import Journal
+from fedgpt2.miner.delivery import BlobCache, Delivery
+from fedgpt2.miner.job import Answer, Job, MinerContext
+from fedgpt2.miner.journal import OrderJournal
 from fedgpt2.miner.orders import Plan, check_age, check_order, physical_memory
 from fedgpt2.protocol.digests import work_id
 from fedgpt2.protocol.messages import Accepted, Envelope, Order, Receipt, WorkStatus
@@ -30,8 +30,8 @@ class Miner:
 
     def __init__(
         self,
-        tools: Tools,
-        journal: Journal,
+        tools: MinerContext,
+        journal: OrderJournal,
         limits: Limits,
         say: Callable[[str], None],
         only: ModelShape | None = None,
@@ -42,7 +42,7 @@ class Miner:
         self._limits = limits
         self._only = only
         self._say = say
-        self._shelf = Shelf(limits)
+        self._shelf = BlobCache(limits)
         self._memory = physical_memory()
         self._current: Job | None = None
         self._previous: Job | None = None  # answered, not receipted, its gradient still in the buffer

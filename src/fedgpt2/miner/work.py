@@ -18,18 +18,18 @@ from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import CorpusError, Reason, Refused
 from fedgpt2.gradient.strategy import Strategy
 from fedgpt2.miner.orders import Plan, check_windows
-from fedgpt2.miner.packer import Outcome
+from fedgpt2.miner.packer import ComputeResult
 from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.state import FlatState
 from fedgpt2.protocol.digests import model_digest
 from fedgpt2.types import Digest
 
-__all__ = ["Library", "Workshop"]
+__all__ = ["MinerCorpus", "Trainer"]
 
 Windows = NDArray[np.uint16]
 
 
-class Library:
+class MinerCorpus:
     """The miner's own text, as the manifest of the latest order deals it out."""
 
     def __init__(self, source: PageSource, store: Store | None = None) -> None:
@@ -85,7 +85,7 @@ class Library:
 
 
 @dataclass(frozen=True)
-class Workshop:
+class Trainer:
     """How this miner computes."""
 
     device: torch.device
@@ -93,7 +93,7 @@ class Workshop:
 
     def compute(
         self, plan: Plan, weights: FlatState, windows: Windows, gradient: FlatState, stop: threading.Event
-    ) -> Outcome:
+    ) -> ComputeResult:
         """Fill `gradient` with the mean gradient over `windows` at `weights`.
 
         Raises Refused: wrong_state when the weights are not the order's parent, cancelled soon after `stop` is set,
@@ -109,7 +109,7 @@ class Workshop:
             raise Refused(Reason.COMPUTE_FAILED, f"{type(error).__name__}: {detail}") from error
         if not math.isfinite(result.loss):
             raise Refused(Reason.COMPUTE_FAILED, f"the loss is {result.loss}")
-        return Outcome(result.loss, result.tokens, time.monotonic() - start)
+        return ComputeResult(result.loss, result.tokens, time.monotonic() - start)
 
     def _check_parent(self, plan: Plan, weights: FlatState) -> None:
         digest = model_digest(plan.schema, weights.memory(), threads=torch.get_num_threads())

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 from fedgpt2.observe.rows import Facts, MinerRow, RoundRow, read_facts, read_row
 
-__all__ = ["Account", "Board", "Recorder", "Spent"]
+__all__ = ["Board", "MinerStats", "PhaseTimes", "Recorder"]
 
 _NOTICES = 4
 
 
 @dataclass
-class Spent:
+class PhaseTimes:
     """Seconds of the rounds seen, by phase."""
 
     rounds: int = 0
@@ -29,7 +29,7 @@ class Spent:
 
 
 @dataclass
-class Account:
+class MinerStats:
     """One axon over the rounds seen."""
 
     axon: str
@@ -64,9 +64,9 @@ class Board:
     initial: float | None = None  # held-out loss before the first step
     train: list[tuple[int, float]] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
-    accounts: dict[str, Account] = field(default_factory=dict)
+    accounts: dict[str, MinerStats] = field(default_factory=dict)
     tokens: int = 0
-    spent: Spent = field(default_factory=Spent)
+    spent: PhaseTimes = field(default_factory=PhaseTimes)
     bytes_down: int = 0
     bytes_up: int = 0
     kept: int = 0  # rounds that left the weights as they were
@@ -76,7 +76,7 @@ class Board:
         """The run's facts; miners are listed in the order of its axons."""
         self.facts = facts
         for axon in facts.axons:
-            self.accounts.setdefault(axon, Account(axon))
+            self.accounts.setdefault(axon, MinerStats(axon))
 
     @property
     def seconds(self) -> float:
@@ -98,7 +98,7 @@ class Board:
         self.bytes_up += row.bytes.up
         self.kept += not row.applied
         for miner in row.miners:
-            self.accounts.setdefault(miner.axon, Account(miner.axon)).add(miner)
+            self.accounts.setdefault(miner.axon, MinerStats(miner.axon)).add(miner)
 
 
 @dataclass(frozen=True)

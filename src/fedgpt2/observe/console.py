@@ -11,11 +11,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedgpt2.observe.board import Account, Board
+from fedgpt2.observe.board import Board, MinerStats
 from fedgpt2.observe.chart import loss_chart
+from fedgpt2.observe.formatting import count, duration, loss, short_key, volume
 from fedgpt2.observe.plain import closing_line
 from fedgpt2.observe.rows import MinerRow, read_closing, read_facts, read_row
-from fedgpt2.observe.words import count, duration, loss, short_key, volume
 
 __all__ = ["Live", "miners_table"]
 
@@ -165,7 +165,7 @@ def _wide(name: str, rows: Sequence[Mapping[str, Text]]) -> int:
     return max(map(len, [name, *pieces]))
 
 
-def _place(account: Account) -> int:
+def _place(account: MinerStats) -> int:
     """Rank; those without one after the others, in the order they are known in."""
     return account.last.rank if account.last and account.last.rank else sys.maxsize
 
@@ -176,7 +176,7 @@ def _rating(row: MinerRow | None) -> str:
     return f"{row.rating:.1f}±{row.sigma:.1f}"
 
 
-def _cells(account: Account) -> dict[str, Text]:
+def _cells(account: MinerStats) -> dict[str, Text]:
     """By column, in the order of `_COLUMNS`."""
     status = account.last.status if account.last else ""
     kept = account.statuses

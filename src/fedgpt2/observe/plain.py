@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from fedgpt2.observe.board import Spent
+from fedgpt2.observe.board import PhaseTimes
+from fedgpt2.observe.formatting import count, loss, many, volume
 from fedgpt2.observe.rows import Closing, MinerRow, RoundRow, read_closing, read_facts, read_row
-from fedgpt2.observe.words import count, loss, many, volume
 
 __all__ = ["Lines", "closing_line", "round_line"]
 
@@ -19,7 +19,7 @@ class Lines:
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
         self._rounds = 0
-        self._spent = Spent()
+        self._spent = PhaseTimes()
 
     def started(self, facts: Mapping[str, object]) -> None:
         """One line of what is about to happen, one of the yardstick."""
@@ -69,7 +69,7 @@ def round_line(row: RoundRow, rounds: int = 0) -> str:
     return "  ".join(parts + _faults([miner for miner in row.miners if miner.status != "admitted"]))
 
 
-def closing_line(known: Closing, spent: Spent) -> str:
+def closing_line(known: Closing, spent: PhaseTimes) -> str:
     """Where a run lies and what it took: memory, and of a round the phases, longest first."""
     parts = [f"{many(known.rounds, 'round')} in {known.run_dir}"]
     if known.peak_mb is not None:

@@ -37,7 +37,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from fedgpt2.ranking.evidence import Audit
-from fedgpt2.ranking.marks import Mark, Verdict
+from fedgpt2.ranking.marks import Mark, RoundOutcome
 from fedgpt2.ranking.reliability import Average
 from fedgpt2.types import Hotkey
 
@@ -85,9 +85,9 @@ class Known:
 
 def grounding(mark: Mark, audit: Audit, gradient_norm: float) -> float | None:
     """What one audit shows, o_i; None where it shows nothing: of what was refused, or was not measured."""
-    if mark.verdict is Verdict.REPLAY:
+    if mark.verdict is RoundOutcome.REPLAY:
         return 0.0  # by what it is, and so that none escapes audits by replays, nor draws them off others
-    if mark.verdict not in (Verdict.OWN, Verdict.COPY) or mark.credit is None:
+    if mark.verdict not in (RoundOutcome.OWN, RoundOutcome.COPY) or mark.credit is None:
         return None
     if not gradient_norm > 0.0 or not audit.length > 0.0:
         return None

@@ -11,10 +11,10 @@ from fedgpt2.ranking.credit import Credit, credits, leave_one_out
 from fedgpt2.ranking.evidence import Evidence, MinerEvidence
 from fedgpt2.types import Hotkey
 
-__all__ = ["Mark", "Verdict", "keepers", "marks", "waived"]
+__all__ = ["Mark", "RoundOutcome", "keepers", "marks", "waived"]
 
 
-class Verdict(StrEnum):
+class RoundOutcome(StrEnum):
     """How a miner's round counts."""
 
     OWN = "own"  # a gradient of its own: compared with the others', where it was measured
@@ -32,7 +32,7 @@ class Mark:
     By the rule `proven` its share and grounding, of which other rounds tell, are multiplied in at last.
     """
 
-    verdict: Verdict
+    verdict: RoundOutcome
     score: float | None = None
     credit: Credit | None = None
     keeper: Hotkey | None = None  # of a copy: whose it is
@@ -40,7 +40,7 @@ class Mark:
     @property
     def loses(self) -> bool:
         """Whether it takes the last place."""
-        return self.verdict in (Verdict.FAULT, Verdict.REPLAY)
+        return self.verdict in (RoundOutcome.FAULT, RoundOutcome.REPLAY)
 
 
 def waived(evidence: Evidence, rule: Ranking) -> bool:
@@ -88,16 +88,16 @@ def marks(evidence: Evidence, rule: Ranking, distrusted: Collection[Hotkey] = ()
         hotkey = Hotkey(miner.hotkey)
         credit = measured.get(hotkey)
         if miner.reason == Reason.DUPLICATE:
-            made[hotkey] = Mark(Verdict.COPY)  # no fault: which of the two had it from the other, nobody knows
+            made[hotkey] = Mark(RoundOutcome.COPY)  # no fault: which of the two had it from the other, nobody knows
         elif not miner.admitted:
-            blamed = Verdict.EXCUSED if excused else Verdict.FAULT
-            made[hotkey] = Mark(blamed if miner.at_fault else Verdict.UNHEARD)
+            blamed = RoundOutcome.EXCUSED if excused else RoundOutcome.FAULT
+            made[hotkey] = Mark(blamed if miner.at_fault else RoundOutcome.UNHEARD)
         elif kept[hotkey] != hotkey:
-            made[hotkey] = Mark(Verdict.COPY, credit=credit, keeper=kept[hotkey])
+            made[hotkey] = Mark(RoundOutcome.COPY, credit=credit, keeper=kept[hotkey])
         elif hotkey in own:
-            made[hotkey] = Mark(Verdict.OWN, scores.get(hotkey), credit)
+            made[hotkey] = Mark(RoundOutcome.OWN, scores.get(hotkey), credit)
         else:
-            made[hotkey] = Mark(Verdict.REPLAY, credit=credit)
+            made[hotkey] = Mark(RoundOutcome.REPLAY, credit=credit)
     return made
 
 

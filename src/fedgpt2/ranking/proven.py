@@ -35,7 +35,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from statistics import median
 
-from fedgpt2.ranking.marks import Mark, Verdict
+from fedgpt2.ranking.marks import Mark, RoundOutcome
 from fedgpt2.types import Hotkey
 
 __all__ = ["BOUND", "FLOOR", "FULL", "LEAST", "UNTOLD", "bound", "proof", "shares", "weighed"]
@@ -53,9 +53,9 @@ def proof(mark: Mark, gradient_norm: float) -> float | None:
 
     It says nothing of a copy, of what was refused or did not come, and of what was not measured.
     """
-    if mark.verdict is Verdict.REPLAY:
+    if mark.verdict is RoundOutcome.REPLAY:
         return 0.0
-    if mark.verdict is not Verdict.OWN or mark.credit is None or not gradient_norm > 0.0:
+    if mark.verdict is not RoundOutcome.OWN or mark.credit is None or not gradient_norm > 0.0:
         return None
     value = mark.credit.counted / gradient_norm
     return min(1.0, max(-1.0, value)) if math.isfinite(value) else None

@@ -14,7 +14,7 @@ under another is paid for one.
 
 from dataclasses import dataclass, replace
 
-from fedgpt2.ranking.marks import Mark, Verdict
+from fedgpt2.ranking.marks import Mark, RoundOutcome
 
 __all__ = ["Average", "Conduct", "observe"]
 
@@ -49,17 +49,17 @@ class Conduct:
 
 
 _RELIABLE = {
-    Verdict.OWN: 1.0,
-    Verdict.COPY: 1.0,
-    Verdict.REPLAY: 1.0,
-    Verdict.FAULT: 0.0,
+    RoundOutcome.OWN: 1.0,
+    RoundOutcome.COPY: 1.0,
+    RoundOutcome.REPLAY: 1.0,
+    RoundOutcome.FAULT: 0.0,
 }
-_SHARE = {Verdict.OWN: 1.0, Verdict.COPY: 0.0, Verdict.REPLAY: 0.0}
+_SHARE = {RoundOutcome.OWN: 1.0, RoundOutcome.COPY: 0.0, RoundOutcome.REPLAY: 0.0}
 
 
 def observe(conduct: Conduct, mark: Mark | None, memory: int, *, bad_round: bool) -> Conduct:
     """The conduct after a round; `mark` is None for a miner that was given no order."""
-    own = mark is not None and mark.verdict is Verdict.OWN
+    own = mark is not None and mark.verdict is RoundOutcome.OWN
     if own or not bad_round:
         conduct = replace(conduct, presence=conduct.presence.add(1.0 if own else 0.0, memory))
     if mark is None:
@@ -71,6 +71,6 @@ def observe(conduct: Conduct, mark: Mark | None, memory: int, *, bad_round: bool
     return replace(
         conduct,
         clean=conduct.clean + own,
-        refusals=conduct.refusals + (mark.verdict in (Verdict.FAULT, Verdict.EXCUSED)),
+        refusals=conduct.refusals + (mark.verdict in (RoundOutcome.FAULT, RoundOutcome.EXCUSED)),
         orders=conduct.orders + 1,
     )

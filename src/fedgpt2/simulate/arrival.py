@@ -13,7 +13,7 @@ from fedgpt2.protocol.messages import BlobRef, Contribution, decode, encode
 from fedgpt2.protocol.tensors import PREFIX, header_length, read_header
 from fedgpt2.types import Digest
 from fedgpt2.validator.admission import check_contribution
-from fedgpt2.validator.peers import Answer, Ticket
+from fedgpt2.validator.peers import IssuedOrder, ReceivedContribution
 
 __all__ = ["Body", "Claims", "receive"]
 
@@ -49,7 +49,7 @@ class Claims:
     seconds: float
 
 
-def receive(ticket: Ticket, body: Body, claims: Claims, header_limit: int) -> Answer:
+def receive(ticket: IssuedOrder, body: Body, claims: Claims, header_limit: int) -> ReceivedContribution:
     """The answer to `ticket`, its body checked as far as a validator does before it looks at values.
 
     Raises Refused or ProtocolError, blamed on the miner, with the reason that the same bytes have over HTTP.
@@ -62,7 +62,7 @@ def receive(ticket: Ticket, body: Body, claims: Claims, header_limit: int) -> An
         raise ProtocolError(error.detail, error.reason, Culprit.MINER) from error
 
 
-def _contribution(ticket: Ticket, body: Body, claims: Claims) -> Contribution:
+def _contribution(ticket: IssuedOrder, body: Body, claims: Claims) -> Contribution:
     order = ticket.order
     digest = blob_digest(body.header, body.data)
     return Contribution(
@@ -79,7 +79,7 @@ def _contribution(ticket: Ticket, body: Body, claims: Claims) -> Contribution:
     )
 
 
-def _read(ticket: Ticket, contribution: Contribution, body: Body, header_limit: int) -> Answer:
+def _read(ticket: IssuedOrder, contribution: Contribution, body: Body, header_limit: int) -> ReceivedContribution:
     """The header against the schema before the data is touched, as `network.blobs.Incoming` does."""
     prefix, _ = body.split(PREFIX) if len(body.header) < PREFIX else (body.header[:PREFIX], None)
     end = PREFIX + header_length(prefix, header_limit)
@@ -89,4 +89,4 @@ def _read(ticket: Ticket, contribution: Contribution, body: Body, header_limit: 
     layout = read_header(header[PREFIX:], ticket.order.model.schema(), codec.get(body.codec).dtype)
     if end + layout.data_bytes != body.length:
         raise ProtocolError(f"{body.length} bytes, its header means {layout.data_bytes} of data", Reason.WRONG_LENGTH)
-    return Answer(contribution, layout, data)
+    return ReceivedContribution(contribution, layout, data)

@@ -19,15 +19,15 @@ from torch import Tensor
 from fedgpt2.aggregation.pipeline import PIPELINES
 from fedgpt2.errors import PeerError, Reason, Refused, UsageError
 from fedgpt2.gradient.strategy import Result, Strategy
-from fedgpt2.miner.packer import Outcome, describe
+from fedgpt2.link.blobs import Blob
+from fedgpt2.miner.packer import ComputeResult, describe
 from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.state import FlatState
-from fedgpt2.network.blobs import Blob
 from fedgpt2.protocol.messages import Contribution, Order
-from fedgpt2.simulate.arena import liars
-from fedgpt2.simulate.desk import seal
-from fedgpt2.simulate.names import ALONE
-from fedgpt2.simulate.scene import Liars, Reply, Scene
+from fedgpt2.simulate.attacks.base import Attack, RoundView, Submission
+from fedgpt2.simulate.attacks.buffers import seal
+from fedgpt2.simulate.attacks.names import ALONE
+from fedgpt2.simulate.attacks.registry import liars
 from fedgpt2.types import ModelShape, WorkId
 
 __all__ = ["Hostile"]
@@ -38,7 +38,7 @@ _BOAST = 1.0  # the loss it claims
 
 
 class Hostile:
-    """Both ends of a miner that lies: the `Strategy`, which takes note and computes nothing, and the `Packer`."""
+    """Both ends of a hostile miner: the `Strategy`, which records the order, and the `AnswerEncoder`, which attacks."""
 
     def __init__(self, attacks: Sequence[str], strategy: Strategy) -> None:
         """`attacks` of `names.ALONE`, used in turn, one an order; `strategy` computes what they need.
@@ -50,7 +50,7 @@ class Hostile:
                 raise UsageError(f"--attack {name}: no attack of a miner alone; one of {', '.join(ALONE)}")
         self._names = tuple(attacks)
         self._strategy = strategy
-        self._liars: Mapping[str, Liars] = {name: liars(name) for name in attacks}
+        self._liars: Mapping[str, Attack] = {name: liars(name) for name in attacks}
         self._turn = 0
         self._before: Tensor | None = None
         self._task: _Task | None = None
@@ -65,8 +65,10 @@ class Hostile:
         self._task = _Task(self._strategy, model.shape, model.device, weights.flat.clone(), windows, stop)
         return Result(_BOAST, windows.shape[0] * (windows.shape[1] - 1))
 
-    def pack(self, order: Order, work_id: WorkId, result: Outcome, gradient: FlatState) -> tuple[Contribution, Blob]:
-        """As `Packer` says, but for what is sent; who is late waits until it is told to stop."""
+    def pack(
+        self, order: Order, work_id: WorkId, result: ComputeResult, gradient: FlatState
+    ) -> tuple[Contribution, Blob]:
+        """As `AnswerEncoder` says, but for what is sent; who is late waits until it is told to stop."""
         if self._task is None:
             raise Refused(Reason.COMPUTE_FAILED, "nothing was asked")
         name = self._names[self._turn % len(self._names)]
@@ -107,7 +109,7 @@ class _Task:
         parts = np.array_split(self.windows, min(_PARTS, len(self.windows)))
         return torch.stack([self.gradient(self.weights, part) for part in parts])
 
-    def scene(self, order: Order, work_id: WorkId, before: Tensor | None) -> Scene:
+    def scene(self, order: Order, work_id: WorkId, before: Tensor | None) -> RoundView:
         """The round, as far as it can be guessed."""
 
         def defence(rows: Tensor, f: int) -> Tensor:
@@ -115,7 +117,7 @@ class _Task:
             PIPELINES["default"](list(rows), None, f, out)
             return out
 
-        return Scene(
+        return RoundView(
             round=order.round,
             orders=(order,),
             weights=self.weights,
@@ -140,6 +142,6 @@ class _Drip(Blob):
             yield part[: min(_SIP, (self.ref.length - start) // 2)]
 
 
-def _drip(order: Order, work_id: WorkId, result: Outcome, reply: Reply) -> tuple[Contribution, Blob]:
+def _drip(order: Order, work_id: WorkId, result: ComputeResult, reply: Submission) -> tuple[Contribution, Blob]:
     whole = Blob.of(reply.codec, reply.header, reply.data, threads=torch.get_num_threads())
     return describe(order, work_id, result, whole.ref), _Drip(whole.ref, whole.header, whole.data)

@@ -1,7 +1,7 @@
 """The miners of a simulation, behind the port through which a round talks to any.
 
 Honest ones compute the real gradient over their own order's windows, at the weights in the state that is sent; hostile
-ones answer as one, through `Liars`, when all honest ones have. No answer takes time here: none is late but those that
+ones answer as one, through `Attack`, when all honest ones have. No answer takes time here: none is late but those that
 say so, and a quorum is met in an order drawn anew each round.
 
 Letters: n rows, d parameters.
@@ -22,35 +22,35 @@ from fedgpt2.data.assignment import Assignment
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import Culprit, NetworkError, NoMinersError, PeerError, Reason, Refused
+from fedgpt2.event_loop import off_loop
 from fedgpt2.ledger.outbox import Outbox
+from fedgpt2.link.blobs import Blob
 from fedgpt2.model.state import FlatState
-from fedgpt2.network.blobs import Blob
-from fedgpt2.network.threads import off_loop
 from fedgpt2.protocol.messages import Order
 from fedgpt2.simulate.arrival import Body, Claims, receive
-from fedgpt2.simulate.crowd import Crowd, Engine
-from fedgpt2.simulate.roster import Roster, number
-from fedgpt2.simulate.scene import Liars, Reply, Scene
+from fedgpt2.simulate.attacks.base import Attack, RoundView, Submission
+from fedgpt2.simulate.honest_miners import Engine, HonestMiners
+from fedgpt2.simulate.participants import Participants, number
 from fedgpt2.types import Digest, Hotkey
-from fedgpt2.validator.peers import Outcome, Seat, Ticket, Traffic
+from fedgpt2.validator.peers import ConnectedMiner, IssuedOrder, OrderResult, Traffic
 
-__all__ = ["SimulatedPeers"]
+__all__ = ["SimulatedMiners"]
 
 _AT_A_LOSS = Refused(Reason.COMPUTE_FAILED, "there is no honest gradient to lie by")
 
 
 @dataclass
-class SimulatedPeers:
+class SimulatedMiners:
     """Implements `validator.peers.Peers` in one process."""
 
-    roster: Roster
-    crowd: Crowd
+    roster: Participants
+    crowd: HonestMiners
     engine: Engine
     corpus: Corpus
     rule: str  # `--aggregation.rule`
     header_limit: int
     seed: int
-    liars: Liars | None  # None: the hostile ones are not there
+    liars: Attack | None  # None: the hostile ones are not there
     aggregate: Callable[[], Tensor | None]  # the last one formed
     outbox: Outbox
     _shares: dict[Hotkey, float] = field(default_factory=dict)
@@ -61,12 +61,12 @@ class SimulatedPeers:
         self._index: Mapping[Hotkey, int] = index
         self._places = {i: place for place, i in enumerate(self.roster.honest)}
 
-    def seats(self) -> list[Seat]:
+    def seats(self) -> list[ConnectedMiner]:
         """All who take part."""
         there = [i for i in range(len(self.roster.hotkeys)) if self.liars is not None or i not in self.roster.hostile]
-        return [Seat(self.roster.hotkeys[i], f"miner-{i}") for i in there]
+        return [ConnectedMiner(self.roster.hotkeys[i], f"miner-{i}") for i in there]
 
-    async def present(self, at_least: int) -> Sequence[Seat]:
+    async def present(self, at_least: int) -> Sequence[ConnectedMiner]:
         """All who take part. Raises NoMinersError when `--round.min_miners` asks for more."""
         seats = self.seats()
         if len(seats) < at_least:
@@ -74,8 +74,8 @@ class SimulatedPeers:
         return seats
 
     async def gather(
-        self, tickets: Sequence[Ticket], blobs: Mapping[Digest, Blob], *, deadline: float, quorum: int
-    ) -> Sequence[Outcome]:
+        self, tickets: Sequence[IssuedOrder], blobs: Mapping[Digest, Blob], *, deadline: float, quorum: int
+    ) -> Sequence[OrderResult]:
         """One outcome a ticket, in order. Cancelled, it stops computing within one block of the model."""
         halt = threading.Event()
         try:
@@ -95,11 +95,11 @@ class SimulatedPeers:
     # --- a round ---
 
     def _play(
-        self, tickets: Sequence[Ticket], blobs: Mapping[Digest, Blob], quorum: int, halt: threading.Event
-    ) -> list[Outcome]:
+        self, tickets: Sequence[IssuedOrder], blobs: Mapping[Digest, Blob], quorum: int, halt: threading.Event
+    ) -> list[OrderResult]:
         began, number_ = time.monotonic(), tickets[0].order.round
         weights = self.crowd.weights(blobs[Digest(tickets[0].order.state[0].digest)])
-        outcomes: dict[Hotkey, Outcome] = {}
+        outcomes: dict[Hotkey, OrderResult] = {}
         self.crowd.begin()
         for ticket in tickets:
             place = self._places.get(self._index[ticket.seat.hotkey])
@@ -119,7 +119,9 @@ class SimulatedPeers:
         rng = np.random.default_rng(number(self.seed, "arrivals", number_))
         return _arrived([outcomes[ticket.seat.hotkey] for ticket in tickets], quorum, rng)
 
-    def _honest(self, place: int, ticket: Ticket, weights: FlatState, began: float, halt: threading.Event) -> Outcome:
+    def _honest(
+        self, place: int, ticket: IssuedOrder, weights: FlatState, began: float, halt: threading.Event
+    ) -> OrderResult:
         order, started = ticket.order, time.monotonic()
         rng = self._rng("honest", place, order.round)
         try:
@@ -127,26 +129,28 @@ class SimulatedPeers:
             if sent is None:
                 raise NetworkError(Reason.UNREACHABLE, "not there this round")
         except PeerError as failure:
-            return Outcome(ticket, failure=failure, traffic=_traffic(ticket, None, began))
+            return OrderResult(ticket, failure=failure, traffic=_traffic(ticket, None, began))
         body, loss = sent
         return self._judged(ticket, body, Claims(Digest(order.parent), loss, time.monotonic() - started), began)
 
-    def _hostile(self, ticket: Ticket, reply: Reply | PeerError, loss: float, began: float) -> Outcome:
+    def _hostile(self, ticket: IssuedOrder, reply: Submission | PeerError, loss: float, began: float) -> OrderResult:
         if isinstance(reply, PeerError):
-            return Outcome(ticket, failure=reply, traffic=_traffic(ticket, None, began))
+            return OrderResult(ticket, failure=reply, traffic=_traffic(ticket, None, began))
         body = Body(reply.codec, reply.header, reply.data.cast("B"))
         return self._judged(ticket, body, Claims(reply.parent, loss, 0.0), began)
 
-    def _judged(self, ticket: Ticket, body: Body, claims: Claims, began: float) -> Outcome:
+    def _judged(self, ticket: IssuedOrder, body: Body, claims: Claims, began: float) -> OrderResult:
         """As `validator.exchange` ends: an answer, or why there is none."""
         try:
             answer = receive(ticket, body, claims, self.header_limit)
         except PeerError as failure:
             answered = failure.culprit is Culprit.MINER
-            return Outcome(ticket, failure=failure, answered=answered, traffic=_traffic(ticket, None, began))
-        return Outcome(ticket, answer, answered=True, traffic=_traffic(ticket, body, began))
+            return OrderResult(ticket, failure=failure, answered=answered, traffic=_traffic(ticket, None, began))
+        return OrderResult(ticket, answer, answered=True, traffic=_traffic(ticket, body, began))
 
-    def _scene(self, hostile: Sequence[Ticket], asked: int, weights: FlatState, halt: threading.Event) -> Scene:
+    def _scene(
+        self, hostile: Sequence[IssuedOrder], asked: int, weights: FlatState, halt: threading.Event
+    ) -> RoundView:
         rule = terms(self.rule, asked, 0).rule
         stages = None if rule == "mean" else pipeline(rule)
 
@@ -158,7 +162,7 @@ class SimulatedPeers:
             return out
 
         orders = tuple(ticket.order for ticket in hostile)
-        return Scene(
+        return RoundView(
             round=orders[0].round,
             orders=orders,
             weights=weights.flat,
@@ -181,14 +185,14 @@ class SimulatedPeers:
         return torch.Generator().manual_seed(number(self.seed, *what))
 
 
-def _traffic(ticket: Ticket, body: Body | None, began: float) -> Traffic:
+def _traffic(ticket: IssuedOrder, body: Body | None, began: float) -> Traffic:
     """Bodies only: the bytes of state and gradient that a network would have carried."""
     now = time.monotonic() - began
     down, up = sum(ref.length for ref in ticket.order.state), body.length if body else 0
     return Traffic(bytes_down=down, bytes_up=up, described=now, received=now if body else 0.0)
 
 
-def _arrived(outcomes: list[Outcome], quorum: int, rng: np.random.Generator) -> list[Outcome]:
+def _arrived(outcomes: list[OrderResult], quorum: int, rng: np.random.Generator) -> list[OrderResult]:
     """The outcomes of a round that ends when enough miners have answered, the others being too slow for it."""
     answers = 0
     for place in rng.permutation(len(outcomes)):

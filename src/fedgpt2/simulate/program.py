@@ -22,26 +22,24 @@ from fedgpt2.data.pages import PageSource, Pool
 from fedgpt2.data.sample import SampleSource
 from fedgpt2.data.sources import open_source, open_store
 from fedgpt2.errors import UsageError
+from fedgpt2.event_loop import Stop, Stopped, off_loop, until_stopped
 from fedgpt2.gradient import registry
-from fedgpt2.ledger.files import disk_errors
 from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.model.hardware import prepare
-from fedgpt2.network.loop import Stop
-from fedgpt2.network.threads import off_loop
 from fedgpt2.observe.board import Board, Recorder
 from fedgpt2.observe.observer import Observer
 from fedgpt2.ranking.table import ranks
-from fedgpt2.simulate.arena import liars
-from fedgpt2.simulate.crowd import Behaviour, Crowd, Engine
-from fedgpt2.simulate.names import NAMES
-from fedgpt2.simulate.peers import SimulatedPeers
+from fedgpt2.simulate.attacks.base import Attack
+from fedgpt2.simulate.attacks.names import NAMES
+from fedgpt2.simulate.attacks.registry import liars
+from fedgpt2.simulate.honest_miners import Behaviour, Engine, HonestMiners
+from fedgpt2.simulate.instrumentation import Gauge, WatchedTraining
+from fedgpt2.simulate.participants import Participants, draw_participants, draws, validator_signer
+from fedgpt2.simulate.peers import SimulatedMiners
 from fedgpt2.simulate.result import Result, Scribe
-from fedgpt2.simulate.roster import Roster, draw_roster, draws, validator_signer
-from fedgpt2.simulate.scene import Liars
-from fedgpt2.simulate.watching import Gauge, WatchedTraining
-from fedgpt2.validator.patience import Stopped, unless
-from fedgpt2.validator.rounds import build_run, check_names, check_sequence, closing, facts, recall, run_rounds
+from fedgpt2.storage.files import disk_errors
 from fedgpt2.validator.run_directory import open_run_directory
+from fedgpt2.validator.training_loop import build_run, check_names, check_sequence, closing, facts, recall, run_rounds
 
 __all__ = ["ABSENT", "NONE", "run_simulation", "simulate"]
 
@@ -55,7 +53,7 @@ def simulate(
     observer: Observer | None = None,
     *,
     behaviours: Mapping[int, Behaviour] = _AS_ASKED,
-    attack: Callable[[], Liars] | None = None,
+    attack: Callable[[], Attack] | None = None,
 ) -> Result:
     """Run a simulation to its end.
 
@@ -83,11 +81,13 @@ async def run_simulation(
     observer: Observer | None = None,
     *,
     behaviours: Mapping[int, Behaviour] = _AS_ASKED,
-    attack: Callable[[], Liars] | None = None,
+    attack: Callable[[], Attack] | None = None,
 ) -> Result:
     """As `simulate`, for who has an event loop; `stop` ends it early, with what there is by then."""
     _check(config)
-    roster = draw_roster(config.miners, config.byzantine if attack or config.attack != NONE else 0, config.run.seed)
+    roster = draw_participants(
+        config.miners, config.byzantine if attack or config.attack != NONE else 0, config.run.seed
+    )
     with _folder(config) as folder:
         settings = _settings(config, folder)
         check_names(settings)
@@ -114,14 +114,14 @@ class _Play:
     config: SimulationConfig
     settings: ValidatorConfig
     device: torch.device
-    roster: Roster
-    liars: Liars | None
+    roster: Participants
+    liars: Attack | None
     behaviours: Mapping[int, Behaviour]
 
     async def run(self, stop: Stop, observer: Observer) -> Result:
         """Every round, or those until `stop` is set."""
         try:
-            corpus = await unless(stop, off_loop(_open_corpus, self.settings))
+            corpus = await until_stopped(stop, off_loop(_open_corpus, self.settings))
             try:
                 return await self._train(corpus, stop, observer)
             finally:
@@ -137,8 +137,8 @@ class _Play:
                 directory.ledger.slot_of(hotkey, self.settings.data.max_slots)
             training = await off_loop(WatchedTraining, self.settings, self.device)
             done = await off_loop(directory.resume, self.settings, training, observer.notice)
-            report = await unless(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))
-            past = await unless(stop, off_loop(recall, directory))
+            report = await until_stopped(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))
+            past = await until_stopped(stop, off_loop(recall, directory))
             peers = self._peers(corpus, training, directory.ledger.outbox)
             run = build_run(self.settings, directory, training, corpus, validator_signer(seed), peers, report, past)
             scribe = Scribe(observer, self.roster.keys(self.roster.hostile), Gauge(training, peers.crowd))
@@ -152,12 +152,12 @@ class _Play:
             scribe.finished({**closing(run), **self._place()})
         return scribe.result(config, self.roster, finished=unfinished is None)
 
-    def _peers(self, corpus: Corpus, training: WatchedTraining, outbox: Outbox) -> SimulatedPeers:
+    def _peers(self, corpus: Corpus, training: WatchedTraining, outbox: Outbox) -> SimulatedMiners:
         engine = Engine(self.config.model.shape, registry.build(self.config.gradient, self.device), self.device)
         honest, codecs = self.roster.honest, self.settings.codec
         behaviours = {place: self.behaviours[i] for place, i in enumerate(honest) if i in self.behaviours}
-        crowd = Crowd(len(honest), engine, codec.get(codecs.state), codec.get(codecs.gradient), behaviours)
-        return SimulatedPeers(
+        crowd = HonestMiners(len(honest), engine, codec.get(codecs.state), codec.get(codecs.gradient), behaviours)
+        return SimulatedMiners(
             roster=self.roster,
             crowd=crowd,
             engine=engine,
@@ -175,7 +175,7 @@ class _Play:
         return {} if self.config.run.dir else {"run_dir": "a temporary folder"}
 
 
-def _liars(config: SimulationConfig, attack: Callable[[], Liars] | None) -> Liars | None:
+def _liars(config: SimulationConfig, attack: Callable[[], Attack] | None) -> Attack | None:
     if attack is not None:
         return attack()
     return None if config.attack in (NONE, ABSENT) else liars(config.attack)

@@ -13,7 +13,7 @@ from fedgpt2.observe.board import Board
 from fedgpt2.observe.observer import Observer
 from fedgpt2.observe.rows import read_facts, read_row
 from fedgpt2.ranking.table import Rank
-from fedgpt2.simulate.roster import Roster
+from fedgpt2.simulate.participants import Participants
 from fedgpt2.types import Hotkey
 
 __all__ = ["Miner", "Result", "Round", "Scribe"]
@@ -158,7 +158,7 @@ class Scribe:
         """Pass it on."""
         self.observer.finished(facts)
 
-    def result(self, config: SimulationConfig, roster: Roster, *, finished: bool) -> Result:
+    def result(self, config: SimulationConfig, roster: Participants, *, finished: bool) -> Result:
         """What has been written down."""
         count = max(1, len(self.rounds))
         miners = [

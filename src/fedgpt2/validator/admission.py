@@ -23,9 +23,9 @@ from fedgpt2.errors import Culprit, PeerError, Reason, Refused
 from fedgpt2.model.state import FlatState
 from fedgpt2.protocol.messages import Contribution, Order
 from fedgpt2.types import WorkId
-from fedgpt2.validator.peers import Outcome
+from fedgpt2.validator.peers import OrderResult
 
-__all__ = ["Status", "Verdict", "admit", "check_contribution", "check_values"]
+__all__ = ["AdmissionResult", "Status", "admit", "check_contribution", "check_values"]
 
 
 class Status(StrEnum):
@@ -37,10 +37,10 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AdmissionResult:
     """An outcome and what was decided of it; `values` is the gradient, [d] fp32, of an admitted one."""
 
-    outcome: Outcome
+    outcome: OrderResult
     status: Status
     failure: PeerError | None = None
     values: Tensor | None = None
@@ -78,20 +78,20 @@ def check_values(values: FlatState, largest_norm: float) -> float:
     return norm
 
 
-def admit(outcomes: Sequence[Outcome], limits: Limits) -> list[Verdict]:
+def admit(outcomes: Sequence[OrderResult], limits: Limits) -> list[AdmissionResult]:
     """Judge every outcome of a round; of equal bodies the one that was named first, by our clock, keeps its place."""
     seen: set[str] = set()
     judged = {i: _judge(outcomes[i], limits, seen) for i in _as_named(outcomes)}
     return [judged[i] for i in range(len(outcomes))]
 
 
-def _as_named(outcomes: Sequence[Outcome]) -> list[int]:
+def _as_named(outcomes: Sequence[OrderResult]) -> list[int]:
     return sorted(range(len(outcomes)), key=lambda i: outcomes[i].traffic.described)
 
 
-def _judge(outcome: Outcome, limits: Limits, seen: set[str]) -> Verdict:
+def _judge(outcome: OrderResult, limits: Limits, seen: set[str]) -> AdmissionResult:
     if outcome.answer is None:
-        return Verdict(outcome, Status.REFUSED if outcome.answered else Status.FAILED, outcome.failure)
+        return AdmissionResult(outcome, Status.REFUSED if outcome.answered else Status.FAILED, outcome.failure)
     answer, schema = outcome.answer, outcome.ticket.order.model.schema()
     try:
         decoded = codec.get(answer.contribution.blob.codec).decode(answer.layout, schema, answer.data)
@@ -101,8 +101,8 @@ def _judge(outcome: Outcome, limits: Limits, seen: set[str]) -> Verdict:
             raise _refused(Reason.DUPLICATE, "the same body as another miner's")
         seen.add(digest)
     except Refused as failure:
-        return Verdict(outcome, Status.REFUSED, failure)
-    return Verdict(outcome, Status.ADMITTED, None, decoded, norm)
+        return AdmissionResult(outcome, Status.REFUSED, failure)
+    return AdmissionResult(outcome, Status.ADMITTED, None, decoded, norm)
 
 
 def _refused(reason: Reason, detail: str) -> Refused:

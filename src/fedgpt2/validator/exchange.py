@@ -14,13 +14,13 @@ from fedgpt2 import codec
 from fedgpt2.config import Limits
 from fedgpt2.errors import Culprit, NetworkError, PeerError, ProtocolError, Reason, Refused
 from fedgpt2.identity.signing import open_envelope
-from fedgpt2.network.blobs import Blob, Incoming
-from fedgpt2.network.client import AxonClient
+from fedgpt2.link.blobs import Blob, Incoming
+from fedgpt2.link.client import AxonClient
 from fedgpt2.protocol.messages import Contribution, Envelope, Failure
 from fedgpt2.protocol.tensors import Layout, read_header
 from fedgpt2.types import Digest
 from fedgpt2.validator.admission import check_contribution
-from fedgpt2.validator.peers import Answer, Outcome, Ticket, Traffic
+from fedgpt2.validator.peers import IssuedOrder, OrderResult, ReceivedContribution, Traffic
 
 __all__ = ["Exchange"]
 
@@ -36,7 +36,7 @@ class Exchange:
     def __init__(
         self,
         client: AxonClient,
-        ticket: Ticket,
+        ticket: IssuedOrder,
         blobs: Mapping[Digest, Blob],
         limits: Limits,
         traffic: Traffic,
@@ -57,10 +57,10 @@ class Exchange:
         self._judging = False  # an answer came: what is wrong from here on is wrong with it
         self._sendable = _SENT_AT_MOST * sum(blob.ref.length for blob in blobs.values())  # bytes still to be spent
 
-    async def run(self) -> Outcome:
+    async def run(self) -> OrderResult:
         """The outcome; raises nothing but CancelledError."""
         down, up = self._client.bytes_sent, self._client.bytes_received
-        outcome = Outcome(self._ticket, traffic=self._traffic)
+        outcome = OrderResult(self._ticket, traffic=self._traffic)
         try:
             return replace(outcome, answer=await self._persist(), answered=True)
         except PeerError as error:
@@ -70,7 +70,7 @@ class Exchange:
             self._traffic.bytes_down += self._client.bytes_sent - down
             self._traffic.bytes_up += self._client.bytes_received - up
 
-    async def _persist(self) -> Answer:
+    async def _persist(self) -> ReceivedContribution:
         pauses = iter(_PAUSES)
         while True:
             reached = self._progress()
@@ -88,7 +88,7 @@ class Exchange:
         """Another value whenever the exchange has moved on, upwards, at the miner, or downwards."""
         return self._advances, self._incoming.have if self._incoming else 0
 
-    async def _attempt(self) -> Answer:
+    async def _attempt(self) -> ReceivedContribution:
         accepted = await self._client.post_order(self._ticket.envelope)
         if len({lack.digest for lack in accepted.lacks}) < len(accepted.lacks):
             raise ProtocolError("asks for a blob twice", culprit=Culprit.MINER)
@@ -104,7 +104,7 @@ class Exchange:
         self._traffic.received = self._elapsed()
         if self._layout is None:
             raise ProtocolError("a body without a header", culprit=Culprit.MINER)
-        return Answer(contribution, self._layout, gradient.data)
+        return ReceivedContribution(contribution, self._layout, gradient.data)
 
     async def _put(self, blob: Blob, have: int) -> None:
         """Raises Refused(timed_out) where so much was sent that what is missing should be there."""

@@ -17,15 +17,15 @@ from fedgpt2.errors import Culprit, NetworkError, NoMinersError, PeerError, Reas
 from fedgpt2.identity.pins import KeyBook
 from fedgpt2.identity.signing import Signer
 from fedgpt2.ledger.outbox import KEPT, Outbox
-from fedgpt2.network.address import Address
-from fedgpt2.network.blobs import Blob
-from fedgpt2.network.client import AxonClient
+from fedgpt2.link.address import Address
+from fedgpt2.link.blobs import Blob
+from fedgpt2.link.client import AxonClient
 from fedgpt2.protocol.messages import Info, Receipt
 from fedgpt2.types import Digest, Hotkey
 from fedgpt2.validator.exchange import Exchange
-from fedgpt2.validator.peers import Outcome, Seat, Ticket, Traffic
+from fedgpt2.validator.peers import ConnectedMiner, IssuedOrder, OrderResult, Traffic
 
-__all__ = ["HttpPeers"]
+__all__ = ["DialledMiners"]
 
 _PROBE_SECONDS = 1.0  # between two tries to reach an axon that does not answer
 _BUSY_SECONDS = 2.0  # before miners of whom none has time are asked again
@@ -35,7 +35,7 @@ _UNREADABLE = (Reason.BAD_MESSAGE, Reason.UNSUPPORTED_VERSION, Reason.TOO_LARGE)
 _ABSENT = (Reason.UNREACHABLE, Reason.WRONG_RECEIVER)  # nobody is there, or somebody else: to be introduced again
 
 
-class HttpPeers:
+class DialledMiners:
     """Implements `validator.peers.Peers` over sockets."""
 
     def __init__(
@@ -50,9 +50,9 @@ class HttpPeers:
         outbox: Outbox,
         record: Callable[[str, Hotkey], None],
         notice: Callable[[str], None],
-        unsuited: Callable[[Info, Collection[Hotkey]], str | None] = lambda *_: None,
+        check_miner: Callable[[Info, Collection[Hotkey]], str | None] = lambda *_: None,
     ) -> None:
-        """`unsuited` says why a miner is given no work, by what it says of itself and who is there already; or None."""
+        """`check_miner`: why a miner cannot take part, from its info and the miners connected; None if it can."""
         self._signer = signer
         self._axons = axons
         self._limits = limits
@@ -60,10 +60,10 @@ class HttpPeers:
         self._outbox = outbox
         self._record = record
         self._notice = notice
-        self._unsuited = unsuited
+        self._unsuited = check_miner
         self._clients = {str(address): AxonClient(session, signer, address, limits) for address in addresses}
         self._addresses = {str(address): address for address in addresses}
-        self._seats: dict[str, Seat] = {}  # axon -> the miner that answers there
+        self._seats: dict[str, ConnectedMiner] = {}  # axon -> the miner that answers there
         self._trouble: dict[str, str] = {}  # axon -> why nobody does
         self._changed = asyncio.Event()
         self._buffers: dict[str, torch.Tensor] = {}  # axon -> where its answer goes
@@ -91,7 +91,7 @@ class HttpPeers:
 
     # --- who is present ---
 
-    async def present(self, at_least: int) -> Sequence[Seat]:
+    async def present(self, at_least: int) -> Sequence[ConnectedMiner]:
         """Miners that answer now, by axon. Raises NoMinersError with what is wrong at each axon.
 
         Raises as well what ended a task in the background: a run does not go on without one.
@@ -140,7 +140,7 @@ class HttpPeers:
             self._in_trouble(axon, why)
             return
         self._trouble.pop(axon, None)
-        self._seats[axon] = Seat(shown, axon)
+        self._seats[axon] = ConnectedMiner(shown, axon)
         self._changed.set()
         self._send(self._seats[axon])
 
@@ -158,8 +158,8 @@ class HttpPeers:
     # --- a round ---
 
     async def gather(
-        self, tickets: Sequence[Ticket], blobs: Mapping[Digest, Blob], *, deadline: float, quorum: int
-    ) -> Sequence[Outcome]:
+        self, tickets: Sequence[IssuedOrder], blobs: Mapping[Digest, Blob], *, deadline: float, quorum: int
+    ) -> Sequence[OrderResult]:
         """One outcome a ticket, in order; no transfer of `blobs` is under way when this returns.
 
         Where nobody has time and nobody else is present, all are asked again until the deadline: a round that no miner
@@ -174,13 +174,13 @@ class HttpPeers:
             outcomes = await self._gather(tickets, blobs, deadline, quorum)
         return outcomes
 
-    def _nobody_else(self, tickets: Sequence[Ticket]) -> bool:
+    def _nobody_else(self, tickets: Sequence[IssuedOrder]) -> bool:
         """Whether all that are present have an order: the next round would ask no others."""
         return {seat.hotkey for seat in self._seats.values()} <= {ticket.seat.hotkey for ticket in tickets}
 
     async def _gather(
-        self, tickets: Sequence[Ticket], blobs: Mapping[Digest, Blob], deadline: float, quorum: int
-    ) -> Sequence[Outcome]:
+        self, tickets: Sequence[IssuedOrder], blobs: Mapping[Digest, Blob], deadline: float, quorum: int
+    ) -> Sequence[OrderResult]:
         traffic = [Traffic() for _ in tickets]
         tasks = [
             asyncio.create_task(self._exchange(ticket, blobs, spent))
@@ -197,14 +197,14 @@ class HttpPeers:
             for ticket, task, spent in zip(tickets, tasks, traffic, strict=True)
         ]
 
-    async def _exchange(self, ticket: Ticket, blobs: Mapping[Digest, Blob], traffic: Traffic) -> Outcome:
+    async def _exchange(self, ticket: IssuedOrder, blobs: Mapping[Digest, Blob], traffic: Traffic) -> OrderResult:
         exchange = Exchange(self._clients[ticket.seat.axon], ticket, blobs, self._limits, traffic, self._buffer(ticket))
         outcome = await exchange.run()
         if not outcome.answered and outcome.failure is not None and outcome.failure.reason in _ABSENT:
             self._lost(ticket.seat.axon, str(outcome.failure))
         return outcome
 
-    def _buffer(self, ticket: Ticket) -> Callable[[int], memoryview]:
+    def _buffer(self, ticket: IssuedOrder) -> Callable[[int], memoryview]:
         """An axon's receive buffer, allocated once: a fresh 498 MB costs 0.2 s to touch.
 
         Whoever answers there has the same one: axons are given, keys are anybody's to make. No two tickets of a round
@@ -220,11 +220,11 @@ class HttpPeers:
 
         return lease
 
-    def _given_up(self, ticket: Ticket, traffic: Traffic, why: PeerError) -> Outcome:
+    def _given_up(self, ticket: IssuedOrder, traffic: Traffic, why: PeerError) -> OrderResult:
         self._spawn(self._cancel(ticket))
-        return Outcome(ticket, failure=why, traffic=traffic)
+        return OrderResult(ticket, failure=why, traffic=traffic)
 
-    async def _cancel(self, ticket: Ticket) -> None:
+    async def _cancel(self, ticket: IssuedOrder) -> None:
         with suppress(PeerError):
             await self._clients[ticket.seat.axon].cancel(ticket.work_id)
 
@@ -238,17 +238,17 @@ class HttpPeers:
         for seat in self._seats.values():
             self._send(seat)
 
-    def _send(self, seat: Seat) -> None:
+    def _send(self, seat: ConnectedMiner) -> None:
         """Once a round, and when the miner is found; not again before the next round if one does not arrive."""
         if seat.hotkey not in self._posting | self._refusing and self._waiting(seat):
             self._posting.add(seat.hotkey)
             self._spawn(self._post(seat))
 
-    def _waiting(self, seat: Seat) -> list[Receipt]:
+    def _waiting(self, seat: ConnectedMiner) -> list[Receipt]:
         """What may be signed for a miner by this validator's key."""
         return [r for r in self._outbox.waiting(seat.hotkey) if r.sender == self._signer.hotkey]
 
-    async def _post(self, seat: Seat) -> None:
+    async def _post(self, seat: ConnectedMiner) -> None:
         """Send one miner's receipts, oldest first, while it is there and until one does not arrive."""
         try:
             while self._seats.get(seat.axon) == seat and (waiting := self._waiting(seat)):
@@ -260,7 +260,7 @@ class HttpPeers:
             self._posting.discard(seat.hotkey)
             self._changed.set()
 
-    async def _arrives(self, seat: Seat, receipt: Receipt) -> bool:
+    async def _arrives(self, seat: ConnectedMiner, receipt: Receipt) -> bool:
         """Whether the miner has the receipt now; one that it says it cannot read is not sent again."""
         try:
             async with asyncio.timeout(_RECEIPT_SECONDS):
@@ -287,7 +287,7 @@ class HttpPeers:
             self._changed.set()
 
 
-def _all_busy(outcomes: Sequence[Outcome]) -> bool:
+def _all_busy(outcomes: Sequence[OrderResult]) -> bool:
     reasons = {outcome.failure.reason if outcome.failure else None for outcome in outcomes}
     return reasons == {Reason.BUSY}
 
@@ -301,7 +301,7 @@ def _missing(enough: bool, traffic: Traffic) -> PeerError:
     return Refused(Reason.LATE, "no answer by the deadline")
 
 
-async def _enough(tasks: Sequence[asyncio.Task[Outcome]], wanted: int, deadline: float) -> bool:
+async def _enough(tasks: Sequence[asyncio.Task[OrderResult]], wanted: int, deadline: float) -> bool:
     """Wait until `wanted` tasks brought an answer, or all are done; False if the deadline came first."""
     pending = set(tasks)
     try:

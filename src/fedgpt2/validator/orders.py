@@ -11,11 +11,11 @@ from fedgpt2.data.assignment import Assignment as Share
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import EmptyShareError
 from fedgpt2.identity.signing import Signer
-from fedgpt2.network.blobs import Blob
+from fedgpt2.link.blobs import Blob
 from fedgpt2.protocol.digests import work_id
 from fedgpt2.protocol.messages import Assignment, BlobRef, Caps, Order
 from fedgpt2.types import Digest, ModelShape
-from fedgpt2.validator.peers import Seat, Ticket
+from fedgpt2.validator.peers import ConnectedMiner, IssuedOrder
 
 __all__ = ["OrderBook"]
 
@@ -35,8 +35,8 @@ class OrderBook:
     header_bytes: int
 
     def write(
-        self, number: int, attempt: int, parent: Digest, state: BlobRef, seats: Sequence[tuple[Seat, int]]
-    ) -> list[Ticket]:
+        self, number: int, attempt: int, parent: Digest, state: BlobRef, seats: Sequence[tuple[ConnectedMiner, int]]
+    ) -> list[IssuedOrder]:
         """One signed order for each (seat, slot) whose pages hold text.
 
         Raises CorpusError if the text cannot be read, or no slot's pages hold any.
@@ -56,7 +56,9 @@ class OrderBook:
         except EmptyShareError:
             return None
 
-    def _ticket(self, number: int, attempt: int, parent: Digest, state: BlobRef, seat: Seat, share: Share) -> Ticket:
+    def _ticket(
+        self, number: int, attempt: int, parent: Digest, state: BlobRef, seat: ConnectedMiner, share: Share
+    ) -> IssuedOrder:
         order = Order(
             run_id=self.run_id,
             round=number,
@@ -73,7 +75,7 @@ class OrderBook:
         )
         envelope = self.signer.seal("order", order)
         tokens = order.n_windows * self.corpus.manifest.seq_len
-        return Ticket(seat, order, envelope, work_id(envelope.payload), tokens)
+        return IssuedOrder(seat, order, envelope, work_id(envelope.payload), tokens)
 
     def _assignment(self, share: Share) -> Assignment:
         return Assignment(

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedgpt2.errors import PeerError
-from fedgpt2.network.blobs import Blob
+from fedgpt2.link.blobs import Blob
 from fedgpt2.protocol.messages import Contribution, Envelope, Order
 from fedgpt2.protocol.tensors import Layout
 from fedgpt2.types import Digest, Hotkey, WorkId
 
-__all__ = ["Answer", "Outcome", "Peers", "Seat", "Ticket", "Traffic"]
+__all__ = ["ConnectedMiner", "IssuedOrder", "Miners", "OrderResult", "ReceivedContribution", "Traffic"]
 
 
 @dataclass(frozen=True)
-class Seat:
+class ConnectedMiner:
     """A miner that is present: its key and where it answers."""
 
     hotkey: Hotkey
@@ -25,10 +25,10 @@ class Seat:
 
 
 @dataclass(frozen=True)
-class Ticket:
+class IssuedOrder:
     """An order, signed, with the name of the work it asks for and the tokens it assigns."""
 
-    seat: Seat
+    seat: ConnectedMiner
     order: Order
     envelope: Envelope
     work_id: WorkId
@@ -36,7 +36,7 @@ class Ticket:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ReceivedContribution:
     """A contribution whose body has arrived whole and matches its digest; nothing else is known of it yet."""
 
     contribution: Contribution
@@ -56,29 +56,29 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class OrderResult:
     """What became of one ticket: an answer, or the failure that says why not.
 
     `answered` tells a failure of an answer that came from one to get any.
     """
 
-    ticket: Ticket
-    answer: Answer | None = None
+    ticket: IssuedOrder
+    answer: ReceivedContribution | None = None
     failure: PeerError | None = None
     answered: bool = False
     traffic: Traffic = field(default_factory=Traffic)
 
 
-class Peers(Protocol):
+class Miners(Protocol):
     """The miners, as a round sees them."""
 
-    async def present(self, at_least: int) -> Sequence[Seat]:
+    async def present(self, at_least: int) -> Sequence[ConnectedMiner]:
         """Miners that answer now. Raises NoMinersError when fewer than `at_least` came in the time allowed."""
         ...
 
     async def gather(
-        self, tickets: Sequence[Ticket], blobs: Mapping[Digest, Blob], *, deadline: float, quorum: int
-    ) -> Sequence[Outcome]:
+        self, tickets: Sequence[IssuedOrder], blobs: Mapping[Digest, Blob], *, deadline: float, quorum: int
+    ) -> Sequence[OrderResult]:
         """Order from all at once; one outcome a ticket, in order.
 
         At the latest after `deadline` seconds, or when `quorum` of them have answered.

@@ -9,21 +9,19 @@ import torch
 from fedgpt2.config import ValidatorConfig
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import CorpusError, NoMinersError, UsageError
+from fedgpt2.event_loop import Stop, Stopped, off_loop, until_stopped
 from fedgpt2.identity.pins import KeyBook, require_pins
 from fedgpt2.identity.signing import Signer
 from fedgpt2.identity.wallet import open_hotkey
+from fedgpt2.link.address import Address, parse
+from fedgpt2.link.client import open_session
 from fedgpt2.model.hardware import prepare
-from fedgpt2.network.address import Address, parse
-from fedgpt2.network.client import open_session
-from fedgpt2.network.loop import Stop
-from fedgpt2.network.threads import off_loop
 from fedgpt2.observe.observer import Observer
-from fedgpt2.validator.http_peers import HttpPeers
-from fedgpt2.validator.patience import Stopped, unless
-from fedgpt2.validator.rounds import build_run, check_names, check_sequence, closing, facts, recall, run_rounds
+from fedgpt2.validator.compatibility import check_miner
+from fedgpt2.validator.http_peers import DialledMiners
 from fedgpt2.validator.run_directory import RunDirectory, open_run_directory
-from fedgpt2.validator.suits import unsuited
 from fedgpt2.validator.training import Training
+from fedgpt2.validator.training_loop import build_run, check_names, check_sequence, closing, facts, recall, run_rounds
 
 __all__ = ["run_validator"]
 
@@ -47,7 +45,7 @@ async def _train(
     config: ValidatorConfig, device: torch.device, addresses: list[Address], stop: Stop, observer: Observer
 ) -> int:
     opening = off_loop(Corpus.open, config.data, config.model.shape.block_size, config.run.seed)
-    corpus = await unless(stop, opening)
+    corpus = await until_stopped(stop, opening)
     try:
         return await _train_on(corpus, config, device, addresses, stop, observer)
     finally:
@@ -70,8 +68,8 @@ async def _train_on(
     with open_run_directory(config, corpus.manifest) as directory:
         training = await off_loop(Training, config, device)
         done = await off_loop(directory.resume, config, training, observer.notice)
-        report = await unless(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))
-        past = await unless(stop, off_loop(recall, directory))
+        report = await until_stopped(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))
+        past = await until_stopped(stop, off_loop(recall, directory))
         corpus.load_held_out()
         try:
             async with _peers(config, addresses, signer, directory, observer) as peers:
@@ -105,12 +103,12 @@ def _addresses(config: ValidatorConfig) -> list[Address]:
 @asynccontextmanager
 async def _peers(
     config: ValidatorConfig, addresses: list[Address], signer: Signer, directory: RunDirectory, observer: Observer
-) -> AsyncIterator[HttpPeers]:
+) -> AsyncIterator[DialledMiners]:
     reserved = {address.hotkey: str(address) for address in addresses if address.hotkey is not None}
     book = KeyBook(directory.ledger.axon_keys(), reserved)
     record = directory.ledger.record_axon
     async with open_session(config.limits) as session:
-        peers = HttpPeers(
+        peers = DialledMiners(
             session,
             signer,
             config.axons,
@@ -120,7 +118,7 @@ async def _peers(
             outbox=directory.ledger.outbox,
             record=record,
             notice=observer.notice,
-            unsuited=partial(unsuited, config, directory.ledger),
+            check_miner=partial(check_miner, config, directory.ledger),
         )
         peers.start()
         try:

@@ -23,8 +23,8 @@ from fedgpt2.ranking.measure import measure
 from fedgpt2.ranking.sample import choose
 from fedgpt2.ranking.table import REVISION, Entry, Table, advance
 from fedgpt2.types import Digest, Hotkey
-from fedgpt2.validator.admission import Status, Verdict
-from fedgpt2.validator.run import Run
+from fedgpt2.validator.admission import AdmissionResult, Status
+from fedgpt2.validator.context import Run
 from fedgpt2.validator.step import Combined, Step
 from fedgpt2.validator.training import Training
 
@@ -95,7 +95,7 @@ def _losses(training: Training, windows: Tokens, gate: int, tried: int) -> tuple
 
 
 def measure_contributions(
-    run: Run, number: int, verdicts: Sequence[Verdict], combined: Combined, scoring: Scoring
+    run: Run, number: int, verdicts: Sequence[AdmissionResult], combined: Combined, scoring: Scoring
 ) -> Measured:
     """Inner products of the admitted with the scoring gradient and with what is free; trials and audits of a sample."""
     if combined.norm is None or not len(scoring.windows):
@@ -117,7 +117,7 @@ class _Sampled:
     order: Order
 
 
-def _sample(run: Run, number: int, chosen: Mapping[Hotkey, Verdict]) -> dict[Hotkey, _Sampled]:
+def _sample(run: Run, number: int, chosen: Mapping[Hotkey, AdmissionResult]) -> dict[Hotkey, _Sampled]:
     """Of the admitted some of whom least is known; without any whose contribution has no direction."""
     able = {
         hotkey: _Sampled(verdict.values, verdict.norm, verdict.outcome.ticket.order)
@@ -180,7 +180,7 @@ def _finite(loss: float) -> float:
 
 
 def rank(
-    run: Run, number: int, verdicts: Sequence[Verdict], step: Step, scoring: Scoring, measured: Measured
+    run: Run, number: int, verdicts: Sequence[AdmissionResult], step: Step, scoring: Scoring, measured: Measured
 ) -> Judged:
     """Rate by the round's evidence. Changes nothing."""
     evidence = Evidence(
@@ -199,7 +199,7 @@ def rank(
     return Judged(evidence, table, entries)
 
 
-def _miner(verdict: Verdict, combined: Combined) -> MinerEvidence:
+def _miner(verdict: AdmissionResult, combined: Combined) -> MinerEvidence:
     outcome, failure = verdict.outcome, verdict.failure
     hotkey, traffic = outcome.ticket.seat.hotkey, outcome.traffic
     return MinerEvidence(

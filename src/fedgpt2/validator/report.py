@@ -11,7 +11,7 @@ from fedgpt2.ranking.evidence import as_row
 from fedgpt2.ranking.record import entry_row, miner_row
 from fedgpt2.ranking.table import ranks
 from fedgpt2.types import Digest, Hotkey
-from fedgpt2.validator.admission import Status, Verdict
+from fedgpt2.validator.admission import AdmissionResult, Status
 from fedgpt2.validator.peers import Traffic
 from fedgpt2.validator.rank import Judged
 from fedgpt2.validator.step import Step
@@ -72,7 +72,7 @@ def round_row(
     model: Digest,
     step: Step,
     losses: Mapping[str, float | None],
-    verdicts: Sequence[Verdict],
+    verdicts: Sequence[AdmissionResult],
     judged: Judged,
 ) -> dict[str, object]:
     """The line of rounds.jsonl, without its seconds. `claimed_loss` is the only word of a miner in it."""
@@ -105,12 +105,12 @@ def _ranked(hotkey: Hotkey, places: Mapping[Hotkey, int], judged: Judged) -> dic
     return {"rank": places[hotkey], **miner_row(judged.entries[hotkey])}
 
 
-def lapses(verdicts: Sequence[Verdict]) -> dict[Hotkey, str | None]:
+def lapses(verdicts: Sequence[AdmissionResult]) -> dict[Hotkey, str | None]:
     """For each miner that was given an order, the reason it failed or was refused for."""
     return {v.outcome.ticket.seat.hotkey: v.failure.reason if v.failure else None for v in verdicts}
 
 
-def _miner_row(verdict: Verdict, step: Step) -> dict[str, object]:
+def _miner_row(verdict: AdmissionResult, step: Step) -> dict[str, object]:
     outcome, failure = verdict.outcome, verdict.failure
     seat, traffic = outcome.ticket.seat, outcome.traffic
     return {
@@ -135,7 +135,7 @@ def receipts(
     run_id: str,
     sender: Hotkey,
     row: Mapping[str, object],
-    verdicts: Sequence[Verdict],
+    verdicts: Sequence[AdmissionResult],
     step: Step,
     judged: Judged,
     head: Digest,

@@ -9,17 +9,15 @@ from functools import partial
 
 from fedgpt2.aggregation.combine import quorum
 from fedgpt2.errors import NoMinersError
+from fedgpt2.event_loop import Stop, Stopped, off_loop, until_stopped
 from fedgpt2.ledger.ledger import Admission
-from fedgpt2.network.loop import Stop
-from fedgpt2.network.threads import off_loop
 from fedgpt2.ranking.record import kept
 from fedgpt2.types import Digest
-from fedgpt2.validator.admission import Status, Verdict, admit
-from fedgpt2.validator.patience import Stopped, unless
-from fedgpt2.validator.peers import Seat
+from fedgpt2.validator.admission import AdmissionResult, Status, admit
+from fedgpt2.validator.context import Run
+from fedgpt2.validator.peers import ConnectedMiner
 from fedgpt2.validator.rank import measure_contributions, rank, score
 from fedgpt2.validator.report import Clock, lapses, receipts, round_row
-from fedgpt2.validator.run import Run
 from fedgpt2.validator.step import aggregate, gate, take
 
 __all__ = ["run_round"]
@@ -30,43 +28,43 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     config, training, directory = run.config, run.training, run.directory
 
     # 1-3  select miners, assign each a disjoint slice, encode and digest the state once
-    present = await unless(stop, run.peers.present(config.round.min_miners))
+    present = await until_stopped(stop, run.peers.present(config.round.min_miners))
     seats = seat_slots(run, present, number)
     clock = Clock()
     snapshot = await off_loop(training.snapshot)
     writing = off_loop(run.orders.write, number, attempt, snapshot.model, snapshot.blob.ref, seats)
-    tickets = await unless(stop, writing)
+    tickets = await until_stopped(stop, writing)
     blobs = {Digest(blob.ref.digest): blob for blob in (snapshot.blob, run.orders.manifest)}
     clock.mark("snapshot")
 
     # 4  order from all at once; gather until the deadline or the quorum
     enough = quorum(config.aggregation.rule, len(tickets), config.round.quorum)
     gathering = run.peers.gather(tickets, blobs, deadline=config.round.deadline, quorum=enough)
-    outcomes = await unless(stop, gathering)
+    outcomes = await until_stopped(stop, gathering)
     clock.gathered([outcome.traffic for outcome in outcomes])
 
     # 5-6  admit; the admitted set is committed before the step
-    verdicts = await unless(stop, off_loop(admit, outcomes, config.limits))
+    verdicts = await until_stopped(stop, off_loop(admit, outcomes, config.limits))
     admissions = [_admission(verdict) for verdict in verdicts if verdict.status is Status.ADMITTED]
     directory.ledger.admit(number, attempt, admissions)
     clock.mark("admit")
 
     # 7  the validator's own loss, on windows that nobody could know before the admitted set was fixed
     digests = [admission.digest for admission in admissions]
-    scoring = await unless(stop, off_loop(score, run, number, digests))
+    scoring = await until_stopped(stop, off_loop(score, run, number, digests))
     losses: dict[str, float | None] = {"train_loss": scoring.loss}
     if number == 1:
-        losses["initial_val_loss"] = await unless(stop, off_loop(training.loss, run.report))
+        losses["initial_val_loss"] = await until_stopped(stop, off_loop(training.loss, run.report))
     clock.mark("rank")
 
     # 8  aggregate: how many may be hostile was fixed by how many were asked, less those caught above
-    combined = await unless(stop, off_loop(aggregate, run, number, verdicts))
+    combined = await until_stopped(stop, off_loop(aggregate, run, number, verdicts))
     clock.mark("aggregate")
-    measured = await unless(stop, off_loop(measure_contributions, run, number, verdicts, combined, scoring))
+    measured = await until_stopped(stop, off_loop(measure_contributions, run, number, verdicts, combined, scoring))
     clock.mark("rank")
 
     # 9  loss gate on windows of 7, then the optimizer step; or keep the weights and say why
-    passed = await unless(stop, off_loop(gate, run, number, combined, scoring.gate_windows, scoring.loss))
+    passed = await until_stopped(stop, off_loop(gate, run, number, combined, scoring.gate_windows, scoring.loss))
     clock.mark("gate")
     step = await off_loop(take, run, number, combined, passed)
     model = await off_loop(training.digest)
@@ -90,7 +88,7 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     return row
 
 
-def seat_slots(run: Run, present: Sequence[Seat], number: int) -> list[tuple[Seat, int]]:
+def seat_slots(run: Run, present: Sequence[ConnectedMiner], number: int) -> list[tuple[ConnectedMiner, int]]:
     """The miners that get work in round `number`, each with its own slot for the whole run.
 
     Raises NoMinersError where every slot is another miner's.
@@ -103,7 +101,7 @@ def seat_slots(run: Run, present: Sequence[Seat], number: int) -> list[tuple[Sea
     return sorted(((seat, slots[seat]) for seat in working), key=lambda pair: pair[1])
 
 
-def _admission(verdict: Verdict) -> Admission:
+def _admission(verdict: AdmissionResult) -> Admission:
     ticket, answer = verdict.outcome.ticket, verdict.outcome.answer
     digest = Digest(answer.contribution.blob.digest if answer else "")
     return Admission(ticket.seat.hotkey, ticket.work_id, digest, ticket.tokens)
@@ -114,6 +112,6 @@ async def _held_out_loss(run: Run, number: int, stop: Stop) -> float | None:
     if number % run.config.run.eval_every and number != run.config.rounds:
         return None
     try:
-        return await unless(stop, off_loop(run.training.loss, run.report))
+        return await until_stopped(stop, off_loop(run.training.loss, run.report))
     except Stopped:
         return None

@@ -20,11 +20,11 @@ from fedgpt2.config import ValidatorConfig, path_of
 from fedgpt2.data.manifest import Manifest
 from fedgpt2.data.pools import key_digest, new_key
 from fedgpt2.errors import CheckpointError, DiskFullError, RunDirectoryError
-from fedgpt2.ledger import checkpoints
-from fedgpt2.ledger.checkpoints import Checkpoint
-from fedgpt2.ledger.files import disk_errors, write_durably
 from fedgpt2.ledger.ledger import Ledger, Receipts
 from fedgpt2.ledger.round_lines import RoundLines
+from fedgpt2.storage import checkpoints as checkpoints
+from fedgpt2.storage.checkpoints import Checkpoint
+from fedgpt2.storage.files import disk_errors, write_durably
 from fedgpt2.types import Hotkey, Schema
 from fedgpt2.validator.training import Training
 

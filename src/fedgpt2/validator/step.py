@@ -22,15 +22,15 @@ from fedgpt2.aggregation.pipeline import Aggregate
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import Culprit, Reason, Refused
 from fedgpt2.types import Hotkey
-from fedgpt2.validator.admission import Status, Verdict
-from fedgpt2.validator.run import Run
+from fedgpt2.validator.admission import AdmissionResult, Status
+from fedgpt2.validator.context import Run
 
-__all__ = ["Combined", "Gate", "Kept", "Step", "aggregate", "gate", "take"]
+__all__ = ["Combined", "Gate", "SkipReason", "Step", "aggregate", "gate", "take"]
 
 _SHARES = (1.0, 0.5, 0.25, 0.125)  # of the learning rate, tried in turn: a step skipped comes back as it was
 
 
-class Kept(StrEnum):
+class SkipReason(StrEnum):
     """Why the weights stay as they are, or why only a part of the step was taken."""
 
     TOO_FEW = "too_few"  # fewer than 3 f + 1 admitted
@@ -44,7 +44,7 @@ class Combined:
     """An aggregate waiting to be used; without a norm there is none, and `reason` says why."""
 
     by: Terms
-    reason: Kept | None
+    reason: SkipReason | None
     norm: float | None = None
     weights: Mapping[Hotkey, float] = field(default_factory=dict)
     clusters: Mapping[Hotkey, int] = field(default_factory=dict)  # hotkeys of one number sent one computation
@@ -66,7 +66,7 @@ class Step:
 
     combined: Combined
     applied: bool
-    reason: Kept | None
+    reason: SkipReason | None
     lr: float
     gate: Gate | None
 
@@ -81,31 +81,31 @@ class Step:
         return self.combined.weights if self.applied else {}
 
 
-def aggregate(run: Run, number: int, verdicts: Sequence[Verdict]) -> Combined:
+def aggregate(run: Run, number: int, verdicts: Sequence[AdmissionResult]) -> Combined:
     """Form the aggregate of the admitted, by terms fixed by how many were asked, and what became of the others."""
     chosen = [v for v in verdicts if v.status is Status.ADMITTED]
     refused, silent = sum(map(_caught, verdicts)), sum(map(_silent, verdicts))
     unheard = len(verdicts) - len(chosen) - refused - silent
     by = terms(run.config.aggregation.rule, len(verdicts), refused, silent, unheard)
     if not by.met_by(len(chosen)):
-        return Combined(by, Kept.TOO_FEW)
+        return Combined(by, SkipReason.TOO_FEW)
     try:
         norm, formed = run.training.aggregate(lambda out: _form(run, number, by, chosen, out))
     except Refused:
-        return Combined(by, Kept.NON_FINITE)
+        return Combined(by, SkipReason.NON_FINITE)
     hotkeys = [v.outcome.ticket.seat.hotkey for v in chosen]
     clusters = {hotkeys[i]: number for number, group in enumerate(formed.groups) for i in group}
     weights = dict(zip(hotkeys, formed.weights, strict=True))
     return Combined(by, None, norm, weights, clusters, formed.gram)
 
 
-def _caught(verdict: Verdict) -> bool:
+def _caught(verdict: AdmissionResult) -> bool:
     """Whether it was refused for what it sent."""
     failure = verdict.failure
     return verdict.status is Status.REFUSED and failure is not None and failure.culprit is Culprit.MINER
 
 
-def _silent(verdict: Verdict) -> bool:
+def _silent(verdict: AdmissionResult) -> bool:
     """Whether it was there and gave nothing, whomever it blames; not if the link failed, or others were enough."""
     failure = verdict.failure
     if verdict.status is not Status.FAILED or failure is None:
@@ -113,14 +113,14 @@ def _silent(verdict: Verdict) -> bool:
     return failure.culprit is not Culprit.NETWORK and failure.reason is not Reason.CANCELLED
 
 
-def _form(run: Run, number: int, by: Terms, chosen: Sequence[Verdict], out: Tensor) -> Aggregate:
+def _form(run: Run, number: int, by: Terms, chosen: Sequence[AdmissionResult], out: Tensor) -> Aggregate:
     rows = [v.values for v in chosen if v.values is not None]
     norms = [v.norm for v in chosen if v.norm is not None]
     tokens = [v.outcome.ticket.tokens for v in chosen]
     return combine(by, rows, norms, tokens, out, _seed(run.key, number, chosen))
 
 
-def _seed(key: bytes, number: int, chosen: Sequence[Verdict]) -> int:
+def _seed(key: bytes, number: int, chosen: Sequence[AdmissionResult]) -> int:
     """For stages that draw: nobody knows it before the answers are in, everybody can check it after the run."""
     digests = sorted(v.outcome.answer.contribution.blob.digest for v in chosen if v.outcome.answer is not None)
     message = b"aggregate" + number.to_bytes(8, "big") + "".join(digests).encode("ascii")
@@ -143,7 +143,7 @@ def take(run: Run, number: int, combined: Combined, passed: Gate | None) -> Step
     """One optimizer step, as much of it as was let pass."""
     share = passed.share if passed else 1.0
     if combined.norm is None or share == 0.0:
-        return Step(combined, applied=False, reason=combined.reason or Kept.LOSS_GATE, lr=0.0, gate=passed)
+        return Step(combined, applied=False, reason=combined.reason or SkipReason.LOSS_GATE, lr=0.0, gate=passed)
     lr = share * run.training.rate(number, run.horizon)
     run.training.step(lr)
-    return Step(combined, applied=True, reason=Kept.HALVED if share < 1.0 else None, lr=lr, gate=passed)
+    return Step(combined, applied=True, reason=SkipReason.HALVED if share < 1.0 else None, lr=lr, gate=passed)

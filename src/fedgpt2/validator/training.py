@@ -14,16 +14,16 @@ from fedgpt2 import codec
 from fedgpt2.config import MOST_RECENT, ValidatorConfig
 from fedgpt2.errors import CheckpointError, SetupError
 from fedgpt2.gradient.exact import Exact
-from fedgpt2.ledger.checkpoints import Checkpoint
+from fedgpt2.link.blobs import Blob
 from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.model.hardware import native_precision
 from fedgpt2.model.loss import mean_loss
 from fedgpt2.model.state import FlatState
-from fedgpt2.network.blobs import Blob
 from fedgpt2.optim.schedule import learning_rate
 from fedgpt2.optim.server import build
 from fedgpt2.protocol.digests import model_digest
 from fedgpt2.ranking.evidence import Free
+from fedgpt2.storage.checkpoints import Checkpoint
 from fedgpt2.types import Digest, Schema
 
 __all__ = ["Snapshot", "Training"]

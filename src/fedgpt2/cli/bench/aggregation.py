@@ -21,7 +21,7 @@ from fedgpt2.aggregation.pipeline import PIPELINES, byzantine
 from fedgpt2.cli.bench.byzfl_rules import VERSION, installed
 from fedgpt2.cli.bench.report import Row, interleave, ratios, report
 from fedgpt2.cli.bench.worker import Worker
-from fedgpt2.cli.cores import SPINS
+from fedgpt2.cli.openmp import SPINS
 from fedgpt2.config import Model
 from fedgpt2.errors import DiskFullError
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedgpt2.network.threads import off_loop
+from fedgpt2.event_loop import off_loop
 
 __all__ = ["MEMORY", "forget_peak", "memory", "serve_async"]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedgpt2.cli.bench.report import Row, interleave, ratios, report
 from fedgpt2.cli.bench.worker import Worker
-from fedgpt2.cli.cores import SPINS
+from fedgpt2.cli.openmp import SPINS
 from fedgpt2.config import Data, Model
 from fedgpt2.errors import UsageError
 from fedgpt2.types import ModelShape

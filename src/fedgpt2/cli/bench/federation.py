@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedgpt2.cli.cast import draw
-from fedgpt2.cli.crew import Crew
+from fedgpt2.cli.demo_miners import draw
+from fedgpt2.cli.process_group import Crew
 from fedgpt2.errors import SetupError
 
 __all__ = ["Federation", "Stay", "federation"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedgpt2.cli.bench.async_worker import MEMORY, serve_async
 from fedgpt2.config import PRESETS
-from fedgpt2.network.loop import run
+from fedgpt2.event_loop import run
 
 __all__ = ["main"]
 

@@ -19,18 +19,18 @@ from fedgpt2.config import PRESETS, Axon, Data, MinerConfig, Wallet
 from fedgpt2.data.pages import Pool
 from fedgpt2.data.sources import open_source
 from fedgpt2.data.tokens import TokenCache
+from fedgpt2.event_loop import Stop, run
 from fedgpt2.gradient.strategy import Result
 from fedgpt2.identity.signing import Signer
 from fedgpt2.identity.wallet import open_hotkey
-from fedgpt2.miner.job import Tools
-from fedgpt2.miner.journal import Journal
-from fedgpt2.miner.packer import HonestPacker
+from fedgpt2.miner.job import MinerContext
+from fedgpt2.miner.journal import OrderJournal
+from fedgpt2.miner.packer import HonestEncoder
 from fedgpt2.miner.program import serve
-from fedgpt2.miner.work import Library, Workshop
+from fedgpt2.miner.work import MinerCorpus, Trainer
 from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.hardware import prepare
 from fedgpt2.model.state import FlatState
-from fedgpt2.network.loop import Stop, run
 
 __all__ = ["Resting", "main"]
 
@@ -61,19 +61,19 @@ def main(argv: Sequence[str]) -> int:
 async def _serve(folder: Path, seed: int, stop: Stop) -> int:
     wallet = Wallet("miners", f"M{seed}", str(folder / "wallets"))
     config = MinerConfig(wallet=wallet, axon=Axon(port=0), data=Data(source="sample"))
-    workshop = Workshop(prepare("cpu"), Resting(seed))
+    workshop = Trainer(prepare("cpu"), Resting(seed))
     signer = Signer(open_hotkey(wallet, create=True, notice=lambda _: None))
     source = open_source(config.data)
     TokenCache(source).get(Pool.ASSIGN, 0)  # what tokenizer and model code hold is there before memory is looked at
     GPT2(PRESETS["tiny"])
-    tools = Tools(signer, Library(source), workshop, HonestPacker())
+    tools = MinerContext(signer, MinerCorpus(source), workshop, HonestEncoder())
     listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def hear(line: str) -> None:
         if found := re.match(r"listening on \S+:(\d+)", line):
             listening.set_result(int(found[1]))
 
-    miner = asyncio.create_task(serve(config, tools, Journal(folder / f"miner-{seed}"), stop, hear))
+    miner = asyncio.create_task(serve(config, tools, OrderJournal(folder / f"miner-{seed}"), stop, hear))
     port = await listening
     await serve_async({"port": lambda: {"port": port}, **MEMORY})
     stop.set()

@@ -18,22 +18,21 @@ from fedgpt2.cli.bench.async_worker import MEMORY, memory, serve_async
 from fedgpt2.config import Axons, Data, Model, Ranking, ValidatorConfig, Wallet
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import FedGPT2Error
+from fedgpt2.event_loop import off_loop, run
 from fedgpt2.identity.pins import KeyBook
 from fedgpt2.identity.signing import Signer
 from fedgpt2.identity.wallet import open_hotkey
 from fedgpt2.ledger.outbox import Outbox
+from fedgpt2.link.address import parse
+from fedgpt2.link.blobs import Blob
+from fedgpt2.link.client import open_session
 from fedgpt2.model.hardware import prepare
-from fedgpt2.network.address import parse
-from fedgpt2.network.blobs import Blob
-from fedgpt2.network.client import open_session
-from fedgpt2.network.loop import run
-from fedgpt2.network.threads import off_loop
 from fedgpt2.protocol.messages import MANIFEST_CODEC
 from fedgpt2.types import Digest
 from fedgpt2.validator.admission import admit
-from fedgpt2.validator.http_peers import HttpPeers
+from fedgpt2.validator.http_peers import DialledMiners
 from fedgpt2.validator.orders import OrderBook
-from fedgpt2.validator.peers import Outcome
+from fedgpt2.validator.peers import OrderResult
 from fedgpt2.validator.training import Training
 
 __all__ = ["main"]
@@ -69,10 +68,10 @@ async def _serve(preset: str, folder: Path, ports: list[str]) -> int:
 
 
 @asynccontextmanager
-async def _peers(config: ValidatorConfig, signer: Signer) -> AsyncIterator[HttpPeers]:
+async def _peers(config: ValidatorConfig, signer: Signer) -> AsyncIterator[DialledMiners]:
     addresses = [parse(text) for text in config.axons.addresses]
     async with open_session(config.limits) as session:
-        peers = HttpPeers(
+        peers = DialledMiners(
             session,
             signer,
             config.axons,
@@ -108,7 +107,7 @@ def _orders(config: ValidatorConfig, signer: Signer, corpus: Corpus) -> OrderBoo
 class _Traveller:
     """Sends the state out and brings the gradients back, as often as it is asked."""
 
-    def __init__(self, config: ValidatorConfig, training: Training, orders: OrderBook, peers: HttpPeers) -> None:
+    def __init__(self, config: ValidatorConfig, training: Training, orders: OrderBook, peers: DialledMiners) -> None:
         self._config = config
         self._training = training
         self._orders = orders
@@ -134,7 +133,7 @@ class _Traveller:
             "receive": max(outcome.traffic.received for outcome in outcomes),
         }
 
-    def _step(self, outcomes: Sequence[Outcome]) -> None:
+    def _step(self, outcomes: Sequence[OrderResult]) -> None:
         """A step against the gradients, which changes the weights."""
         verdicts = admit(outcomes, self._config.limits)
         for verdict in verdicts:

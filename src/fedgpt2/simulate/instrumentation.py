@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedgpt2.config import ValidatorConfig
-from fedgpt2.simulate.crowd import Crowd
+from fedgpt2.simulate.honest_miners import HonestMiners
 from fedgpt2.validator.training import Training
 
 __all__ = ["Gauge", "WatchedTraining"]
@@ -41,7 +41,7 @@ class WatchedTraining(Training):
 class Gauge:
     """Cosine of a round's aggregate to the honest mean, asked for once a round."""
 
-    def __init__(self, training: WatchedTraining, crowd: Crowd) -> None:
+    def __init__(self, training: WatchedTraining, crowd: HonestMiners) -> None:
         self._training, self._crowd, self._times = training, crowd, 0
 
     def __call__(self) -> float | None:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from fedgpt2.simulate.moments import moments
+from fedgpt2.simulate.attacks.gradient_stats import moments
 
 __all__ = [
     "ATTACKS",

@@ -8,10 +8,10 @@ from fedgpt2.ledger.ledger import Ledger
 from fedgpt2.protocol.messages import PROTOCOL_VERSION, STRATEGY, Info
 from fedgpt2.types import Hotkey
 
-__all__ = ["unsuited"]
+__all__ = ["check_miner"]
 
 
-def unsuited(config: ValidatorConfig, ledger: Ledger, info: Info, seated: Collection[Hotkey]) -> str | None:
+def check_miner(config: ValidatorConfig, ledger: Ledger, info: Info, seated: Collection[Hotkey]) -> str | None:
     """Why the miner that says this of itself is given no work; None if it may have some, beside all who are `seated`.
 
     Asked before it gets an order: one that refuses what it never offered would be blamed for it, round after round.

@@ -16,21 +16,20 @@ from fedgpt2.data.manifest import Manifest
 from fedgpt2.data.pages import Pool
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import Culprit, UsageError
+from fedgpt2.event_loop import Stop, Stopped
 from fedgpt2.identity.signing import Signer
-from fedgpt2.network.blobs import Blob
-from fedgpt2.network.loop import Stop
+from fedgpt2.link.blobs import Blob
+from fedgpt2.observe.formatting import many
 from fedgpt2.observe.observer import Observer
-from fedgpt2.observe.words import many
 from fedgpt2.protocol.messages import MANIFEST_CODEC
 from fedgpt2.ranking.replay import table_of
-from fedgpt2.validator.absences import Absences
+from fedgpt2.validator.context import Run, Standings
 from fedgpt2.validator.orders import OrderBook
-from fedgpt2.validator.patience import Stopped
-from fedgpt2.validator.peers import Peers
+from fedgpt2.validator.peers import Miners
 from fedgpt2.validator.rank import check_ranking
 from fedgpt2.validator.round import run_round
-from fedgpt2.validator.run import Run, Standings
 from fedgpt2.validator.run_directory import RunDirectory
+from fedgpt2.validator.suspension import Suspensions
 from fedgpt2.validator.training import Training
 
 __all__ = ["Past", "build_run", "check_names", "check_sequence", "closing", "facts", "recall", "run_rounds"]
@@ -60,7 +59,7 @@ def check_sequence(config: ValidatorConfig, manifest: Manifest) -> None:
 class Past:
     """What follows from the rounds of the ledger and no checkpoint holds."""
 
-    absences: Absences
+    absences: Suspensions
     ranking: Standings
 
 
@@ -70,7 +69,7 @@ def recall(directory: RunDirectory) -> Past:
     It opens the ledger for itself: a validator that is told to stop meanwhile closes its own.
     """
     with contextlib.closing(directory.ledger.reader()) as ledger:
-        return Past(Absences.of(ledger.rounds()), Standings(*table_of(ledger.rounds())))
+        return Past(Suspensions.of(ledger.rounds()), Standings(*table_of(ledger.rounds())))
 
 
 def build_run(
@@ -79,7 +78,7 @@ def build_run(
     training: Training,
     corpus: Corpus,
     signer: Signer,
-    peers: Peers,
+    peers: Miners,
     report: Tokens,
     past: Past,
 ) -> Run:

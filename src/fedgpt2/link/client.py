@@ -21,9 +21,9 @@ from yarl import URL
 from fedgpt2.config import Limits
 from fedgpt2.errors import Culprit, NetworkError, PeerError, ProtocolError, Reason, Refused
 from fedgpt2.identity.signing import Signer, open_envelope
-from fedgpt2.network.address import Address
-from fedgpt2.network.blobs import Blob, Incoming, pump
-from fedgpt2.network.http import READ_BUFFER, content_range
+from fedgpt2.link.address import Address
+from fedgpt2.link.blobs import Blob, Incoming, pump
+from fedgpt2.link.http_server import READ_BUFFER, content_range
 from fedgpt2.protocol.messages import Accepted, Envelope, Info, Message, RefusalBody, WorkStatus, decode, encode
 from fedgpt2.types import Hotkey
 

@@ -4,10 +4,10 @@ import contextlib
 from collections.abc import Iterator
 from typing import TextIO
 
-__all__ = ["Outlet"]
+__all__ = ["SafeStream"]
 
 
-class Outlet:
+class SafeStream:
     """A text stream over another, whose writes never fail.
 
     A reader may close its pipe and a log's disk be full; neither may cost a run its rounds. What cannot be written is

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO, cast
 
 from fedgpt2.observe.observer import Observer
-from fedgpt2.observe.outlet import Outlet
 from fedgpt2.observe.plain import Lines
+from fedgpt2.observe.safe_stream import SafeStream
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +18,7 @@ __all__ = ["observer_for"]
 @contextmanager
 def observer_for(stream: TextIO, *, plain: bool) -> Iterator[Observer]:
     """The live console on a terminal that can show it, plain lines anywhere else; a lost stream fails neither."""
-    outlet = Outlet(stream, sys.stderr)
+    outlet = SafeStream(stream, sys.stderr)
     console = None if plain else _console(outlet)
     if console is None:
         yield Lines(outlet.say)
@@ -29,7 +29,7 @@ def observer_for(stream: TextIO, *, plain: bool) -> Iterator[Observer]:
         yield live
 
 
-def _console(outlet: Outlet) -> "Console | None":
+def _console(outlet: SafeStream) -> "Console | None":
     """A console that redraws in place; None where it would show nothing before the run has ended."""
     if not outlet.isatty() or "utf" not in (outlet.encoding or "").lower():
         return None

@@ -15,7 +15,7 @@ from aiohttp.web import RequestPayloadError
 from blake3 import blake3
 
 from fedgpt2.errors import NetworkError, PeerError, ProtocolError, Reason
-from fedgpt2.network.straight import LEAST, Link, read_straight
+from fedgpt2.link.direct_receive import LEAST, Link, receive_directly
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import MANIFEST_CODEC, BlobRef
 from fedgpt2.protocol.tensors import PREFIX, header_length
@@ -238,7 +238,7 @@ async def pump(stream: StreamReader, incoming: Incoming, progress_seconds: float
                 if link is not None and len(incoming.rest()) >= LEAST:
                     await incoming.feed(stream.read_nowait())  # what came with the header
                     limit.reschedule(None)
-                    if not await read_straight(link, incoming, turn, progress_seconds):
+                    if not await receive_directly(link, incoming, turn, progress_seconds):
                         limit.reschedule(clock.time() + progress_seconds)
                     link = None
     except TimeoutError as error:

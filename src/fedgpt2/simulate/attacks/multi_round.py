@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from fedgpt2.errors import PeerError
-from fedgpt2.simulate.desk import Desk
-from fedgpt2.simulate.effort import everyone, own
-from fedgpt2.simulate.moments import moments
-from fedgpt2.simulate.scene import Reply, Scene
-from fedgpt2.simulate.vectors import AIMS
+from fedgpt2.simulate.attacks.base import RoundView, Submission
+from fedgpt2.simulate.attacks.buffers import SendBuffers
+from fedgpt2.simulate.attacks.from_gradients import AIMS
+from fedgpt2.simulate.attacks.gradient_stats import moments
+from fedgpt2.simulate.attacks.low_effort import everyone, own
 
 __all__ = ["ScoreAware", "TimeCoupled"]
 
@@ -33,10 +33,10 @@ class TimeCoupled:
     together take each as far from the mean as the median honest gradient is.
     """
 
-    desk: Desk = field(default_factory=Desk)
+    desk: SendBuffers = field(default_factory=SendBuffers)
     _direction: Tensor | None = field(default=None, init=False)
 
-    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
         """The row, from each with noise of its own."""
         of = moments(scene.honest())
         if self._direction is None:
@@ -53,12 +53,12 @@ class TimeCoupled:
 class ScoreAware:
     """Honest until they weigh what honest miners do, then two rounds of `sign_flip`, then honest again."""
 
-    desk: Desk = field(default_factory=Desk)
+    desk: SendBuffers = field(default_factory=SendBuffers)
     standing: float = 0.0  # running mean of their share of an aggregate, by an equal one
     _honest: int = field(default=0, init=False)  # rounds on end
     _attacks: int = field(default=0, init=False)  # rounds still to come
 
-    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
         """Honest gradients or an attack."""
         self._look(scene)
         if not self._attacks and self._honest >= _PATIENT and self.standing >= _TRUSTED:
@@ -69,7 +69,7 @@ class ScoreAware:
         self._honest += 1
         return everyone(scene, own)
 
-    def _look(self, scene: Scene) -> None:
+    def _look(self, scene: RoundView) -> None:
         """Take in what became of the last round, if it was an honest one."""
         if self._honest and scene.aggregate is not None:
             share = sum(scene.shares) / max(1, scene.f) * (scene.f + len(scene.honest()))

@@ -11,11 +11,11 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from fedgpt2.errors import PeerError
-from fedgpt2.simulate import attacks
-from fedgpt2.simulate.attacks import Defence
-from fedgpt2.simulate.desk import VOTE, Desk, seal
-from fedgpt2.simulate.probe import probe
-from fedgpt2.simulate.scene import Reply, Scene
+from fedgpt2.simulate.attacks import formulas as attacks
+from fedgpt2.simulate.attacks.base import RoundView, Submission
+from fedgpt2.simulate.attacks.buffers import VOTE, SendBuffers, seal
+from fedgpt2.simulate.attacks.formulas import Defence
+from fedgpt2.simulate.attacks.probe import probe
 
 __all__ = ["AIMS", "Aim", "Copies", "Line", "Noise", "Opt", "Together", "opt_alie", "opt_ipm"]
 
@@ -51,9 +51,9 @@ class Together:
 
     aim: Aim
     alike: bool = False
-    desk: Desk = field(default_factory=Desk)
+    desk: SendBuffers = field(default_factory=SendBuffers)
 
-    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
         """The row, from each."""
         row = self.aim(scene.honest(), scene.f, scene.rng)
         return self.desk.alike(scene, row) if self.alike else self.desk.apart(scene, row)
@@ -63,9 +63,9 @@ class Together:
 class Noise:
     """Noise as long as an honest gradient."""
 
-    desk: Desk = field(default_factory=Desk)
+    desk: SendBuffers = field(default_factory=SendBuffers)
 
-    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
         """Noise, from each its own."""
         length = float(torch.stack([row.norm() for row in scene.honest()]).median())
         for row, noise in zip(self.desk.rows(scene), self.desk.noise(scene), strict=True):
@@ -78,9 +78,9 @@ class Copies:
     """Each sends what an honest miner sends, as it is or with noise `by` times as long."""
 
     by: float = 0.0
-    desk: Desk = field(default_factory=Desk)
+    desk: SendBuffers = field(default_factory=SendBuffers)
 
-    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
         """The first liar copies the first honest miner, and so on."""
         honest = scene.honest()
         copied = [honest[i % len(honest)] for i in range(scene.f)]
@@ -111,9 +111,9 @@ class Opt:
 
     lines: Sequence[Line]
     dense: Dense  # the same search where the rule is known as a function only
-    desk: Desk = field(default_factory=Desk)
+    desk: SendBuffers = field(default_factory=SendBuffers)
 
-    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
         """The worst that was found."""
         honest = scene.honest()
         if scene.pipeline is None:

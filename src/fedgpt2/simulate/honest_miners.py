@@ -25,15 +25,15 @@ from fedgpt2.codec import Codec
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import Reason, Refused
 from fedgpt2.gradient.strategy import Strategy
+from fedgpt2.link.blobs import Blob
 from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.state import FlatState
-from fedgpt2.network.blobs import Blob
 from fedgpt2.protocol.messages import Order
 from fedgpt2.protocol.tensors import PREFIX, read_header
 from fedgpt2.simulate.arrival import Body
 from fedgpt2.types import ModelShape, Schema
 
-__all__ = ["Behaviour", "Crowd", "Engine", "Task", "as_asked"]
+__all__ = ["Behaviour", "Engine", "HonestMiners", "Task", "as_asked"]
 
 _LINE = 64  # bytes: rows begin on a cache line
 _BLOCK = 1 << 16  # values of each row at a time, so that all rows of a block stay in the cache
@@ -82,7 +82,7 @@ class Engine:
         return out.flat
 
 
-class Crowd:
+class HonestMiners:
     """h honest miners: a body each in the answer codec's own type, allocated once, and what became of their rounds."""
 
     def __init__(

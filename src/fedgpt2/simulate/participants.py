@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from fedgpt2.identity.signing import Signer
 from fedgpt2.types import Hotkey
 
-__all__ = ["Roster", "draw_roster", "draws", "number", "validator_signer"]
+__all__ = ["Participants", "draw_participants", "draws", "number", "validator_signer"]
 
 _SS58_FORMAT = 42  # Bittensor's
 
 
 @dataclass(frozen=True)
-class Roster:
+class Participants:
     """The miners, by index."""
 
     hotkeys: tuple[Hotkey, ...]
@@ -31,13 +31,13 @@ class Roster:
         return frozenset(self.hotkeys[i] for i in indices)
 
 
-def draw_roster(miners: int, hostile: int, seed: int) -> Roster:
+def draw_participants(miners: int, hostile: int, seed: int) -> Participants:
     """`miners` hotkeys, valid addresses that nobody has the secret of, `hostile` of them drawn."""
     from bittensor.sp_core import ss58_encode
 
     hotkeys = tuple(Hotkey(ss58_encode(_bytes(seed, "miner", i), _SS58_FORMAT)) for i in range(miners))
     chosen = random.Random(number(seed, "hostile")).sample(range(miners), hostile)  # noqa: S311  (no secret)
-    return Roster(hotkeys, frozenset(chosen))
+    return Participants(hotkeys, frozenset(chosen))
 
 
 def validator_signer(seed: int) -> Signer:

@@ -5,17 +5,17 @@ from functools import partial
 from types import MappingProxyType
 
 from fedgpt2.errors import UsageError
-from fedgpt2.simulate import effort
-from fedgpt2.simulate.names import NAMES
-from fedgpt2.simulate.patience import ScoreAware, TimeCoupled
-from fedgpt2.simulate.replays import REPLAYS, Replay
-from fedgpt2.simulate.scene import Liars
-from fedgpt2.simulate.vectors import AIMS, Copies, Noise, Together, opt_alie, opt_ipm
-from fedgpt2.simulate.wire import HEADERS, VALUES, Headers, Late, Oversize, Stale, Values
+from fedgpt2.simulate.attacks import low_effort as effort
+from fedgpt2.simulate.attacks.base import Attack
+from fedgpt2.simulate.attacks.from_gradients import AIMS, Copies, Noise, Together, opt_alie, opt_ipm
+from fedgpt2.simulate.attacks.malformed import HEADERS, VALUES, Headers, Late, Oversize, Stale, Values
+from fedgpt2.simulate.attacks.multi_round import ScoreAware, TimeCoupled
+from fedgpt2.simulate.attacks.names import NAMES
+from fedgpt2.simulate.attacks.replays import REPLAYS, Replay
 
 __all__ = ["ARENA", "liars"]
 
-_FACTORIES: dict[str, Callable[[], Liars]] = {
+_FACTORIES: dict[str, Callable[[], Attack]] = {
     **{name: partial(Together, aim) for name, aim in AIMS.items()},
     "sign_flip_copies": partial(Together, AIMS["sign_flip_1"], alike=True),
     "mimic_copies": partial(Together, AIMS["mimic"], alike=True),
@@ -45,10 +45,10 @@ _FACTORIES: dict[str, Callable[[], Liars]] = {
     **{name: partial(Headers, header) for name, header in HEADERS.items()},
 }
 
-ARENA: Mapping[str, Callable[[], Liars]] = MappingProxyType({name: _FACTORIES[name] for name in NAMES})
+ARENA: Mapping[str, Callable[[], Attack]] = MappingProxyType({name: _FACTORIES[name] for name in NAMES})
 
 
-def liars(name: str) -> Liars:
+def liars(name: str) -> Attack:
     """New liars of the attack called `name`. Raises UsageError."""
     if name not in ARENA:
         raise UsageError(f"--attack {name}: no such attack; one of {', '.join(ARENA)}")

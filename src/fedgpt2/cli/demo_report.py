@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from fedgpt2.cli.cast import ADMISSIBLE, CYCLE, Cast
-from fedgpt2.cli.crew import Crew
+from fedgpt2.cli.demo_miners import ADMISSIBLE, CYCLE, Cast
+from fedgpt2.cli.process_group import Crew
 from fedgpt2.errors import Reason
-from fedgpt2.observe.board import Account, Board
+from fedgpt2.observe.board import Board, MinerStats
 
-__all__ = ["EXPECTED", "LEARNED", "Verdict", "judge", "report"]
+__all__ = ["EXPECTED", "LEARNED", "RoundOutcome", "judge", "report"]
 
 LEARNED = 6.9  # nats a token: near what word frequencies alone give
 EXPECTED = (Reason.WRONG_SHAPE, Reason.NON_FINITE, Reason.WRONG_PARENT, Reason.NORM_BOUND)
@@ -20,7 +20,7 @@ _SAMPLE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RoundOutcome:
     """The losses, and what was missed; nothing missed is success."""
 
     first: float | None
@@ -45,7 +45,7 @@ def report(folder: Path, crew: Crew, board: Board, cast: Cast, out: TextIO) -> i
     return 1 if verdict.missed else 0
 
 
-def judge(board: Board, cast: Cast) -> Verdict:
+def judge(board: Board, cast: Cast) -> RoundOutcome:
     """Whether the model learned; the hostile miner was refused where it can be, and gained nothing where it cannot."""
     last = board.held_out[-1][1] if board.held_out else None
     missed = []
@@ -53,7 +53,7 @@ def judge(board: Board, cast: Cast) -> Verdict:
         missed.append("no held-out loss was measured; give it more --seconds")
     elif last >= LEARNED:
         missed.append(f"the held-out loss {last:.3f} is not below {LEARNED}")
-    return Verdict(board.initial, last, (*missed, *_escapes(board, cast)))
+    return RoundOutcome(board.initial, last, (*missed, *_escapes(board, cast)))
 
 
 def _escapes(board: Board, cast: Cast) -> Iterable[str]:
@@ -81,17 +81,17 @@ def _admissible(rounds: int) -> int:
     return sum(CYCLE[i % len(CYCLE)] in ADMISSIBLE for i in range(rounds))
 
 
-def _honest(board: Board, cast: Cast) -> list[Account]:
+def _honest(board: Board, cast: Cast) -> list[MinerStats]:
     return [account for axon, account in board.accounts.items() if axon != cast.hostile_axon]
 
 
-def _weight(accounts: Iterable[Account]) -> float:
+def _weight(accounts: Iterable[MinerStats]) -> float:
     """Mean weight of a contribution that was admitted; 0 where none was."""
     known = list(accounts)
     return sum(account.weight for account in known) / max(1, sum(account.statuses["admitted"] for account in known))
 
 
-def _losses(board: Board, verdict: Verdict) -> str:
+def _losses(board: Board, verdict: RoundOutcome) -> str:
     first = "-" if verdict.first is None else f"{verdict.first:.2f}"
     last = "-" if verdict.last is None else f"{verdict.last:.2f}"
     unigram = board.facts.unigram_loss

@@ -17,7 +17,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
 
 from fedgpt2.errors import NetworkError, PeerError, PortInUseError, ProtocolError, Reason, SetupError
-from fedgpt2.network.blobs import Blob, Incoming, pump
+from fedgpt2.link.blobs import Blob, Incoming, pump
 from fedgpt2.protocol.messages import Message, RefusalBody, encode
 from fedgpt2.protocol.statuses import http_status
 
@@ -209,7 +209,7 @@ class _OurMistakes(logging.Filter):
 
 
 def _logger() -> logging.Logger:
-    logger = logging.Logger("fedgpt2.network")
+    logger = logging.Logger("fedgpt2.link")
     logger.parent = logging.getLogger()
     logger.addFilter(_OurMistakes())
     return logger

@@ -18,11 +18,11 @@ from fedgpt2.errors import PeerError
 from fedgpt2.protocol.messages import Order
 from fedgpt2.types import Digest
 
-__all__ = ["Liars", "Reply", "Scene"]
+__all__ = ["Attack", "RoundView", "Submission"]
 
 
 @dataclass(frozen=True)
-class Reply:
+class Submission:
     """What one liar sends for its order; everything else of its contribution is as it should be."""
 
     header: bytes  # length prefix and JSON of a safetensors body
@@ -32,7 +32,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Scene:
+class RoundView:
     """A round as liars see it.
 
     Letters: h honest miners, f liars, d parameters.
@@ -57,9 +57,9 @@ class Scene:
         return len(self.orders)
 
 
-class Liars(Protocol):
+class Attack(Protocol):
     """All liars of a run, who act as one and remember earlier rounds."""
 
-    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
         """One answer a liar, in the order of `scene.orders`; an error where none comes."""
         ...

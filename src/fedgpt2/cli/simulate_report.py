@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedgpt2.config import SimulationConfig
-from fedgpt2.observe.words import loss, short_key
+from fedgpt2.observe.formatting import loss, short_key
 from fedgpt2.simulate.result import Miner, Result, Round
 
 __all__ = ["show"]

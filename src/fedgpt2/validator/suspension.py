@@ -14,9 +14,9 @@ import msgspec
 from fedgpt2.aggregation.pipeline import SMALLEST
 from fedgpt2.errors import Reason
 from fedgpt2.types import Hotkey
-from fedgpt2.validator.peers import Seat
+from fedgpt2.validator.peers import ConnectedMiner
 
-__all__ = ["Absences"]
+__all__ = ["Suspensions"]
 
 _LAPSE = 2  # points for a lapse; an answer takes one off
 _MOST = 7  # points: 31 rounds at a time
@@ -53,7 +53,7 @@ class _Row(msgspec.Struct):
     miners: list[_Miner]
 
 
-class Absences:
+class Suspensions:
     """Points of every miner that let a deadline pass, and until when it sits out."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Absences:
             if points > 0:
                 self._points[hotkey] = points
 
-    def at_work(self, seats: Sequence[Seat], number: int, at_least: int) -> Sequence[Seat]:
+    def at_work(self, seats: Sequence[ConnectedMiner], number: int, at_least: int) -> Sequence[ConnectedMiner]:
         """The seats that get work in round `number`; all of them when fewer than `at_least` would be left.
 
         All of them, too, where a robust rule has enough and half or fewer would: two rounds without a link would hand
@@ -86,7 +86,7 @@ class Absences:
         return working if len(working) >= max(majority, at_least) else seats
 
     @classmethod
-    def of(cls, lines: Iterable[str]) -> "Absences":
+    def of(cls, lines: Iterable[str]) -> "Suspensions":
         """What all the lines of rounds.jsonl make of it, one held at a time: points wait for a miner's next answer."""
         absences = cls()
         for line in lines:

@@ -6,10 +6,10 @@ from fedgpt2.config import ValidatorConfig
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.ranking.table import Table
-from fedgpt2.validator.absences import Absences
 from fedgpt2.validator.orders import OrderBook
-from fedgpt2.validator.peers import Peers
+from fedgpt2.validator.peers import Miners
 from fedgpt2.validator.run_directory import RunDirectory
+from fedgpt2.validator.suspension import Suspensions
 from fedgpt2.validator.training import Training
 
 __all__ = ["Run", "Standings"]
@@ -32,9 +32,9 @@ class Run:
     training: Training
     corpus: Corpus
     orders: OrderBook
-    peers: Peers
+    peers: Miners
     report: Tokens  # held-out windows of val_loss, uint16 [n, seq_len + 1]
-    absences: Absences = field(default_factory=Absences)
+    absences: Suspensions = field(default_factory=Suspensions)
     ranking: Standings = field(default_factory=Standings)
 
     @property

@@ -13,8 +13,8 @@ from fedgpt2.errors import PeerError, Reason, Refused
 from fedgpt2.miner.orders import answer_codec
 from fedgpt2.protocol.messages import Order
 from fedgpt2.protocol.tensors import write_header
-from fedgpt2.simulate.desk import seal
-from fedgpt2.simulate.scene import Reply, Scene
+from fedgpt2.simulate.attacks.base import RoundView, Submission
+from fedgpt2.simulate.attacks.buffers import seal
 from fedgpt2.types import Digest, Schema
 
 __all__ = ["HEADERS", "VALUES", "Headers", "Late", "Oversize", "Stale", "Values", "misnamed", "mistyped", "reshaped"]
@@ -29,7 +29,7 @@ class Values:
     fill: Callable[[Tensor, int], object]  # a row of zeros, which liar
     _kept: list[Tensor] = field(default_factory=list, init=False)
 
-    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
         """The rows."""
         for i in range(len(self._kept), scene.f):
             self._kept.append(torch.zeros_like(scene.weights))
@@ -55,7 +55,7 @@ class Headers:
 
     header: Callable[[Order], bytes]
 
-    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
         """The same from each: it is refused before its bytes are looked at."""
         honest = [seal(order, torch.zeros_like(scene.weights)) for order in scene.orders[:1]]
         return [replace(honest[0], header=self.header(order), parent=Digest(order.parent)) for order in scene.orders]
@@ -94,7 +94,7 @@ class Oversize:
 
     _zeros: bytearray = field(default_factory=bytearray, init=False)
 
-    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
         """Zeros without end, nearly."""
         order = scene.orders[0]
         codec = answer_codec(order, order.model.schema())
@@ -103,7 +103,7 @@ class Oversize:
         if len(self._zeros) != wanted:
             self._zeros = bytearray(wanted)
         data = memoryview(self._zeros)
-        return [Reply(header, data, codec.name, Digest(order.parent)) for order in scene.orders]
+        return [Submission(header, data, codec.name, Digest(order.parent)) for order in scene.orders]
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Stale:
 
     _parent: Digest = field(default=_NOBODYS, init=False)
 
-    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
         """The same from each."""
         parent, self._parent = self._parent, Digest(scene.orders[0].parent)
         sealed = seal(scene.orders[0], torch.zeros_like(scene.weights))
@@ -128,7 +128,7 @@ class Late:
 
     detail: str
 
-    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
         """No answer from any."""
         return [Refused(Reason.LATE, self.detail) for _ in scene.orders]
 

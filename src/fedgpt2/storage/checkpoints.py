@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from fedgpt2.errors import CheckpointError, ProtocolError
-from fedgpt2.ledger.files import disk_errors, fsync_folder, write_parts
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.tensors import header_length, names, read_header, write_header
+from fedgpt2.storage.files import disk_errors, fsync_folder, write_parts
 from fedgpt2.types import Schema
 
 __all__ = ["Checkpoint", "checkpoint_name", "load", "prune", "save"]

@@ -16,9 +16,9 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from fedgpt2.errors import PeerError
-from fedgpt2.simulate.desk import Desk
-from fedgpt2.simulate.effort import everyone, own, scrap
-from fedgpt2.simulate.scene import Reply, Scene
+from fedgpt2.simulate.attacks.base import RoundView, Submission
+from fedgpt2.simulate.attacks.buffers import SendBuffers
+from fedgpt2.simulate.attacks.low_effort import everyone, own, scrap
 
 __all__ = ["REPLAYS", "Manner", "Replay", "Shape", "Source"]
 
@@ -67,11 +67,11 @@ class Replay:
     source: Source
     shape: Shape
     manner: Manner
-    desk: Desk = field(default_factory=Desk)
+    desk: SendBuffers = field(default_factory=SendBuffers)
     _last: Tensor | None = field(default=None, init=False)
     _mean: Tensor | None = field(default=None, init=False)
 
-    def __call__(self, scene: Scene) -> Sequence[Reply | PeerError]:
+    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
         """The replay, or honest gradients as long as there is none."""
         self._remember(scene)
         if self._last is None or self._mean is None:
@@ -82,7 +82,7 @@ class Replay:
         row = row * (float(torch.stack([honest.norm() for honest in scene.honest()]).median()) / _length(row))
         return self._noisy(scene, row) if self.manner is Manner.NOISE else self.desk.alike(scene, row)
 
-    def _remember(self, scene: Scene) -> None:
+    def _remember(self, scene: RoundView) -> None:
         """Take in the last round; one that left the weights as they were tells nothing new."""
         trace = _trace(self.source, scene)
         if trace is None or not float(trace.norm()):
@@ -92,13 +92,13 @@ class Replay:
             self._mean = trace.clone()
         self._mean.lerp_(trace, 1.0 - _REMEMBERED)
 
-    def _noisy(self, scene: Scene, row: Tensor) -> Sequence[Reply]:
+    def _noisy(self, scene: RoundView, row: Tensor) -> Sequence[Submission]:
         length = _length(row)
         for out, noise in zip(self.desk.rows(scene), self.desk.noise(scene), strict=True):
             torch.add(row, noise, alpha=length, out=out)
         return self.desk.sealed(scene)
 
-    def _padded(self, scene: Scene, row: Tensor) -> Sequence[Reply]:
+    def _padded(self, scene: RoundView, row: Tensor) -> Sequence[Submission]:
         length = _length(row)
         for i, out in enumerate(self.desk.rows(scene)):
             little = scrap(scene, i)
@@ -106,7 +106,7 @@ class Replay:
         return self.desk.sealed(scene)
 
 
-def _trace(source: Source, scene: Scene) -> Float32[Tensor, " d"] | None:
+def _trace(source: Source, scene: RoundView) -> Float32[Tensor, " d"] | None:
     if source is Source.AGGREGATE:
         return None if scene.aggregate is None else scene.aggregate.clone()
     return None if scene.before is None else scene.before - scene.weights

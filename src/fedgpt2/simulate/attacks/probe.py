@@ -20,8 +20,8 @@ from fedgpt2.aggregation.clusters import clusters, one_vote
 from fedgpt2.aggregation.coordinatewise import CoordinatewiseRule
 from fedgpt2.aggregation.pipeline import Pipeline, byzantine
 from fedgpt2.aggregation.span import Float64
-from fedgpt2.simulate.desk import VOTE
-from fedgpt2.simulate.moments import Moments, moments
+from fedgpt2.simulate.attacks.buffers import VOTE
+from fedgpt2.simulate.attacks.gradient_stats import Moments, moments
 
 __all__ = ["Probe", "probe"]
 

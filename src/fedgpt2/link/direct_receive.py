@@ -12,7 +12,7 @@ from typing import Protocol
 
 from fedgpt2.errors import NetworkError, Reason
 
-__all__ = ["LEAST", "Link", "Place", "read_straight"]
+__all__ = ["LEAST", "Link", "Place", "receive_directly"]
 
 LEAST = 8 << 20  # bytes still missing that are worth a connection
 _MOST = 4 << 20  # bytes taken at a time, so that others get their turn and hashing keeps up
@@ -46,7 +46,7 @@ class Place(Protocol):
         ...
 
 
-async def read_straight(link: Link, place: Place, turn: int, progress_seconds: float) -> bool:
+async def receive_directly(link: Link, place: Place, turn: int, progress_seconds: float) -> bool:
     """Fill the rest of `place` from the connection; False, with nothing done, when it cannot be lent.
 
     Nothing that was received may be waiting anywhere else. Raises NetworkError: timed_out after `progress_seconds`

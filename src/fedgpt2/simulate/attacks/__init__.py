@@ -1,0 +1,1 @@
+"""Attacks of hostile miners, each registered by name."""
