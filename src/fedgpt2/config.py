@@ -126,6 +126,7 @@ class Data:
         least=0,
     )
     max_slots: int = setting(16, "miners that can be given disjoint pages at once", least=1, most=2**20)
+    lease: int = setting(100, "rounds after which the slot of an absent miner is given to another", least=1)
     max_pages: int = setting(8, "most pages a miner is assigned a round", least=1, most=4096)
 
 

@@ -20,9 +20,9 @@ _TEXTS: Mapping[str, str] = {
 def run_facts(run: StoredRun, number: int) -> dict[str, object]:
     """What can be said of the model after round `number`, as plain JSON values."""
     board = Board()
-    for row in run.rounds():
-        if row.round <= number:
-            board.add(row)
+    for record in run.records():
+        if record.round <= number:
+            board.add(record)
     stored = run.facts
     return {
         "package": f"fedgpt2 {__version__}",
@@ -41,7 +41,7 @@ def run_facts(run: StoredRun, number: int) -> dict[str, object]:
         "bytes_up": board.bytes_up,
         "train_loss": [loss for _, loss in board.train[:1] + board.train[-1:]],
         "val_loss": [{"round": round_, "loss": loss} for round_, loss in board.held_out],
-        "miners": [_account(account) for account in board.accounts.values()],
+        "miners": [_account(account) for account in board.miners.values()],
     }
 
 

@@ -21,7 +21,7 @@ from fedgpt2.config import path_of, setting
 from fedgpt2.errors import SetupError, UsageError
 from fedgpt2.observe.board import Board, Recorder
 from fedgpt2.observe.factory import observer_for
-from fedgpt2.observe.feed import follow, retell
+from fedgpt2.observe.feed import follow, replay_line
 from fedgpt2.observe.observer import Observer
 from fedgpt2.storage.files import disk_errors
 
@@ -123,8 +123,8 @@ def _watch(crew: Crew, cast: Cast, settings: Demo, began: float) -> Board:
 
 def _show(lines: list[bytes], observer: Observer, board: Board) -> None:
     for line in lines:
-        retell(line, observer)
-        retell(line, Recorder(board))
+        replay_line(line, observer)
+        replay_line(line, Recorder(board))
 
 
 @contextmanager

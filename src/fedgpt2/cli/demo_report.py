@@ -59,7 +59,7 @@ def judge(board: Board, cast: Cast) -> RoundOutcome:
 def _escapes(board: Board, cast: Cast) -> Iterable[str]:
     if cast.hostile_axon is None:
         return
-    account = board.accounts.get(cast.hostile_axon)
+    account = board.miners.get(cast.hostile_axon)
     if account is None:
         yield "the hostile miner never took part"
         return
@@ -68,7 +68,7 @@ def _escapes(board: Board, cast: Cast) -> Iterable[str]:
         yield f"the hostile miner was admitted {admitted} times, of {admissible} answers that only the rule can judge"
     if (weight := _weight([account])) > (usual := _weight(_honest(board, cast))):
         yield f"the hostile miner weighed {weight:.3f} in rounds that admitted it, an honest one {usual:.3f}"
-    last = max((each.last.rank or 0 for each in board.accounts.values() if each.last), default=0)
+    last = max((each.last.rank or 0 for each in board.miners.values() if each.last), default=0)
     if account.last is not None and account.last.rank is not None and account.last.rank < last:
         yield f"the hostile miner ranks {account.last.rank}, not last"
     for reason in EXPECTED:
@@ -82,7 +82,7 @@ def _admissible(rounds: int) -> int:
 
 
 def _honest(board: Board, cast: Cast) -> list[MinerStats]:
-    return [account for axon, account in board.accounts.items() if axon != cast.hostile_axon]
+    return [account for axon, account in board.miners.items() if axon != cast.hostile_axon]
 
 
 def _weight(accounts: Iterable[MinerStats]) -> float:
@@ -94,7 +94,7 @@ def _weight(accounts: Iterable[MinerStats]) -> float:
 def _losses(board: Board, verdict: RoundOutcome) -> str:
     first = "-" if verdict.first is None else f"{verdict.first:.2f}"
     last = "-" if verdict.last is None else f"{verdict.last:.2f}"
-    unigram = board.facts.unigram_loss
+    unigram = board.start.unigram_loss
     beside = "" if unigram is None else f"; a unigram model of the same text: {unigram:.2f}"
     rounds = board.last.round if board.last else 0
     return f"held-out loss {first} -> {last} after {rounds} rounds and {board.tokens:,} tokens{beside}"
@@ -109,7 +109,7 @@ def _sample(folder: Path, crew: Crew) -> list[str]:
 
 
 def _hostile(board: Board, cast: Cast) -> list[str]:
-    account = board.accounts.get(cast.hostile_axon or "")
+    account = board.miners.get(cast.hostile_axon or "")
     if account is None:
         return []
     reasons = ", ".join(f"{reason} {times}x" for reason, times in account.reasons.items())

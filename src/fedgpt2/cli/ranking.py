@@ -20,7 +20,8 @@ from fedgpt2.ledger.ledger import Ledger
 from fedgpt2.types import Hotkey
 
 if TYPE_CHECKING:
-    from fedgpt2.ranking.replay import Difference, Recorded
+    from fedgpt2.protocol.round_record import RoundRecord
+    from fedgpt2.ranking.replay import Difference
     from fedgpt2.ranking.table import Rank
 
 __all__ = ["RankingCommand", "changes_of", "main"]
@@ -42,7 +43,7 @@ class RankingCommand:
 class Stored:
     """A ledger as a ranking reads it: its rows, the ratings kept beside them, the head of a chain that holds."""
 
-    rows: "list[Recorded]"
+    rows: "list[RoundRecord]"
     kept: "list[Rank] | None"
     head: str
 
@@ -133,8 +134,6 @@ def _check_names(changes: Mapping[str, object]) -> None:
 
 def _read(run_dir: str, head: str) -> Stored:
     """The rows of a run whose chain holds and has `head`. Raises RunDirectoryError where an entry was edited."""
-    from fedgpt2.ranking.replay import read_rows
-
     path = open_run(run_dir).path / "ledger.sqlite"
     ledger = Ledger(path, reading=True)
     try:
@@ -146,12 +145,12 @@ def _read(run_dir: str, head: str) -> Stored:
             )
         if head and not ledger.holds_head(head):
             raise RunDirectoryError(f"{path} was rewritten: no entry has the head {head[:16]} that the receipt names")
-        rows, ratings = read_rows(ledger.rounds()), ledger.ratings()
+        rows, ratings = list(ledger.records()), ledger.ratings()
         kept = None if ratings is None else _kept(ratings.values())
         end = ledger.head
     finally:
         ledger.close()
-    if not any(row.evidence is not None for row in rows):
+    if not rows:
         raise RunDirectoryError(f"{path} holds no evidence: no round was ranked yet")
     return Stored(rows, kept, end)
 

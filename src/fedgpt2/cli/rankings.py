@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedgpt2.ranking.record import entry_row
-from fedgpt2.ranking.replay import Difference, Recorded
-from fedgpt2.ranking.table import History, Rank
+from fedgpt2.protocol.round_record import RoundRecord
+from fedgpt2.ranking.replay import Difference
+from fedgpt2.ranking.table import Entry, History, Rank
 from fedgpt2.types import Hotkey
 
 __all__ = ["change_lines", "difference_lines", "history_lines", "history_rows", "table_lines"]
@@ -57,19 +57,42 @@ def history_lines(hotkey: Hotkey, rounds: Sequence[Mapping[str, Any]]) -> list[s
     return [f"Rounds of {hotkey}", "", *_columns(table)]
 
 
-def history_rows(hotkey: Hotkey, history: History, rows: Sequence[Recorded]) -> list[dict[str, object]]:
+def history_rows(hotkey: Hotkey, history: History, rows: Sequence[RoundRecord]) -> list[dict[str, object]]:
     """One miner's rounds for JSON: what was found, the score and its parts, the rating before and after."""
     reasons = {row.round: _reason(hotkey, row) for row in rows}
     return [
-        {"round": number, "reason": reasons[number], **entry_row(made[hotkey])}
+        {"round": number, "reason": reasons[number], **_entry_row(made[hotkey])}
         for number, made in history.entries
         if hotkey in made
     ]
 
 
-def _reason(hotkey: Hotkey, row: Recorded) -> str | None:
-    miners = row.evidence.miners if row.evidence is not None else ()
-    return next((miner.reason for miner in miners if miner.hotkey == hotkey), None)
+def _reason(hotkey: Hotkey, record: RoundRecord) -> str | None:
+    return next((miner.reason for miner in record.miners if miner.hotkey == hotkey), None)
+
+
+def _entry_row(entry: Entry) -> dict[str, object]:
+    credit = entry.mark.credit
+    return {
+        "verdict": entry.mark.verdict.value,
+        "keeper": entry.mark.keeper,
+        "score": entry.mark.score,
+        "raw": credit.raw if credit else None,
+        "added": credit.added if credit else None,
+        "own": credit.own if credit else None,
+        "proven": entry.proven,
+        "grounded": entry.grounded,
+        "place": entry.place,
+        "compared": entry.compared,
+        "rating_before": entry.before.mu,
+        "sigma_before": entry.before.sigma,
+        "rating_after": entry.after.mu,
+        "sigma_after": entry.after.sigma,
+        "reliability": entry.reliability,
+        "share": entry.share,
+        "trusted": entry.trusted,
+        "weight": entry.weight,
+    }
 
 
 def difference_lines(rounds: int, found: Sequence[Difference], otherwise: Sequence[int] = ()) -> list[str]:

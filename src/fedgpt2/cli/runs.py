@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from fedgpt2.config import path_of
 from fedgpt2.errors import CheckpointError, RunDirectoryError
-from fedgpt2.ledger.ledger import Ledger
-from fedgpt2.observe.rows import RoundRow, read_row
+from fedgpt2.ledger.ledger import FORMAT, Ledger
+from fedgpt2.protocol.round_record import RoundRecord
 from fedgpt2.types import ModelShape
 
 if TYPE_CHECKING:
@@ -33,15 +31,14 @@ class StoredRun:
     checkpoints: Mapping[int, str]  # round -> folder name, newest first
     head: str  # of the ledger's hash chain
 
-    def rounds(self) -> Iterator[RoundRow]:
-        """The committed rounds. Raises RunDirectoryError for a damaged row."""
-        file = self.path / "ledger.sqlite"
-        with closing(Ledger(file, reading=True)) as ledger:
-            for number, body in enumerate(ledger.rounds(), 1):
-                try:
-                    yield read_row(body.encode())
-                except msgspec.DecodeError as error:
-                    raise RunDirectoryError(f"{file}: the row of round {number} is damaged: {error}") from error
+    def records(self) -> Iterator[RoundRecord]:
+        """The committed rounds; none of a run of an older format, whose checkpoints alone can be read.
+
+        Raises RunDirectoryError for a damaged record.
+        """
+        with closing(Ledger(self.path / "ledger.sqlite", reading=True)) as ledger:
+            if ledger.format == FORMAT:
+                yield from ledger.records()
 
     def load_model(self, round_: int | None = None) -> tuple["GPT2", int]:
         """The model as it was broadcast after a round, on the CPU, and that round; None takes the newest checkpoint.

@@ -95,7 +95,7 @@ def _miners(result: Result) -> Table:
 def _fates(result: Result, miners: Sequence[Miner]) -> list[str]:
     """How often these were admitted, refused, and failed, and why."""
     hotkeys = {miner.hotkey for miner in miners}
-    accounts = [account for account in result.board.accounts.values() if account.hotkey in hotkeys]
+    accounts = [account for account in result.board.miners.values() if account.hotkey in hotkeys]
     statuses, reasons = Counter[str](), Counter[str]()
     for account in accounts:
         statuses += account.statuses

@@ -1,4 +1,4 @@
-"""The ledger's tables, and how its file is opened: to write, or to read as it is now."""
+"""The ledger's tables, and opening its file: to write, or to read a snapshot of it."""
 
 import contextlib
 import sqlite3
@@ -6,11 +6,11 @@ from pathlib import Path
 
 from fedgpt2.errors import RunDirectoryError
 
-__all__ = ["snapshot", "writable"]
+__all__ = ["create_tables", "snapshot", "writable"]
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS miners (hotkey TEXT PRIMARY KEY, slot INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS slots (slot INTEGER PRIMARY KEY, hotkey TEXT NOT NULL UNIQUE, used INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS axons (address TEXT PRIMARY KEY, hotkey TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS admissions (
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, hotkey TEXT NOT NULL,
@@ -27,19 +27,23 @@ CREATE TABLE IF NOT EXISTS outbox (
 
 
 def writable(path: Path) -> sqlite3.Connection:
-    """A connection to the file, its tables made where they are not there yet."""
+    """A connection to the file, which is created where it is missing."""
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=FULL")
-    db.executescript(_TABLES)
     return db
 
 
-def snapshot(path: Path) -> sqlite3.Connection:
-    """A connection to what the file holds now.
+def create_tables(db: sqlite3.Connection) -> None:
+    """Create the tables that are missing."""
+    db.executescript(_TABLES)
 
-    Even to read, SQLite wants to write an index beside a file with a WAL. Where it cannot nobody else can, so the file
-    is whole without it, unless a WAL was left there that is not in the file yet.
+
+def snapshot(path: Path) -> sqlite3.Connection:
+    """A read-only connection to the present contents of the file.
+
+    SQLite writes an index beside a file with a WAL even to read it. On a read-only disk nobody else writes either, so
+    the file is complete without the index, unless a WAL holds entries that are not in the file yet.
     """
     try:
         return _reading(path, "mode=ro")
@@ -58,6 +62,6 @@ def _reading(path: Path, how: str) -> sqlite3.Connection:
         db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         failing.callback(db.close)
         db.execute("BEGIN")
-        db.execute("SELECT 1 FROM sqlite_master").fetchone()  # what is read first fixes what is read later
+        db.execute("SELECT 1 FROM sqlite_master").fetchone()  # the first read fixes the snapshot
         failing.pop_all()
     return db

@@ -1,67 +1,96 @@
 """The ledger: an append-only SQLite file whose transactions are the only commit point of a run.
 
-Entries form a hash chain: head_n = SHA-256(head_{n-1} ‖ body_n), head_0 = SHA-256(run_id). An entry is a finished
-round, a checkpoint written after one, or a resume that takes rounds after the last checkpoint back; nothing is ever
-rewritten, so a head in a receipt stays checkable for good. The ratings beside them are only a copy, for quick looks,
-of what follows from the entries; receipts lie there until they have arrived (outbox.py).
+Entries form a hash chain: head_n = SHA-256(head_{n-1} ‖ body_n), head_0 = SHA-256(run_id). An entry is a committed
+round (its body is the RoundRecord's JSON), a checkpoint written after one, or a resume that takes back the rounds after
+the last checkpoint. Nothing is ever rewritten, so a head quoted in a receipt stays checkable. Two tables beside the
+entries are derived or transient: `ratings` (a copy of the ranking after the last round, for quick display) and
+`outbox` (receipts that were not delivered yet).
+
+Every method is one transaction, blocks on the disk, and may be called from any thread: call it through `off_loop`.
 """
 
 import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import msgspec
 
 from fedgpt2.errors import DiskFullError, ProtocolError, RunDirectoryError
-from fedgpt2.ledger.database import snapshot, writable
-from fedgpt2.ledger.outbox import Outbox
+from fedgpt2.ledger.database import create_tables, snapshot, writable
+from fedgpt2.ledger.receipts import receipts_of
 from fedgpt2.protocol.messages import Receipt, decode, encode
-from fedgpt2.types import Digest, Hotkey
+from fedgpt2.protocol.round_record import RoundRecord, decode_record, encode_record
+from fedgpt2.types import Digest, Hotkey, WorkId
 
-__all__ = ["Admission", "Ledger", "Receipts"]
+__all__ = ["FORMAT", "Admission", "Ledger"]
 
-Receipts = Callable[[Digest], Mapping[Hotkey, Receipt]]  # head of the chain -> a receipt a miner
+FORMAT = "2"  # of the entries' bodies: one more with each change after which older records cannot be read
 
 
 @dataclass(frozen=True)
 class Admission:
-    """One contribution that counts: written before the step it goes into."""
+    """One admitted contribution, written before the step that uses it."""
 
     hotkey: Hotkey
-    work_id: str
+    work_id: WorkId
     digest: Digest
     tokens: int
 
 
 class Ledger:
-    """One run's record. Every method is one transaction."""
+    """The record of one run."""
 
     def __init__(self, path: Path, *, reading: bool = False) -> None:
-        """Open or create; only to read, it stays as it is now, whatever a validator writes to the file meanwhile.
+        """Open or create the file; with `reading`, open a snapshot that later writes do not change.
 
-        Raises RunDirectoryError for a file that is no ledger.
+        Raises RunDirectoryError for a file that is no ledger, and, unless `reading`, for one of another format.
         """
         self._path = path
+        self._lock = threading.RLock()
         with self._errors():
             self._db = snapshot(path) if reading else writable(path)
+        if not reading:
+            self._prepare()
 
     def reader(self) -> "Ledger":
-        """The same, opened once more and only to read: for a thread that may outlive this one."""
+        """The same file, opened once more and only to read: for a thread that may outlive this object."""
         return Ledger(self._path, reading=True)
 
     def close(self) -> None:
         """Close the file."""
-        self._db.close()
+        with self._lock:
+            self._db.close()
+
+    def _prepare(self) -> None:
+        """Refuse a ledger of another format, which stays as it is; else create the tables that are missing."""
+        made = self._rows("SELECT 1 FROM sqlite_master WHERE name = 'meta'")
+        if made and self.meta("run_id") is not None:
+            self._check_format()
+        with self._errors():
+            create_tables(self._db)
+
+    @property
+    def format(self) -> str:
+        """Format of the entries' bodies; only records of FORMAT can be read."""
+        return self.meta("format") or "1"
+
+    def _check_format(self) -> None:
+        if self.format != FORMAT:
+            raise RunDirectoryError(
+                f"{self._path} has format {self.format}, not {FORMAT}: this version cannot go on with it, choose another "
+                "--run.dir (`fedgpt2 export` and `fedgpt2 sample` still read its checkpoints)"
+            )
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
-            yield
+            with self._lock:
+                yield
         except sqlite3.Error as error:
             if "disk is full" in str(error):
                 raise DiskFullError(f"no space left to write {self._path}; the last round is safe") from error
@@ -74,14 +103,14 @@ class Ledger:
             try:
                 yield self._db
             except BaseException:
-                if self._db.in_transaction:  # a full disk has already rolled it back
+                if self._db.in_transaction:  # a full disk has rolled it back already
                     self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
 
     @contextlib.contextmanager
     def _walk(self, sql: str, *values: object) -> Iterator[sqlite3.Cursor]:
-        """The rows one at a time, as long as they are asked for."""
+        """A cursor over the rows; only one row is in memory."""
         with self._errors(), contextlib.closing(self._db.execute(sql, values)) as rows:
             yield rows
 
@@ -89,7 +118,12 @@ class Ledger:
         with self._walk(sql, *values) as rows:
             return rows.fetchall()
 
-    # --- what the run is ---
+    # --- the run ---
+
+    def create(self, run_id: str) -> None:
+        """Name a new run; a ledger that has a name keeps it."""
+        if self.meta("run_id") is None:
+            self.set_meta({"run_id": run_id, "format": FORMAT})
 
     def meta(self, key: str) -> str | None:
         """A fact of the run, or None."""
@@ -101,33 +135,49 @@ class Ledger:
         with self._transaction() as db:
             db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", facts.items())
 
-    def slot_of(self, hotkey: Hotkey, max_slots: int) -> int | None:
-        """The miner's slot for the whole run, given at first sight; None when all are taken."""
-        rows = self._rows("SELECT slot FROM miners WHERE hotkey = ?", hotkey)
-        if rows:
-            return int(str(rows[0][0]))
-        with self._transaction() as db:
-            (taken,) = db.execute("SELECT COUNT(*) FROM miners").fetchone()
-            if taken >= max_slots:
-                return None
-            db.execute("INSERT INTO miners VALUES (?, ?)", (hotkey, taken))
-        return int(taken)
+    # --- membership ---
 
-    def has_slot(self, hotkey: Hotkey, max_slots: int, seated: Collection[Hotkey] = ()) -> bool:
-        """Whether the miner has a slot, or one is left when all who are `seated` have theirs."""
-        taken = {Hotkey(str(key)) for (key,) in self._rows("SELECT hotkey FROM miners")}
-        return hotkey in taken or len(taken.union(seated)) < max_slots
+    def lease_slots(self, hotkeys: Sequence[Hotkey], number: int, max_slots: int, lease: int) -> dict[Hotkey, int]:
+        """Slots for round `number`, in the order of `hotkeys`; a miner for which none is free is left out.
+
+        A miner keeps its slot while it uses it. A slot that was not used for `lease` rounds is free again; never used
+        ones go first, then the one that has been unused longest.
+        """
+        with self._transaction() as db:
+            held = {Hotkey(h): (slot, used) for slot, h, used in db.execute("SELECT slot, hotkey, used FROM slots")}
+            given = {hotkey: held[hotkey][0] for hotkey in hotkeys if hotkey in held and held[hotkey][0] < max_slots}
+            free = _free_slots(held, given.values(), number, max_slots, lease)
+            for hotkey in hotkeys:
+                if hotkey not in given and (slot := next(free, None)) is not None:
+                    given[hotkey] = slot
+            db.executemany("DELETE FROM slots WHERE slot = ?", [(slot,) for slot in given.values()])
+            db.executemany("INSERT OR REPLACE INTO slots VALUES (?, ?, ?)", [(s, h, number) for h, s in given.items()])
+        return {hotkey: given[hotkey] for hotkey in hotkeys if hotkey in given}
+
+    def has_slot(
+        self, hotkey: Hotkey, number: int, max_slots: int, lease: int, connected: Collection[Hotkey] = ()
+    ) -> bool:
+        """Whether the miner has a slot, or one is free in round `number` after all who are `connected` have theirs."""
+        rows = self._rows("SELECT slot, hotkey, used FROM slots")
+        held = {Hotkey(str(h)): (int(str(slot)), int(str(used))) for slot, h, used in rows}
+        if hotkey in held and held[hotkey][0] < max_slots:
+            return True
+        kept = [held[h][0] for h in connected if h in held]
+        waiting = sum(h not in held for h in connected)
+        return len(list(_free_slots(held, kept, number, max_slots, lease))) > waiting
+
+    # --- axons ---
 
     def axon_keys(self) -> dict[str, Hotkey]:
-        """The key each axon showed first."""
+        """The hotkey that each axon showed first."""
         return {str(a): Hotkey(str(k)) for a, k in self._rows("SELECT address, hotkey FROM axons")}
 
     def record_axon(self, address: str, hotkey: Hotkey) -> None:
-        """Record the key of an axon."""
+        """Record the hotkey of an axon."""
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO axons VALUES (?, ?)", (address, hotkey))
 
-    # --- what happened ---
+    # --- committing ---
 
     @property
     def head(self) -> Digest:
@@ -137,10 +187,10 @@ class Ledger:
             return Digest(str(rows[0][0]))
         return Digest(hashlib.sha256((self.meta("run_id") or "").encode()).hexdigest())
 
-    def admit(self, number: int, attempt: int, admissions: list[Admission]) -> None:
-        """Commit the admitted set of a round, before its step: on record until the round is committed or taken back.
+    def admit(self, number: int, attempt: int, admissions: Sequence[Admission]) -> None:
+        """Commit the admitted set of a round before its step; it stays until the round is committed or taken back.
 
-        A validator that ends in between asks again; what is admitted then replaces it.
+        A validator that ends in between asks again; the new set replaces this one.
         """
         with self._transaction() as db:
             db.execute("DELETE FROM admissions WHERE round = ? AND attempt = ?", (number, attempt))
@@ -149,83 +199,68 @@ class Ledger:
                 [(number, attempt, a.hotkey, a.work_id, a.digest, a.tokens) for a in admissions],
             )
 
-    def admitted(self, number: int, attempt: int) -> list[Admission]:
-        """The admitted set of a round that was begun, by hotkey; of a committed one its row tells."""
-        rows = self._rows(
-            "SELECT hotkey, work_id, digest, tokens FROM admissions WHERE round = ? AND attempt = ? ORDER BY hotkey",
-            number,
-            attempt,
-        )
-        return [Admission(Hotkey(str(h)), str(w), Digest(str(d)), int(str(t))) for h, w, d, t in rows]
-
     def commit_round(
         self,
-        number: int,
-        attempt: int,
-        row: Mapping[str, object],
-        checkpoint: str | None,
-        ratings: Mapping[Hotkey, Mapping[str, object]] | None = None,
-        receipts: Receipts | None = None,
-    ) -> Digest:
-        """Commit a finished round, the ratings after it by hotkey, and receipts of the new head; returns the head.
+        record: RoundRecord,
+        *,
+        sender: Hotkey,
+        checkpoint: str | None = None,
+        ratings: Mapping[Hotkey, bytes] | None = None,
+        delivered: Collection[WorkId] = (),
+    ) -> list[Receipt]:
+        """Commit a round with its receipts, which are returned; `sender` is the validator's hotkey.
 
-        Raises RunDirectoryError unless it is the next one.
+        `ratings`: each miner's line of the ranking, as JSON. `delivered`: work whose receipts have arrived. Raises
+        RunDirectoryError unless the round is the next one.
         """
-        if number != self.last_round() + 1:
-            raise RunDirectoryError(f"{self._path}: round {number} after round {self.last_round()}")
-        return self._append("round", number, attempt, checkpoint, row, ratings or {}, receipts)
+        if record.round != self.last_round() + 1:
+            raise RunDirectoryError(f"{self._path}: round {record.round} after round {self.last_round()}")
+        body = encode_record(record).decode()
+        with self._transaction() as db:
+            seq, head = self._append(db, "round", record.round, record.attempt, checkpoint, body)
+            db.execute("DELETE FROM admissions")
+            db.execute("DELETE FROM ratings")
+            lines = [(hotkey, record.round, line.decode()) for hotkey, line in (ratings or {}).items()]
+            db.executemany("INSERT INTO ratings VALUES (?, ?, ?)", lines)
+            receipts = receipts_of(record, self.meta("run_id") or "", sender, head)
+            waiting = [(receipt.work_id, seq, encode(receipt).decode()) for receipt in receipts]
+            _forget(db, delivered)
+            db.executemany("INSERT OR REPLACE INTO outbox VALUES (?, ?, ?)", waiting)
+        return receipts
 
-    def commit_checkpoint(self, number: int, attempt: int, checkpoint: str) -> Digest:
-        """Name a checkpoint of the last round, written after the round was committed."""
-        return self._append("checkpoint", number, attempt, checkpoint, {"checkpoint": checkpoint, "round": number})
+    def commit_checkpoint(self, number: int, attempt: int, checkpoint: str) -> None:
+        """Name a checkpoint of the last round that was written after the round was committed."""
+        body = json.dumps({"checkpoint": checkpoint, "round": number}, separators=(",", ":"))
+        with self._transaction() as db:
+            self._append(db, "checkpoint", number, attempt, checkpoint, body)
 
-    def commit_resume(self, number: int, attempt: int) -> Digest:
+    def commit_resume(self, number: int, attempt: int) -> None:
         """Take back every round after `number`; later rounds run as `attempt`."""
-        return self._append("resume", number, attempt, None, {"resumed_after": number, "attempt": attempt})
+        body = json.dumps({"resumed_after": number, "attempt": attempt}, separators=(",", ":"))
+        with self._transaction() as db:
+            self._append(db, "resume", number, attempt, None, body)
+            db.execute("DELETE FROM admissions")
+            db.execute("DELETE FROM ratings")
 
     def _append(
-        self,
-        kind: str,
-        number: int,
-        attempt: int,
-        checkpoint: str | None,
-        row: Mapping[str, object],
-        ratings: Mapping[Hotkey, Mapping[str, object]] | None = None,
-        receipts: Receipts | None = None,
-    ) -> Digest:
-        body = json.dumps(row, separators=(",", ":"), allow_nan=False)
+        self, db: sqlite3.Connection, kind: str, number: int, attempt: int, checkpoint: str | None, body: str
+    ) -> tuple[int, Digest]:
+        """Add an entry; its number and the new head."""
         head = Digest(hashlib.sha256(self.head.encode() + body.encode()).hexdigest())
-        made = list(receipts(head).values()) if receipts else []
-        gone = self.outbox.gone()
-        with self._transaction() as db:
-            cursor = db.execute(
-                "INSERT INTO entries (kind, round, attempt, checkpoint, body, head) VALUES (?, ?, ?, ?, ?, ?)",
-                (kind, number, attempt, checkpoint, body, head),
-            )
-            if kind != "checkpoint":
-                db.execute("DELETE FROM admissions")  # the round they were for is this one, or taken back
-            if ratings is not None:
-                db.execute("DELETE FROM ratings")
-                db.executemany(
-                    "INSERT INTO ratings VALUES (?, ?, ?)",
-                    [(key, number, json.dumps(each, allow_nan=False)) for key, each in ratings.items()],
-                )
-            _forget(db, gone)
-            db.executemany(
-                "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?)",
-                [(receipt.work_id, cursor.lastrowid, encode(receipt).decode()) for receipt in made],
-            )
-        self.outbox.noted(gone)
-        self.outbox.add(made)
-        return head
+        cursor = db.execute(
+            "INSERT INTO entries (kind, round, attempt, checkpoint, body, head) VALUES (?, ?, ?, ?, ?, ?)",
+            (kind, number, attempt, checkpoint, body, head),
+        )
+        return cursor.lastrowid or 0, head
 
-    @cached_property
-    def outbox(self) -> Outbox:
-        """Receipts of this run that have not arrived, but for the `unread`."""
-        return Outbox(receipt for receipt in self._waiting() if receipt is not None)
+    # --- receipts ---
 
-    def unread(self) -> int:
-        """How many receipts wait that this version cannot read; they are left for one that can."""
+    def waiting_receipts(self) -> list[Receipt]:
+        """Receipts that were not delivered, oldest first; without those that this version cannot read."""
+        return [receipt for receipt in self._waiting() if receipt is not None]
+
+    def unreadable_receipts(self) -> int:
+        """How many waiting receipts this version cannot read; they stay for one that can."""
         return sum(receipt is None for receipt in self._waiting())
 
     def _waiting(self) -> Iterator[Receipt | None]:
@@ -235,24 +270,38 @@ class Ledger:
             except ProtocolError:
                 yield None
 
-    def settle(self) -> None:
-        """Note the receipts that have arrived; the next commit would."""
-        if gone := self.outbox.gone():
+    def settle(self, delivered: Collection[WorkId]) -> None:
+        """Remove receipts that have arrived; the next commit would."""
+        if delivered:
             with self._transaction() as db:
-                _forget(db, gone)
-            self.outbox.noted(gone)
+                _forget(db, delivered)
+
+    # --- reading ---
 
     def ratings(self) -> dict[Hotkey, str] | None:
-        """Each miner's rating after the last round that stands, as JSON; None where it was not kept."""
-        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'ratings'"):
-            return None  # an old ledger, opened to read
+        """Each miner's line of the ranking after the last round, as JSON; None where it was not stored."""
         rows = self._rows("SELECT hotkey, round, body FROM ratings ORDER BY hotkey")
         if not rows or any(number != self.last_round() for _, number, _ in rows):
             return None
         return {Hotkey(str(hotkey)): str(body) for hotkey, _, body in rows}
 
-    def rounds(self) -> Iterator[str]:
-        """Bodies of the rounds that stand, in order: those that no later resume took back. One is held at a time."""
+    def records(self) -> Iterator[RoundRecord]:
+        """The records of the standing rounds, in order, one in memory at a time.
+
+        Raises RunDirectoryError for a record that is damaged or of another round, and for a ledger of another format.
+        """
+        self._check_format()
+        for number, body in enumerate(self.lines(), 1):
+            try:
+                record = decode_record(body)
+            except (msgspec.DecodeError, UnicodeError) as error:
+                raise RunDirectoryError(f"{self._path}: the record of round {number} is damaged: {error}") from error
+            if record.round != number:
+                raise RunDirectoryError(f"{self._path}: the record of round {number} is of round {record.round}")
+            yield record
+
+    def lines(self) -> Iterator[str]:
+        """Bodies of the standing rounds (those that no later resume took back), in order, one in memory at a time."""
         standing: list[tuple[int, int]] = []  # round, and the entry that holds it
         for kind, number, seq in self._rows("SELECT kind, round, seq FROM entries ORDER BY seq"):
             if kind == "resume":
@@ -264,7 +313,10 @@ class Ledger:
             yield str(body)
 
     def model_after(self, number: int) -> Digest:
-        """Digest of the broadcast weights after a round that stands. Raises RunDirectoryError for one that does not."""
+        """Digest of the broadcast weights after a standing round; reads every format.
+
+        Raises RunDirectoryError for a round that does not stand.
+        """
         rows = self._rows(
             "SELECT body FROM entries WHERE kind = 'round' AND round = ? AND ? <= "
             "(SELECT round FROM entries ORDER BY seq DESC LIMIT 1) ORDER BY seq DESC LIMIT 1",
@@ -272,12 +324,12 @@ class Ledger:
             number,
         )
         try:
-            return msgspec.json.decode(str(rows[0][0]), type=_Left).model
+            return msgspec.json.decode(str(rows[0][0]), type=_ModelOnly).model
         except (IndexError, msgspec.DecodeError) as error:
             raise RunDirectoryError(f"{self._path}: round {number} is damaged, or does not stand") from error
 
     def last_round(self) -> int:
-        """Number of the last round that stands; 0 before the first."""
+        """Number of the last standing round; 0 before the first."""
         rows = self._rows("SELECT round FROM entries ORDER BY seq DESC LIMIT 1")
         return int(str(rows[0][0])) if rows else 0
 
@@ -287,9 +339,9 @@ class Ledger:
         return int(str(rows[0][0])) if rows else 0
 
     def checkpoints(self, most: int | None = None) -> list[tuple[int, str]]:
-        """Rounds that stand and have a checkpoint, newest first, with its name; at most so many.
+        """Standing rounds that have a checkpoint, newest first, with its name; at most `most`.
 
-        From the end on: a validator asks for the last ones after every round, however many lie behind it.
+        It reads from the end: its cost does not grow with the length of the run.
         """
         found: list[tuple[int, str]] = []
         standing = self.last_round()
@@ -304,16 +356,18 @@ class Ledger:
                     standing = number - 1
         return found
 
-    def broken_entry(self) -> int | None:
-        """Number of the first entry that does not follow from the chain, or None: an edited row shows.
+    # --- checking ---
 
-        An entry's kind and round are outside of what is hashed, and must be those its body tells of.
+    def broken_entry(self) -> int | None:
+        """Number of the first entry that does not follow from the chain, or None.
+
+        An entry's kind and round are not part of the hash: they must agree with its body.
         """
         head = hashlib.sha256((self.meta("run_id") or "").encode()).hexdigest()
         with self._walk("SELECT seq, kind, round, body, head FROM entries ORDER BY seq") as rows:
             for place, (seq, kind, number, body, stored) in enumerate(rows, 1):
                 head = hashlib.sha256(head.encode() + str(body).encode()).hexdigest()
-                if head != stored or seq != place or not _tells(str(body), str(kind), int(str(number))):
+                if head != stored or seq != place or not _agrees(str(body), str(kind), int(str(number))):
                     return int(str(seq))
         return None
 
@@ -325,31 +379,41 @@ class Ledger:
         return str(rows[0][0]), int(str(rows[0][1]))
 
     def holds_head(self, head: str) -> bool:
-        """Whether a head is one of the chain's, as that in every receipt of this run must be."""
+        """Whether `head` is one of the chain's."""
         return bool(self._rows("SELECT 1 FROM entries WHERE head = ?", head))
 
 
-def _forget(db: sqlite3.Connection, work: Collection[str]) -> None:
+def _free_slots(
+    held: Mapping[Hotkey, tuple[int, int]], kept: Collection[int], number: int, max_slots: int, lease: int
+) -> Iterator[int]:
+    """Slots to give in round `number`: never used ones in order, then lapsed ones, longest unused first."""
+    used = {slot: last for slot, last in held.values()}
+    yield from (slot for slot in range(max_slots) if slot not in used)
+    lapsed = [(last, slot) for slot, last in used.items() if slot < max_slots and slot not in kept]
+    yield from (slot for last, slot in sorted(lapsed) if last < number - lease)
+
+
+def _forget(db: sqlite3.Connection, work: Collection[WorkId]) -> None:
     db.executemany("DELETE FROM outbox WHERE work_id = ?", [(work_id,) for work_id in work])
 
 
-class _Left(msgspec.Struct, frozen=True):
-    """What a round's body says of the weights it left."""
+class _ModelOnly(msgspec.Struct, frozen=True):
+    """The one field of a round's body that every format has."""
 
     model: Digest
 
 
-class _Told(msgspec.Struct, frozen=True):
-    """What an entry's body says of what it is."""
+class _EntryBody(msgspec.Struct, frozen=True):
+    """The fields that tell the kinds of entry apart."""
 
     round: int | None = None
     resumed_after: int | None = None
     checkpoint: str | None = None
 
 
-def _tells(body: str, kind: str, number: int) -> bool:
+def _agrees(body: str, kind: str, number: int) -> bool:
     try:
-        told = msgspec.json.decode(body, type=_Told)
+        told = msgspec.json.decode(body, type=_EntryBody)
     except msgspec.DecodeError:
         return False
     if told.resumed_after is not None:

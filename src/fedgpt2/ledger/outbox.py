@@ -1,60 +1,61 @@
-"""Receipts that are committed and have not arrived: what a link that is down, or a kill, can delay and not lose.
+"""Receipts that are committed and not delivered yet: an interrupted link or a kill delays them, and loses none.
 
-A receipt is written by the transaction of its round and taken out when its miner has said that it has it. The taking
-out waits for the next transaction, so a validator that is killed in between sends it again: it arrives at least once.
+The transaction of a round writes its receipts; delivered ones are removed by the next transaction. A validator that is
+killed in between sends them again, so every receipt arrives at least once. Used on the event loop only.
 """
 
 from collections.abc import Iterable
 
 from fedgpt2.protocol.messages import Receipt
+from fedgpt2.types import WorkId
 
-__all__ = ["KEPT", "Outbox"]
+__all__ = ["MAX_WAITING", "Outbox"]
 
-KEPT = 100  # receipts of one miner; of one that never takes any the oldest go
+MAX_WAITING = 100  # receipts of one miner; beyond that the oldest are dropped
 
 
 class Outbox:
-    """What is still to be sent to each miner, and what has arrived since the ledger last noted it."""
+    """The receipts still to be sent to each miner, and those delivered since the ledger last noted it."""
 
     def __init__(self, waiting: Iterable[Receipt] = ()) -> None:
         self._waiting: dict[str, dict[str, Receipt]] = {}  # hotkey -> work_id -> receipt, oldest first
-        self._gone: set[str] = set()
-        self._full: set[str] = set()  # miners for whom there was no more room
-        self._told: set[str] = set()  # those of them that were told of
+        self._delivered: set[WorkId] = set()
+        self._overflowing: set[str] = set()
+        self._reported: set[str] = set()
         self.add(waiting)
 
     def add(self, receipts: Iterable[Receipt]) -> None:
-        """Take in receipts that have just been committed."""
+        """Add receipts that were just committed."""
         for receipt in receipts:
             mine = self._waiting.setdefault(receipt.receiver, {})
             mine[receipt.work_id] = receipt
-            if len(mine) > KEPT:
-                self.arrived(next(iter(mine.values())))
-                self._full.add(receipt.receiver)
+            if len(mine) > MAX_WAITING:
+                self.remove(next(iter(mine.values())))
+                self._overflowing.add(receipt.receiver)
 
-    def full(self) -> list[str]:
-        """Miners whose oldest receipts go from now on, each told of once."""
-        new = sorted(self._full - self._told)
-        self._told.update(new)
+    def newly_overflowing(self) -> list[str]:
+        """Miners that lose their oldest receipts from now on; each is returned once."""
+        new = sorted(self._overflowing - self._reported)
+        self._reported.update(new)
         return new
 
     def waiting(self, hotkey: str) -> list[Receipt]:
-        """What a miner has not got yet, oldest first."""
+        """A miner's undelivered receipts, oldest first."""
         return list(self._waiting.get(hotkey, {}).values())
 
-    def arrived(self, receipt: Receipt) -> None:
-        """Take a receipt out: its miner has it, or cannot read it."""
+    def remove(self, receipt: Receipt) -> None:
+        """Remove a receipt: its miner has it, or cannot read it."""
         if self._waiting.get(receipt.receiver, {}).pop(receipt.work_id, None) is not None:
-            self._gone.add(receipt.work_id)
+            self._delivered.add(WorkId(receipt.work_id))
 
     def __bool__(self) -> bool:
         """Whether anything waits."""
         return any(self._waiting.values())
 
-    def gone(self) -> tuple[str, ...]:
-        """The work of receipts taken out and not yet noted by the ledger."""
-        return tuple(self._gone)
+    def delivered(self) -> tuple[WorkId, ...]:
+        """Work whose receipts were removed and that the ledger has not noted."""
+        return tuple(self._delivered)
 
-    def noted(self, gone: Iterable[str]) -> None:
-        """Forget these: the ledger has."""
-        self._gone.difference_update(gone)
+    def forget(self, delivered: Iterable[WorkId]) -> None:
+        """Drop these: the ledger has noted them."""
+        self._delivered.difference_update(delivered)

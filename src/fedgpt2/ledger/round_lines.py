@@ -1,4 +1,4 @@
-"""rounds.jsonl: the ledger's standing rounds, a line each, for people and plots."""
+"""rounds.jsonl: a line for each standing round of the ledger, for people and plots."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""What a run shows of itself: plain lines, or a live console. It reads rows; it decides nothing."""
+"""What a run shows: plain lines, a live console, a feed for other processes. It reads records and decides nothing."""

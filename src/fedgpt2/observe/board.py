@@ -1,10 +1,12 @@
-"""What a watcher of a run remembers: the losses so far, and every miner's account. Pure, no clock, no terminal."""
+"""The state of a run as shown: the losses so far and each miner's totals. Pure; no clock, no terminal."""
 
 from collections import Counter, deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedgpt2.observe.rows import Facts, MinerRow, RoundRow, read_facts, read_row
+import msgspec
+
+from fedgpt2.observe.observer import RunEnd, RunStart
+from fedgpt2.protocol.round_record import MinerRecord, PhaseSeconds, RoundRecord
 
 __all__ = ["Board", "MinerStats", "PhaseTimes", "Recorder"]
 
@@ -19,11 +21,11 @@ class PhaseTimes:
     total: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
 
-    def add(self, seconds: Mapping[str, float]) -> None:
-        """Take in a round's, `total` among them."""
+    def add(self, seconds: PhaseSeconds) -> None:
+        """Add a round's."""
         self.rounds += 1
-        self.total += seconds.get("total", 0.0)
-        for phase, spent in seconds.items():
+        self.total += seconds.total
+        for phase, spent in msgspec.structs.asdict(seconds).items():
             if phase != "total":
                 self.phases[phase] = self.phases.get(phase, 0.0) + spent
 
@@ -36,69 +38,68 @@ class MinerStats:
     hotkey: str = ""
     statuses: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
-    tokens: int = 0
+    tokens: int = 0  # of admitted contributions
     bytes_down: int = 0
     bytes_up: int = 0
     seconds: float = 0.0
     weight: float = 0.0  # summed over the rounds
-    last: MinerRow | None = None
+    last: MinerRecord | None = None
 
-    def add(self, row: MinerRow) -> None:
-        """Take in its share of one more round."""
-        self.hotkey, self.last, self.seconds = row.hotkey, row, row.seconds
-        self.statuses[row.status] += 1
-        if row.reason is not None:
-            self.reasons[row.reason] += 1
-        self.tokens += row.tokens
-        self.weight += row.weight
-        self.bytes_down += row.bytes_down
-        self.bytes_up += row.bytes_up
+    def add(self, record: MinerRecord) -> None:
+        """Add its part of one more round."""
+        self.hotkey, self.last, self.seconds = record.hotkey, record, record.seconds
+        self.statuses[record.status] += 1
+        if record.reason is not None:
+            self.reasons[record.reason] += 1
+        self.tokens += record.tokens if record.admitted else 0
+        self.weight += record.weight
+        self.bytes_down += record.bytes_down
+        self.bytes_up += record.bytes_up
 
 
 @dataclass
 class Board:
     """A run as seen so far."""
 
-    facts: Facts = field(default_factory=Facts)
-    last: RoundRow | None = None
+    start: RunStart = field(default_factory=RunStart)
+    last: RoundRecord | None = None
     initial: float | None = None  # held-out loss before the first step
     train: list[tuple[int, float]] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
-    accounts: dict[str, MinerStats] = field(default_factory=dict)
+    miners: dict[str, MinerStats] = field(default_factory=dict)  # by axon
     tokens: int = 0
-    spent: PhaseTimes = field(default_factory=PhaseTimes)
+    times: PhaseTimes = field(default_factory=PhaseTimes)
     bytes_down: int = 0
     bytes_up: int = 0
-    kept: int = 0  # rounds that left the weights as they were
+    kept: int = 0  # rounds that kept the weights
     notices: deque[str] = field(default_factory=lambda: deque(maxlen=_NOTICES))
 
-    def start(self, facts: Facts) -> None:
-        """The run's facts; miners are listed in the order of its axons."""
-        self.facts = facts
-        for axon in facts.axons:
-            self.accounts.setdefault(axon, MinerStats(axon))
+    def begin(self, start: RunStart) -> None:
+        """Take in what run this is; miners are listed in the order of its axons."""
+        self.start = start
+        for axon in start.axons:
+            self.miners.setdefault(axon, MinerStats(axon))
 
     @property
     def seconds(self) -> float:
-        """All rounds' together."""
-        return self.spent.total
+        """Sum over all rounds."""
+        return self.times.total
 
-    def add(self, row: RoundRow) -> None:
-        """Take in a round."""
-        self.last = row
-        if row.train_loss is not None:
-            self.train.append((row.round, row.train_loss))
-        if row.initial_val_loss is not None:
-            self.initial = row.initial_val_loss
-        if row.val_loss is not None:
-            self.held_out.append((row.round, row.val_loss))
-        self.tokens += row.tokens
-        self.spent.add(row.seconds)
-        self.bytes_down += row.bytes.down
-        self.bytes_up += row.bytes.up
-        self.kept += not row.applied
-        for miner in row.miners:
-            self.accounts.setdefault(miner.axon, MinerStats(miner.axon)).add(miner)
+    def add(self, record: RoundRecord) -> None:
+        """Add a round."""
+        self.last = record
+        self.train.append((record.round, record.train_loss))
+        if record.initial_val_loss is not None:
+            self.initial = record.initial_val_loss
+        if record.val_loss is not None:
+            self.held_out.append((record.round, record.val_loss))
+        self.tokens += record.tokens
+        self.times.add(record.seconds)
+        self.bytes_down += record.bytes.down
+        self.bytes_up += record.bytes.up
+        self.kept += not record.applied
+        for miner in record.miners:
+            self.miners.setdefault(miner.axon, MinerStats(miner.axon)).add(miner)
 
 
 @dataclass(frozen=True)
@@ -107,20 +108,20 @@ class Recorder:
 
     board: Board
 
-    def started(self, facts: Mapping[str, object]) -> None:
-        """Take in what run this is."""
-        self.board.start(read_facts(facts))
+    def started(self, start: RunStart) -> None:
+        """Remember what run this is."""
+        self.board.begin(start)
 
     def waiting(self, message: str) -> None:
-        """Nothing worth remembering."""
+        """Nothing to remember."""
 
-    def round_done(self, row: Mapping[str, object]) -> None:
-        """Take in a round."""
-        self.board.add(read_row(row))
+    def round_done(self, record: RoundRecord) -> None:
+        """Remember the round."""
+        self.board.add(record)
 
     def notice(self, line: str) -> None:
-        """Keep it for a while."""
+        """Remember the last few."""
         self.board.notices.append(line)
 
-    def finished(self, facts: Mapping[str, object]) -> None:
-        """Nothing worth remembering."""
+    def finished(self, end: RunEnd) -> None:
+        """Nothing to remember."""

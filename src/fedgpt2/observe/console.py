@@ -14,8 +14,9 @@ from rich.text import Text
 from fedgpt2.observe.board import Board, MinerStats
 from fedgpt2.observe.chart import loss_chart
 from fedgpt2.observe.formatting import count, duration, loss, short_key, volume
+from fedgpt2.observe.observer import RunEnd, RunStart
 from fedgpt2.observe.plain import closing_line
-from fedgpt2.observe.rows import MinerRow, read_closing, read_facts, read_row
+from fedgpt2.protocol.round_record import MinerRecord, RoundRecord
 
 __all__ = ["Live", "miners_table"]
 
@@ -24,7 +25,7 @@ _CHART_WIDTH = 78
 _WORDS = ("axon", "hotkey", "now", "refusals")
 _NUMBERS = ("rating", "admitted", "refused", "failed", "tokens", "down", "up", "seconds")
 _COLUMNS = ("rank", *_WORDS[:-1], *_NUMBERS, _WORDS[-1])
-_FIRST_TO_GO = ("down", "up", "seconds", "tokens", "hotkey", "failed", "refused", "refusals", "admitted", "rating")
+_DROPPED_FIRST = ("down", "up", "seconds", "tokens", "hotkey", "failed", "refused", "refusals", "admitted", "rating")
 _GAP = 2  # between columns
 _COLOURS = {"admitted": "green", "refused": "red", "failed": "yellow"}
 
@@ -48,29 +49,29 @@ class Live:
     ) -> None:
         self._live.stop()
 
-    def started(self, facts: Mapping[str, object]) -> None:
+    def started(self, start: RunStart) -> None:
         """Show what run this is."""
         with self._lock:
-            self.board.start(read_facts(facts))
+            self.board.begin(start)
 
     def waiting(self, message: str) -> None:
         """Show what is being waited for."""
         self._message = message
 
-    def round_done(self, row: Mapping[str, object]) -> None:
+    def round_done(self, record: RoundRecord) -> None:
         """Take a round into the picture."""
         self._message = ""
         with self._lock:
-            self.board.add(read_row(row))
+            self.board.add(record)
 
     def notice(self, line: str) -> None:
         """Show it below the miners for a while."""
         with self._lock:
             self.board.notices.append(line)
 
-    def finished(self, facts: Mapping[str, object]) -> None:
+    def finished(self, end: RunEnd) -> None:
         """Say where the run lies and what it took."""
-        self._message = closing_line(read_closing(facts), self.board.spent)
+        self._message = closing_line(end, self.board.times)
 
     def render(self) -> RenderableType:
         """The whole picture."""
@@ -80,23 +81,23 @@ class Live:
     def _parts(self) -> list[RenderableType]:
         parts: list[RenderableType] = [_heading(self.board), _progress(self.board), _losses(self.board)]
         parts += [_chart(self.board, self._console.width)] if self.board.train else []
-        parts += [miners_table(self.board, self._console.width)] if self.board.accounts else []
+        parts += [miners_table(self.board, self._console.width)] if self.board.miners else []
         parts += [Text(line, style="dim") for line in self.board.notices]
         parts += [Text(self._message, style="cyan")] if self._message else []
         return parts
 
 
 def _heading(board: Board) -> RenderableType:
-    facts = board.facts
+    start = board.start
     text = Text("Federated GPT2", style="bold")
-    if facts.model:
-        size = f"  {facts.model}, {count(facts.parameters)} parameters  text: {facts.source}  {facts.aggregation}"
+    if start.model:
+        size = f"  {start.model}, {count(start.parameters)} parameters  text: {start.source}  {start.aggregation}"
         text.append(size, style="dim")
     return text
 
 
 def _progress(board: Board) -> RenderableType:
-    number, rounds = (board.last.round if board.last else board.facts.resumed_after), board.facts.rounds
+    number, rounds = (board.last.round if board.last else board.start.resumed_after), board.start.rounds
     grid = Table.grid(padding=(0, 2))
     cells: list[RenderableType] = [Text(f"round {number}{f' of {rounds}' if rounds else ''}", style="bold")]
     if rounds:
@@ -112,8 +113,8 @@ def _losses(board: Board) -> RenderableType:
     text = Text()
     for name, value, style in (("train", train, "cyan"), ("held-out", held_out, "green")):
         text.append(f"{name} ", style="dim").append(f"{loss(value)}  ", style=style)
-    if board.facts.unigram_loss is not None:
-        text.append("unigram ", style="dim").append(f"{loss(board.facts.unigram_loss)}  ", style="yellow")
+    if board.start.unigram_loss is not None:
+        text.append("unigram ", style="dim").append(f"{loss(board.start.unigram_loss)}  ", style="yellow")
     traffic = f"{board.tokens:,} tokens  down {volume(board.bytes_down)}  up {volume(board.bytes_up)}"
     text.append(traffic, style="dim")
     if board.last is not None and not board.last.applied:
@@ -125,7 +126,7 @@ def _chart(board: Board, width: int) -> RenderableType:
     lines = loss_chart(
         board.train,
         board.held_out,
-        board.facts.unigram_loss,
+        board.start.unigram_loss,
         width=min(width, _CHART_WIDTH),
         height=_CHART_HEIGHT,
     )
@@ -137,8 +138,8 @@ def _chart(board: Board, width: int) -> RenderableType:
 
 
 def miners_table(board: Board, width: int) -> Table:
-    """Every miner's account, best first, in as many columns as `width` has room for."""
-    rows = [_cells(account) for account in sorted(board.accounts.values(), key=_place)]
+    """A row for every miner, best first, with as many columns as fit into `width`."""
+    rows = [_cells(miner) for miner in sorted(board.miners.values(), key=_rank_key)]
     table = Table(box=None, pad_edge=False, header_style="dim")
     shown = _shown(rows, width)
     for name in shown:
@@ -149,9 +150,9 @@ def miners_table(board: Board, width: int) -> Table:
 
 
 def _shown(rows: Sequence[Mapping[str, Text]], width: int) -> list[str]:
-    """The columns that fit side by side: the less telling ones go first; who it is and how it fares stay."""
+    """The columns that fit side by side; the least important are dropped first."""
     shown = list(_COLUMNS)
-    for name in _FIRST_TO_GO:
+    for name in _DROPPED_FIRST:
         if sum(_wide(column, rows) for column in shown) + _GAP * (len(shown) - 1) <= width:
             break
         shown.remove(name)
@@ -165,36 +166,36 @@ def _wide(name: str, rows: Sequence[Mapping[str, Text]]) -> int:
     return max(map(len, [name, *pieces]))
 
 
-def _place(account: MinerStats) -> int:
-    """Rank; those without one after the others, in the order they are known in."""
-    return account.last.rank if account.last and account.last.rank else sys.maxsize
+def _rank_key(miner: MinerStats) -> int:
+    """Sort key: the rank; miners without one come last."""
+    return miner.last.rank if miner.last and miner.last.rank else sys.maxsize
 
 
-def _rating(row: MinerRow | None) -> str:
+def _rating(row: MinerRecord | None) -> str:
     if row is None or row.rating is None or row.sigma is None:
         return "-"
     return f"{row.rating:.1f}±{row.sigma:.1f}"
 
 
-def _cells(account: MinerStats) -> dict[str, Text]:
+def _cells(miner: MinerStats) -> dict[str, Text]:
     """By column, in the order of `_COLUMNS`."""
-    status = account.last.status if account.last else ""
-    kept = account.statuses
-    reasons = ", ".join(f"{reason} {times}x" for reason, times in account.reasons.items())
-    rank = account.last.rank if account.last else None
+    status = miner.last.status if miner.last else ""
+    kept = miner.statuses
+    reasons = ", ".join(f"{reason} {times}x" for reason, times in miner.reasons.items())
+    rank = miner.last.rank if miner.last else None
     cells = (
         Text("-" if rank is None else str(rank)),
-        Text(account.axon),
-        Text(short_key(account.hotkey)),
+        Text(miner.axon),
+        Text(short_key(miner.hotkey)),
         Text(status, style=_COLOURS.get(status, "dim")),
-        Text(_rating(account.last)),
+        Text(_rating(miner.last)),
         Text(str(kept["admitted"])),
         Text(str(kept["refused"])),
         Text(str(kept["failed"])),
-        Text(f"{account.tokens:,}"),
-        Text(volume(account.bytes_down)),
-        Text(volume(account.bytes_up)),
-        Text(f"{account.seconds:.2f}"),
+        Text(f"{miner.tokens:,}"),
+        Text(volume(miner.bytes_down)),
+        Text(volume(miner.bytes_up)),
+        Text(f"{miner.seconds:.2f}"),
         Text(reasons, style="red"),
     )
     return dict(zip(_COLUMNS, cells, strict=True))

@@ -1,63 +1,61 @@
-"""A run told to another process: an observer that writes a JSON line for each thing it is told, and its reader."""
+"""A run's events as JSON lines for another process: an observer that writes them, and their reader."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from fedgpt2.observe.observer import Observer
+import msgspec
 
-__all__ = ["Feed", "follow", "retell"]
+from fedgpt2.observe.observer import Observer, RunEnd, RunStart
+from fedgpt2.protocol.round_record import RoundRecord
+
+__all__ = ["Feed", "follow", "replay_line"]
+
+_KINDS = {"started": RunStart, "waiting": str, "round_done": RoundRecord, "notice": str, "finished": RunEnd}
 
 
 class Feed:
-    """An `Observer` that writes lines `["event", what]`."""
+    """An `Observer` that writes lines `["event", value]`."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
 
-    def started(self, facts: Mapping[str, object]) -> None:
+    def started(self, start: RunStart) -> None:
         """Write it."""
-        self._tell("started", facts)
+        self._event("started", start)
 
     def waiting(self, message: str) -> None:
         """Write it."""
-        self._tell("waiting", message)
+        self._event("waiting", message)
 
-    def round_done(self, row: Mapping[str, object]) -> None:
+    def round_done(self, record: RoundRecord) -> None:
         """Write it."""
-        self._tell("round_done", row)
+        self._event("round_done", record)
 
     def notice(self, line: str) -> None:
         """Write it."""
-        self._tell("notice", line)
+        self._event("notice", line)
 
-    def finished(self, facts: Mapping[str, object]) -> None:
+    def finished(self, end: RunEnd) -> None:
         """Write it."""
-        self._tell("finished", facts)
+        self._event("finished", end)
 
-    def _tell(self, event: str, what: object) -> None:
-        self._write(json.dumps([event, what], separators=(",", ":")))
+    def _event(self, name: str, value: object) -> None:
+        self._write(msgspec.json.encode([name, value]).decode())
 
 
-def retell(line: bytes, observer: Observer) -> None:
-    """Tell `observer` what a line of a feed says. Raises ValueError for a line that is none."""
-    match json.loads(line):
-        case ["started", dict(facts)]:
-            observer.started(facts)
-        case ["waiting", str(message)]:
-            observer.waiting(message)
-        case ["round_done", dict(row)]:
-            observer.round_done(row)
-        case ["notice", str(text)]:
-            observer.notice(text)
-        case ["finished", dict(facts)]:
-            observer.finished(facts)
-        case _:
-            raise ValueError(f"not a line of a feed: {line[:80]!r}")
+def replay_line(line: bytes, observer: Observer) -> None:
+    """Pass the event in a line of a feed to `observer`. Raises ValueError for a line that is none."""
+    try:
+        name, raw = msgspec.json.decode(line, type=tuple[str, msgspec.Raw])
+        value: Any = msgspec.json.decode(raw, type=_KINDS[name])
+    except (msgspec.DecodeError, KeyError) as error:
+        raise ValueError(f"not a line of a feed: {line[:80]!r}") from error
+    getattr(observer, name)(value)
 
 
 def follow(path: Path) -> Iterator[list[bytes]]:
-    """The whole lines that a growing file has gained, each time it is asked; it need not exist yet."""
+    """Each time it is asked: the whole lines that a growing file has gained. The file need not exist yet."""
     offset = 0
     while True:
         new = b""

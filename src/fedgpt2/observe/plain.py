@@ -1,11 +1,12 @@
 """A line for everything: for pipes, logs and --run.plain."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from fedgpt2.observe.board import PhaseTimes
 from fedgpt2.observe.formatting import count, loss, many, volume
-from fedgpt2.observe.rows import Closing, MinerRow, RoundRow, read_closing, read_facts, read_row
+from fedgpt2.observe.observer import RunEnd, RunStart
+from fedgpt2.protocol.round_record import MinerRecord, RoundRecord
 
 __all__ = ["Lines", "closing_line", "round_line"]
 
@@ -19,75 +20,75 @@ class Lines:
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
         self._rounds = 0
-        self._spent = PhaseTimes()
+        self._times = PhaseTimes()
 
-    def started(self, facts: Mapping[str, object]) -> None:
-        """One line of what is about to happen, one of the yardstick."""
-        known = read_facts(facts)
-        self._rounds = known.rounds
-        resumed = f", going on after round {known.resumed_after}" if known.resumed_after else ""
+    def started(self, start: RunStart) -> None:
+        """A line about the run, and one with the unigram loss to compare with."""
+        self._rounds = start.rounds
+        resumed = f", going on after round {start.resumed_after}" if start.resumed_after else ""
         self._write(
-            f"run {known.run_dir}: {known.model} ({count(known.parameters)} parameters), text {known.source}, "
-            f"{known.aggregation} over {many(len(known.axons), 'miner')}{resumed}"
+            f"run {start.run_dir}: {start.model} ({count(start.parameters)} parameters), text {start.source}, "
+            f"{start.aggregation} over {many(len(start.axons), 'miner')}{resumed}"
         )
-        if known.unigram_loss is not None:
-            self._write(f"a unigram model of the same text has a held-out loss of {loss(known.unigram_loss)}")
+        if start.unigram_loss is not None:
+            self._write(f"a unigram model of the same text has a held-out loss of {loss(start.unigram_loss)}")
 
     def waiting(self, message: str) -> None:
         """As it is."""
         self._write(message)
 
-    def round_done(self, row: Mapping[str, object]) -> None:
+    def round_done(self, record: RoundRecord) -> None:
         """`round_line`."""
-        known = read_row(row)
-        self._spent.add(known.seconds)
-        self._write(round_line(known, self._rounds))
+        self._times.add(record.seconds)
+        self._write(round_line(record, self._rounds))
 
     def notice(self, line: str) -> None:
         """As it is."""
         self._write(line)
 
-    def finished(self, facts: Mapping[str, object]) -> None:
+    def finished(self, end: RunEnd) -> None:
         """`closing_line`."""
-        self._write(closing_line(read_closing(facts), self._spent))
+        self._write(closing_line(end, self._times))
 
 
-def round_line(row: RoundRow, rounds: int = 0) -> str:
+def round_line(record: RoundRecord, rounds: int = 0) -> str:
     """A round in one line; `rounds` of the run, 0 when open-ended."""
     of = f"/{rounds}" if rounds else ""
-    held_out = f" held-out {loss(row.val_loss)}" if row.val_loss is not None else ""
-    admitted = sum(miner.status == "admitted" for miner in row.miners)
+    held_out = f" held-out {loss(record.val_loss)}" if record.val_loss is not None else ""
+    admitted = sum(miner.status == "admitted" for miner in record.miners)
     parts = [
-        f"round {row.round}{of}",
-        f"train {loss(row.train_loss)}{held_out}",
-        f"lr {row.lr:.2e}{f' ({row.reason})' if row.reason else ''}" if row.applied else f"weights kept: {row.reason}",
-        f"{admitted}/{len(row.miners)} admitted",
-        f"{row.tokens:,} tokens",
-        f"{row.seconds.get('total', 0.0):.2f} s",
-        f"down {volume(row.bytes.down)} up {volume(row.bytes.up)}",
+        f"round {record.round}{of}",
+        f"train {loss(record.train_loss)}{held_out}",
+        f"lr {record.lr:.2e}{f' ({record.reason})' if record.reason else ''}"
+        if record.applied
+        else f"weights kept: {record.reason}",
+        f"{admitted}/{len(record.miners)} admitted",
+        f"{record.tokens:,} tokens",
+        f"{record.seconds.total:.2f} s",
+        f"down {volume(record.bytes.down)} up {volume(record.bytes.up)}",
     ]
-    return "  ".join(parts + _faults([miner for miner in row.miners if miner.status != "admitted"]))
+    return "  ".join(parts + _faults([miner for miner in record.miners if miner.status != "admitted"]))
 
 
-def closing_line(known: Closing, spent: PhaseTimes) -> str:
+def closing_line(end: RunEnd, times: PhaseTimes) -> str:
     """Where a run lies and what it took: memory, and of a round the phases, longest first."""
-    parts = [f"{many(known.rounds, 'round')} in {known.run_dir}"]
-    if known.peak_mb is not None:
-        parts.append(f"peak memory {volume(known.peak_mb * 1e6)}")
-    if spent.total:
-        longest = sorted(spent.phases.items(), key=lambda phase: -phase[1])
-        told = [f"{name} {took / spent.rounds:.2f}" for name, took in longest if took >= _LEAST * spent.total]
-        parts.append(f"{spent.total / spent.rounds:.2f} s a round: {', '.join(told)}")
+    parts = [f"{many(end.rounds, 'round')} in {end.run_dir}"]
+    if end.peak_mb is not None:
+        parts.append(f"peak memory {volume(end.peak_mb * 1e6)}")
+    if times.total:
+        longest = sorted(times.phases.items(), key=lambda phase: -phase[1])
+        told = [f"{name} {took / times.rounds:.2f}" for name, took in longest if took >= _LEAST * times.total]
+        parts.append(f"{times.total / times.rounds:.2f} s a round: {', '.join(told)}")
     return ", ".join(parts)
 
 
-def _faults(miners: Sequence[MinerRow]) -> list[str]:
+def _faults(miners: Sequence[MinerRecord]) -> list[str]:
     """What became of each, or, of many, how many of them each thing became of."""
     if len(miners) <= _MOST_FAULTS:
         return [f"{miner.axon} {_fault(miner)}" for miner in miners]
     return [f"{times} {fault}" for fault, times in Counter(map(_fault, miners)).most_common()]
 
 
-def _fault(miner: MinerRow) -> str:
+def _fault(miner: MinerRecord) -> str:
     fault = f" ({miner.fault})" if miner.fault else ""
     return f"{miner.status}: {miner.reason or 'no reason'}{fault}"

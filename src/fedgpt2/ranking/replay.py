@@ -1,50 +1,29 @@
 """The ranking once more, from the rows of a ledger, and where it differs from what they say it was."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import msgspec
-from msgspec import Struct
 
 from fedgpt2.config import Ranking
 from fedgpt2.errors import RunDirectoryError
+from fedgpt2.protocol.round_record import MinerRecord, RoundRecord
 from fedgpt2.ranking.evidence import Evidence, rule_of
+from fedgpt2.ranking.from_record import evidence_of
 from fedgpt2.ranking.table import REVISION, Entry, History, Rank, Table, advance
 from fedgpt2.types import Hotkey
 
 __all__ = [
     "MEASURED",
     "Difference",
-    "Recorded",
-    "RecordedMiner",
     "differences",
     "kept_differences",
     "otherwise_ranked",
-    "read_rows",
     "replay",
     "table_of",
 ]
 
 MEASURED = ("tokens", "sample", "trial", "audit")  # settings of what was measured, which no replay can measure again
-
-
-class RecordedMiner(Struct, frozen=True):
-    """What a round's row says of a miner's ranking."""
-
-    hotkey: str
-    score: float | None = None
-    rating: float | None = None
-    sigma: float | None = None
-    pay: float | None = None
-    detail: str | None = None
-
-
-class Recorded(Struct, frozen=True):
-    """A round's row, as far as ranking goes; one written before there was evidence has none."""
-
-    round: int
-    evidence: Evidence | None = None
-    miners: tuple[RecordedMiner, ...] = ()
 
 
 _KEPT = ("rank", "rating", "sigma", "weight", "reliability", "trusted", "refusals")
@@ -61,48 +40,32 @@ class Difference:
     replayed: float | None
 
 
-def read_rows(bodies: Iterable[str]) -> list[Recorded]:
-    """The rows of the rounds, in order. Raises RunDirectoryError for one that is damaged, or another round's."""
-    return list(_each(bodies))
-
-
-def _each(bodies: Iterable[str]) -> Iterator[Recorded]:
-    for number, body in enumerate(bodies, 1):
-        try:
-            row = msgspec.json.decode(body, type=Recorded)
-        except (msgspec.DecodeError, UnicodeError) as error:
-            raise RunDirectoryError(f"the ledger's row of round {number} is damaged: {error}") from None
-        if row.round != number or (row.evidence is not None and row.evidence.round != number):
-            raise RunDirectoryError(f"the ledger's row of round {number} is about round {row.round}")
-        yield row
-
-
-def replay(rows: Sequence[Recorded], changes: Mapping[str, object] | None = None) -> History:
+def replay(rows: Sequence[RoundRecord], changes: Mapping[str, object] | None = None) -> History:
     """The ranking from the rows' evidence; each round by the settings it was ranked by, with `changes`."""
     table, entries = Table(), []
     for row in rows:
-        if row.evidence is not None:
-            table, made = advance(table, row.evidence, _rule(row.evidence, changes))
-            entries.append((row.round, made))
+        evidence = evidence_of(row)
+        table, made = advance(table, evidence, _rule(evidence, changes))
+        entries.append((row.round, made))
     return History(table, tuple(entries))
 
 
-def table_of(bodies: Iterable[str]) -> tuple[Table, int]:
+def table_of(records: Iterable[RoundRecord]) -> tuple[Table, int]:
     """The table that `replay` ends with, and how many rounds another revision of the rule had ranked.
 
     For a validator that goes on: of a long run's rows it holds one at a time.
     """
     table, otherwise = Table(), 0
-    for row in _each(bodies):
-        if row.evidence is not None:
-            table, _ = advance(table, row.evidence, _rule(row.evidence, None))
-            otherwise += row.evidence.revision != REVISION
+    for record in records:
+        evidence = evidence_of(record)
+        table, _ = advance(table, evidence, _rule(evidence, None))
+        otherwise += evidence.revision != REVISION
     return table, otherwise
 
 
-def otherwise_ranked(rows: Sequence[Recorded]) -> list[int]:
+def otherwise_ranked(rows: Sequence[RoundRecord]) -> list[int]:
     """The rounds whose live ratings were made by another revision of the rule: a replay by this one may differ."""
-    return [row.round for row in rows if row.evidence is not None and row.evidence.revision != REVISION]
+    return [row.round for row in rows if row.evidence.revision != REVISION]
 
 
 def _rule(evidence: Evidence, changes: Mapping[str, object] | None) -> Ranking:
@@ -112,12 +75,12 @@ def _rule(evidence: Evidence, changes: Mapping[str, object] | None) -> Ranking:
         raise RunDirectoryError(f"round {evidence.round} was ranked by settings that are none: {error}") from error
 
 
-def differences(rows: Sequence[Recorded], history: History) -> list[Difference]:
+def differences(rows: Sequence[RoundRecord], history: History) -> list[Difference]:
     """Every score, rating, uncertainty and pay that is not, to the bit, the recorded one; in the order of the rows."""
     made = dict(history.entries)
     found = []
     for row in rows:
-        for miner in row.miners if row.evidence is not None else ():
+        for miner in row.miners:
             hotkey = Hotkey(miner.hotkey)
             entry = made[row.round].get(hotkey)
             for what, recorded, replayed in _pairs(miner, entry):
@@ -137,7 +100,7 @@ def kept_differences(number: int, kept: Sequence[Rank], lines: Sequence[Rank]) -
     ]
 
 
-def _pairs(miner: RecordedMiner, entry: Entry | None) -> list[tuple[str, float | None, float | None]]:
+def _pairs(miner: MinerRecord, entry: Entry | None) -> list[tuple[str, float | None, float | None]]:
     made = (entry.mark.score, entry.after.mu, entry.after.sigma, entry.weight) if entry else (None,) * 4
     recorded = (miner.score, miner.rating, miner.sigma, miner.pay)
     return list(zip(("score", "rating", "sigma", "pay"), recorded, made, strict=True))

@@ -87,7 +87,7 @@ class SimulatedMiners:
         """All arrive. Liars remember what weight they had when a step was last taken."""
         receipts = [receipt for hotkey in self.roster.hotkeys for receipt in self.outbox.waiting(hotkey)]
         for receipt in receipts:
-            self.outbox.arrived(receipt)
+            self.outbox.remove(receipt)
         weights = {Hotkey(receipt.receiver): receipt.weight for receipt in receipts}
         if any(weights.values()):
             self._shares = weights

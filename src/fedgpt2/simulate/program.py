@@ -11,7 +11,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
+from typing import TypeVar
 
+import msgspec
 import torch
 
 from fedgpt2 import codec
@@ -27,7 +29,7 @@ from fedgpt2.gradient import registry
 from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.model.hardware import prepare
 from fedgpt2.observe.board import Board, Recorder
-from fedgpt2.observe.observer import Observer
+from fedgpt2.observe.observer import Observer, RunEnd, RunStart
 from fedgpt2.ranking.table import ranks
 from fedgpt2.simulate.attacks.base import Attack
 from fedgpt2.simulate.attacks.names import NAMES
@@ -39,11 +41,20 @@ from fedgpt2.simulate.peers import SimulatedMiners
 from fedgpt2.simulate.result import Result, Scribe
 from fedgpt2.storage.files import disk_errors
 from fedgpt2.validator.run_directory import open_run_directory
-from fedgpt2.validator.training_loop import build_run, check_names, check_sequence, closing, facts, recall, run_rounds
+from fedgpt2.validator.training_loop import (
+    build_context,
+    check_names,
+    check_sequence,
+    run_end,
+    run_rounds,
+    run_start,
+)
 
 __all__ = ["ABSENT", "NONE", "run_simulation", "simulate"]
 
 NONE, ABSENT = "none", "absent"  # the hostile ones are honest too; they are not there
+E = TypeVar("E", RunStart, RunEnd)
+
 _NEVER = 1 << 40  # rounds
 _AS_ASKED: Mapping[int, Behaviour] = MappingProxyType({})
 
@@ -133,26 +144,26 @@ class _Play:
         check_sequence(self.settings, corpus.manifest)
         config, seed = self.config, self.config.run.seed
         with open_run_directory(self.settings, corpus.manifest, draws(seed)) as directory:
-            for hotkey in self.roster.hotkeys:  # the same text for the same miner, whoever else is there
-                directory.ledger.slot_of(hotkey, self.settings.data.max_slots)
+            data = self.settings.data
+            directory.ledger.lease_slots(self.roster.hotkeys, 0, data.max_slots, data.lease)  # whoever else takes part
             training = await off_loop(WatchedTraining, self.settings, self.device)
             done = await off_loop(directory.resume, self.settings, training, observer.notice)
             report = await until_stopped(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))
-            past = await until_stopped(stop, off_loop(recall, directory))
-            peers = self._peers(corpus, training, directory.ledger.outbox)
-            run = build_run(self.settings, directory, training, corpus, validator_signer(seed), peers, report, past)
-            scribe = Scribe(observer, self.roster.keys(self.roster.hostile), Gauge(training, peers.crowd))
-            axons = [seat.axon for seat in peers.seats()]
-            scribe.started({**await off_loop(facts, run, axons, done), **self._place()})
+            miners = self._miners(corpus, training, directory.outbox)
+            parts = (self.settings, directory, training, corpus, validator_signer(seed), miners, report, stop)
+            ctx = await until_stopped(stop, off_loop(build_context, *parts))
+            scribe = Scribe(observer, self.roster.keys(self.roster.hostile), Gauge(training, miners.crowd))
+            axons = [seat.axon for seat in miners.seats()]
+            scribe.started(self._shown(await off_loop(run_start, ctx, axons, done)))
             await off_loop(scribe.recall, directory.ledger)
-            unfinished = await run_rounds(run, done, stop, scribe)
-            scribe.ranks = {line.hotkey: line for line in ranks(run.ranking.table)}
+            unfinished = await run_rounds(ctx, done, scribe)
+            scribe.ranks = {line.hotkey: line for line in ranks(ctx.ranking.table)}
             if config.run.dir:
                 await off_loop(directory.save_last, training, config.checkpoint.keep)
-            scribe.finished({**closing(run), **self._place()})
+            scribe.finished(self._shown(run_end(ctx)))
         return scribe.result(config, self.roster, finished=unfinished is None)
 
-    def _peers(self, corpus: Corpus, training: WatchedTraining, outbox: Outbox) -> SimulatedMiners:
+    def _miners(self, corpus: Corpus, training: WatchedTraining, outbox: Outbox) -> SimulatedMiners:
         engine = Engine(self.config.model.shape, registry.build(self.config.gradient, self.device), self.device)
         honest, codecs = self.roster.honest, self.settings.codec
         behaviours = {place: self.behaviours[i] for place, i in enumerate(honest) if i in self.behaviours}
@@ -170,9 +181,9 @@ class _Play:
             outbox=outbox,
         )
 
-    def _place(self) -> Mapping[str, object]:
-        """What is said of a run directory that nobody will find."""
-        return {} if self.config.run.dir else {"run_dir": "a temporary folder"}
+    def _shown(self, event: E) -> E:
+        """The event without the path of a run directory that nobody will find."""
+        return event if self.config.run.dir else msgspec.structs.replace(event, run_dir="a temporary folder")
 
 
 def _liars(config: SimulationConfig, attack: Callable[[], Attack] | None) -> Attack | None:

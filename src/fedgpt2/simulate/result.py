@@ -4,14 +4,11 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
-import msgspec
-from msgspec import Struct
-
 from fedgpt2.config import SimulationConfig
 from fedgpt2.ledger.ledger import Ledger
 from fedgpt2.observe.board import Board
-from fedgpt2.observe.observer import Observer
-from fedgpt2.observe.rows import read_facts, read_row
+from fedgpt2.observe.observer import Observer, RunEnd, RunStart
+from fedgpt2.protocol.round_record import RoundRecord
 from fedgpt2.ranking.table import Rank
 from fedgpt2.simulate.participants import Participants
 from fedgpt2.types import Hotkey
@@ -71,7 +68,7 @@ class Result:
     @property
     def unigram_loss(self) -> float | None:
         """Held-out loss of a unigram model of the same text; None where fitting one would take long."""
-        return self.board.facts.unigram_loss
+        return self.board.start.unigram_loss
 
     def document(self) -> dict[str, object]:
         """As `fedgpt2 simulate --json` prints it."""
@@ -83,21 +80,6 @@ class Result:
             "miners": [asdict(miner) for miner in self.miners],
             "rounds": [asdict(row) for row in self.rounds],
         }
-
-
-class _Share(Struct):
-    hotkey: Hotkey
-    weight: float
-
-
-class _Row(Struct):
-    round: int
-    applied: bool
-    reason: str | None
-    train_loss: float
-    val_loss: float | None
-    seconds: dict[str, float]
-    miners: list[_Share]
 
 
 @dataclass
@@ -112,41 +94,40 @@ class Scribe:
     board: Board = field(default_factory=Board)
     ranks: Mapping[Hotkey, Rank] = field(default_factory=dict)  # after the last round
 
-    def started(self, facts: Mapping[str, object]) -> None:
-        """Note what run this is."""
-        self.board.start(read_facts(facts))
-        self.observer.started(facts)
+    def started(self, start: RunStart) -> None:
+        """Remember what run this is."""
+        self.board.begin(start)
+        self.observer.started(start)
 
     def waiting(self, message: str) -> None:
         """Pass it on."""
         self.observer.waiting(message)
 
     def recall(self, ledger: Ledger) -> None:
-        """Note the rounds that the ledger has of earlier starts; whoever watches was told of them then. Blocking."""
+        """Add the rounds of earlier starts from the ledger; the other observer saw them then. Blocking."""
         with contextlib.closing(ledger.reader()) as reader:
-            for row in reader.rounds():
-                self._note(msgspec.json.decode(row), None)
+            for record in reader.records():
+                self._add(record, None)
 
-    def round_done(self, row: Mapping[str, object]) -> None:
-        """Note the round."""
-        self._note(row, self.cosine())
-        self.observer.round_done(row)
+    def round_done(self, record: RoundRecord) -> None:
+        """Add the round."""
+        self._add(record, self.cosine())
+        self.observer.round_done(record)
 
-    def _note(self, row: Mapping[str, object], cosine: float | None) -> None:
-        self.board.add(read_row(row))
-        known = msgspec.convert(row, _Row)
-        for miner in known.miners:
+    def _add(self, record: RoundRecord, cosine: float | None) -> None:
+        self.board.add(record)
+        for miner in record.miners:
             self.weights[miner.hotkey] = self.weights.get(miner.hotkey, 0.0) + miner.weight
         self.rounds.append(
             Round(
-                round=known.round,
-                applied=known.applied,
-                reason=known.reason,
-                train_loss=known.train_loss,
-                val_loss=known.val_loss,
-                hostile_share=self._hostile_share(known),
+                round=record.round,
+                applied=record.applied,
+                reason=record.reason,
+                train_loss=record.train_loss,
+                val_loss=record.val_loss,
+                hostile_share=self._hostile_share(record),
                 cosine=cosine,
-                seconds=known.seconds["total"],
+                seconds=record.seconds.total,
             )
         )
 
@@ -154,9 +135,9 @@ class Scribe:
         """Pass it on."""
         self.observer.notice(line)
 
-    def finished(self, facts: Mapping[str, object]) -> None:
+    def finished(self, end: RunEnd) -> None:
         """Pass it on."""
-        self.observer.finished(facts)
+        self.observer.finished(end)
 
     def result(self, config: SimulationConfig, roster: Participants, *, finished: bool) -> Result:
         """What has been written down."""
@@ -172,7 +153,7 @@ class Scribe:
         rank, rating, pay = (line.rank, line.rating, line.weight) if line else (None, None, None)
         return Miner(hotkey, hostile, rank, rating, weight, pay)
 
-    def _hostile_share(self, row: _Row) -> float | None:
-        total = sum(abs(miner.weight) for miner in row.miners)
-        theirs = sum(abs(miner.weight) for miner in row.miners if miner.hotkey in self.hostile)
+    def _hostile_share(self, record: RoundRecord) -> float | None:
+        total = sum(abs(miner.weight) for miner in record.miners)
+        theirs = sum(abs(miner.weight) for miner in record.miners if miner.hotkey in self.hostile)
         return theirs / total if total else None

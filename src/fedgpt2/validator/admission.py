@@ -20,12 +20,13 @@ from torch import Tensor
 from fedgpt2 import codec
 from fedgpt2.config import Limits
 from fedgpt2.errors import Culprit, PeerError, Reason, Refused
+from fedgpt2.ledger.ledger import Admission
 from fedgpt2.model.state import FlatState
 from fedgpt2.protocol.messages import Contribution, Order
-from fedgpt2.types import WorkId
+from fedgpt2.types import Digest, WorkId
 from fedgpt2.validator.peers import OrderResult
 
-__all__ = ["AdmissionResult", "Status", "admit", "check_contribution", "check_values"]
+__all__ = ["AdmissionResult", "Status", "admissions", "admit", "check_contribution", "check_values"]
 
 
 class Status(StrEnum):
@@ -83,6 +84,20 @@ def admit(outcomes: Sequence[OrderResult], limits: Limits) -> list[AdmissionResu
     seen: set[str] = set()
     judged = {i: _judge(outcomes[i], limits, seen) for i in _as_named(outcomes)}
     return [judged[i] for i in range(len(outcomes))]
+
+
+def admissions(results: Sequence[AdmissionResult]) -> list[Admission]:
+    """The admitted set, as the ledger commits it before the step."""
+    return [
+        Admission(
+            r.outcome.ticket.seat.hotkey,
+            r.outcome.ticket.work_id,
+            Digest(r.outcome.answer.contribution.blob.digest),
+            r.outcome.ticket.tokens,
+        )
+        for r in results
+        if r.status is Status.ADMITTED and r.outcome.answer is not None
+    ]
 
 
 def _as_named(outcomes: Sequence[OrderResult]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Which of the miners that answer a run can use."""
+"""Whether a miner supports a run: the protocol, the codecs, a free slot."""
 
 from collections.abc import Collection
 
@@ -11,21 +11,22 @@ from fedgpt2.types import Hotkey
 __all__ = ["check_miner"]
 
 
-def check_miner(config: ValidatorConfig, ledger: Ledger, info: Info, seated: Collection[Hotkey]) -> str | None:
-    """Why the miner that says this of itself is given no work; None if it may have some, beside all who are `seated`.
+def check_miner(config: ValidatorConfig, ledger: Ledger, info: Info, connected: Collection[Hotkey]) -> str | None:
+    """Why the miner cannot take part, by its info and the miners that are `connected`; None if it can.
 
-    Asked before it gets an order: one that refuses what it never offered would be blamed for it, round after round.
+    Checked before it gets an order: a miner that refuses what it never offered would be blamed for it every round.
+    Blocking: it reads the ledger.
     """
     needs = (
-        ("version of the protocol", str(PROTOCOL_VERSION), tuple(map(str, info.versions))),
+        ("protocol version", str(PROTOCOL_VERSION), tuple(map(str, info.versions))),
         ("strategy", STRATEGY, info.strategies),
-        ("codec of weights", config.codec.state, info.state_codecs),
-        ("codec of gradients", config.codec.gradient, info.gradient_codecs),
+        ("state codec", config.codec.state, info.state_codecs),
+        ("gradient codec", config.codec.gradient, info.gradient_codecs),
     )
     for what, needed, offered in needs:
         if needed not in offered:
-            return printable(f"it does not know {what} {needed} (it names {', '.join(offered)[:80] or 'none'})")
-    most = config.data.max_slots
-    if not ledger.has_slot(Hotkey(info.hotkey), most, seated):
-        return f"all {most} slots of this run were given to other miners; another run has new ones"
+            return printable(f"it does not support {what} {needed} (it offers {', '.join(offered)[:80] or 'none'})")
+    slots, lease, number = config.data.max_slots, config.data.lease, ledger.last_round() + 1
+    if not ledger.has_slot(Hotkey(info.hotkey), number, slots, lease, connected):
+        return f"all {slots} slots are leased to other miners; one is free again after {lease} rounds without use"
     return None

@@ -1,10 +1,12 @@
-"""What a round works with, built once and passed in."""
+"""What every round of a run works with, built once and passed in."""
 
 from dataclasses import dataclass, field
 
 from fedgpt2.config import ValidatorConfig
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.tokens import Tokens
+from fedgpt2.event_loop import Stop
+from fedgpt2.identity.signing import Signer
 from fedgpt2.ranking.table import Table
 from fedgpt2.validator.orders import OrderBook
 from fedgpt2.validator.peers import Miners
@@ -12,19 +14,19 @@ from fedgpt2.validator.run_directory import RunDirectory
 from fedgpt2.validator.suspension import Suspensions
 from fedgpt2.validator.training import Training
 
-__all__ = ["Run", "Standings"]
+__all__ = ["RunContext", "Standings"]
 
 
 @dataclass
 class Standings:
-    """The ranking as it stands; the only thing of a run that a round replaces."""
+    """The ranking after the last round; the only value of a context that rounds replace."""
 
     table: Table = field(default_factory=Table)
     reranked: int = 0  # rounds of the ledger that another revision of the rule had ranked
 
 
 @dataclass(frozen=True)
-class Run:
+class RunContext:
     """The parts of a running validator."""
 
     config: ValidatorConfig
@@ -32,10 +34,16 @@ class Run:
     training: Training
     corpus: Corpus
     orders: OrderBook
-    peers: Miners
+    miners: Miners
     report: Tokens  # held-out windows of val_loss, uint16 [n, seq_len + 1]
-    absences: Suspensions = field(default_factory=Suspensions)
+    stop: Stop = field(default_factory=Stop)
+    suspensions: Suspensions = field(default_factory=Suspensions)
     ranking: Standings = field(default_factory=Standings)
+
+    @property
+    def signer(self) -> Signer:
+        """The validator's key."""
+        return self.orders.signer
 
     @property
     def key(self) -> bytes:
@@ -44,5 +52,5 @@ class Run:
 
     @property
     def horizon(self) -> int:
-        """Rounds the learning rate's cosine spans; 0 for none."""
+        """Rounds that the learning rate's cosine spans; 0 for none."""
         return self.config.optimizer.horizon or self.config.rounds

@@ -16,7 +16,7 @@ from fedgpt2.config import Axons, Limits
 from fedgpt2.errors import Culprit, NetworkError, NoMinersError, PeerError, Reason, Refused
 from fedgpt2.identity.pins import KeyBook
 from fedgpt2.identity.signing import Signer
-from fedgpt2.ledger.outbox import KEPT, Outbox
+from fedgpt2.ledger.outbox import MAX_WAITING, Outbox
 from fedgpt2.link.address import Address
 from fedgpt2.link.blobs import Blob
 from fedgpt2.link.client import AxonClient
@@ -233,8 +233,8 @@ class DialledMiners:
     def deliver(self) -> None:
         """Send what waits for those who are present, in the background; for the others it goes on waiting."""
         self._refusing.clear()
-        for hotkey in self._outbox.full():
-            self._notice(f"{hotkey}: {KEPT} receipts wait for it; from now on it loses the oldest")
+        for hotkey in self._outbox.newly_overflowing():
+            self._notice(f"{hotkey}: {MAX_WAITING} receipts wait for it; from now on it loses the oldest")
         for seat in self._seats.values():
             self._send(seat)
 
@@ -255,7 +255,7 @@ class DialledMiners:
                 if not await self._arrives(seat, waiting[0]):
                     self._refusing.add(seat.hotkey)
                     break
-                self._outbox.arrived(waiting[0])
+                self._outbox.remove(waiting[0])
         finally:
             self._posting.discard(seat.hotkey)
             self._changed.set()
@@ -268,7 +268,7 @@ class DialledMiners:
         except (PeerError, TimeoutError) as error:
             unreadable = isinstance(error, Refused) and error.reason in _UNREADABLE and error.culprit != Culprit.MINER
             if unreadable:
-                self._outbox.arrived(receipt)
+                self._outbox.remove(receipt)
             again = "it will not be sent again" if unreadable else "it is kept"
             why = str(error) or "timed out"
             self._notice(f"{seat.axon}: receipt of round {receipt.round} not delivered ({why}); {again}")

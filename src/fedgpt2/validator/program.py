@@ -21,7 +21,14 @@ from fedgpt2.validator.compatibility import check_miner
 from fedgpt2.validator.http_peers import DialledMiners
 from fedgpt2.validator.run_directory import RunDirectory, open_run_directory
 from fedgpt2.validator.training import Training
-from fedgpt2.validator.training_loop import build_run, check_names, check_sequence, closing, facts, recall, run_rounds
+from fedgpt2.validator.training_loop import (
+    build_context,
+    check_names,
+    check_sequence,
+    run_end,
+    run_rounds,
+    run_start,
+)
 
 __all__ = ["run_validator"]
 
@@ -69,20 +76,20 @@ async def _train_on(
         training = await off_loop(Training, config, device)
         done = await off_loop(directory.resume, config, training, observer.notice)
         report = await until_stopped(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))
-        past = await until_stopped(stop, off_loop(recall, directory))
         corpus.load_held_out()
         try:
-            async with _peers(config, addresses, signer, directory, observer) as peers:
-                run = build_run(config, directory, training, corpus, signer, peers, report, past)
-                observer.started(await off_loop(facts, run, [str(address) for address in addresses], done))
-                unfinished = await run_rounds(run, done, stop, observer)
-        except (CorpusError, NoMinersError):  # both come before a round's step: what is trained is whole
-            await off_loop(directory.save_last, training, config.checkpoint.keep)  # nobody writes the ledger beside it
+            async with _miners(config, addresses, signer, directory, observer) as miners:
+                building = off_loop(build_context, config, directory, training, corpus, signer, miners, report, stop)
+                ctx = await until_stopped(stop, building)
+                observer.started(await off_loop(run_start, ctx, [str(address) for address in addresses], done))
+                unfinished = await run_rounds(ctx, done, observer)
+        except (CorpusError, NoMinersError):  # both come before a round's step: the weights are those of a whole round
+            await off_loop(directory.save_last, training, config.checkpoint.keep)
             raise
         await off_loop(directory.save_last, training, config.checkpoint.keep)
         if unfinished is not None:
             observer.notice(f"stopped before the end of round {unfinished}; start again to go on from there")
-        observer.finished(closing(run))
+        observer.finished(await off_loop(run_end, ctx))
     return 0
 
 
@@ -101,27 +108,27 @@ def _addresses(config: ValidatorConfig) -> list[Address]:
 
 
 @asynccontextmanager
-async def _peers(
+async def _miners(
     config: ValidatorConfig, addresses: list[Address], signer: Signer, directory: RunDirectory, observer: Observer
 ) -> AsyncIterator[DialledMiners]:
     reserved = {address.hotkey: str(address) for address in addresses if address.hotkey is not None}
     book = KeyBook(directory.ledger.axon_keys(), reserved)
     record = directory.ledger.record_axon
     async with open_session(config.limits) as session:
-        peers = DialledMiners(
+        miners = DialledMiners(
             session,
             signer,
             config.axons,
             addresses,
             config.limits,
             book,
-            outbox=directory.ledger.outbox,
+            outbox=directory.outbox,
             record=record,
             notice=observer.notice,
             check_miner=partial(check_miner, config, directory.ledger),
         )
-        peers.start()
+        miners.start()
         try:
-            yield peers
+            yield miners
         finally:
-            await peers.close()
+            await miners.close()

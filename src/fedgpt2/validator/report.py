@@ -1,54 +1,33 @@
-"""What is said of a round: its line of rounds.jsonl and the receipts."""
+"""From what a round did to its record, and the clock that times its phases."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
-import msgspec
-
-from fedgpt2.protocol.messages import Ranked, Receipt
-from fedgpt2.ranking.evidence import as_row
-from fedgpt2.ranking.record import entry_row, miner_row
-from fedgpt2.ranking.table import ranks
-from fedgpt2.types import Digest, Hotkey
+from fedgpt2.protocol.round_record import Bytes, Evidence, GateRecord, MinerRecord, PhaseSeconds, RoundRecord
+from fedgpt2.types import Digest
 from fedgpt2.validator.admission import AdmissionResult, Status
 from fedgpt2.validator.peers import Traffic
-from fedgpt2.validator.rank import Judged
 from fedgpt2.validator.step import Step
 
-__all__ = ["Clock", "lapses", "receipts", "round_row"]
-
-
-_PHASES = (
-    "snapshot",
-    "send",
-    "wait",
-    "receive",
-    "admit",
-    "rank",
-    "aggregate",
-    "gate",
-    "step",
-    "evaluate",
-    "checkpoint",
-)
+__all__ = ["Clock", "miner_record", "round_record"]
 
 
 class Clock:
-    """Seconds of the phases of a round, by the validator's monotonic clock; a phase left out took none."""
+    """Seconds of a round's phases by the validator's monotonic clock."""
 
     def __init__(self) -> None:
         self._began = self._last = time.monotonic()
-        self._phases: dict[str, float] = dict.fromkeys(_PHASES, 0.0)
+        self._phases: dict[str, float] = {}
 
     def mark(self, phase: str) -> None:
-        """End a phase: all time since the last mark is its."""
+        """Add the time since the last mark to `phase`, a field of PhaseSeconds."""
         now = time.monotonic()
         self._phases[phase] = self._phases.get(phase, 0.0) + now - self._last
         self._last = now
 
-    def gathered(self, traffic: Sequence[Traffic]) -> None:
-        """End sending, waiting and receiving, which overlap between miners.
+    def mark_collected(self, traffic: Sequence[Traffic]) -> None:
+        """Split the time since the last mark into send, wait and receive, which overlap between miners.
 
         send ends when the last miner holds the state, wait when the last answer is known; receive is the rest.
         """
@@ -61,109 +40,72 @@ class Clock:
         self._phases["receive"] = max(0.0, total - max(sent, described)) if described else 0.0
         self._last = now
 
-    def seconds(self) -> dict[str, float]:
-        """Seconds by phase, and in total."""
-        return {"total": round(self._last - self._began, 4), **{k: round(v, 4) for k, v in self._phases.items()}}
+    def seconds(self) -> PhaseSeconds:
+        """The phases so far, and their sum."""
+        phases = {name: round(spent, 4) for name, spent in self._phases.items()}
+        return PhaseSeconds(total=round(self._last - self._began, 4), **phases)
 
 
-def round_row(
+def round_record(
+    *,
     number: int,
+    attempt: int,
     parent: Digest,
     model: Digest,
     step: Step,
-    losses: Mapping[str, float | None],
-    verdicts: Sequence[AdmissionResult],
-    judged: Judged,
-) -> dict[str, object]:
-    """The line of rounds.jsonl, without its seconds. `claimed_loss` is the only word of a miner in it."""
-    traffic = [verdict.outcome.traffic for verdict in verdicts]
-    places = {line.hotkey: line.rank for line in ranks(judged.table)}
-    return {
-        "round": number,
-        "parent": parent,
-        "model": model,
-        "applied": step.applied,
-        "reason": step.reason,
-        **losses,
-        "lr": step.lr,
-        "norm": step.norm,
-        "rule": step.combined.by.rule,
-        "f": step.combined.by.f,
-        "gate": asdict(step.gate) if step.gate else None,
-        "tokens": sum(v.outcome.ticket.tokens for v in verdicts if v.status is Status.ADMITTED),
-        "seconds": {},
-        "bytes": {"down": sum(t.bytes_down for t in traffic), "up": sum(t.bytes_up for t in traffic)},
-        "miners": [
-            {**_miner_row(verdict, step), **_ranked(verdict.outcome.ticket.seat.hotkey, places, judged)}
-            for verdict in verdicts
-        ],
-        "evidence": as_row(judged.evidence),
-    }
+    train_loss: float,
+    initial_val_loss: float | None,
+    val_loss: float | None,
+    results: Sequence[AdmissionResult],
+    evidence: Evidence,
+    seconds: PhaseSeconds,
+) -> RoundRecord:
+    """The record of a round, without its ranking. `claimed_loss` is the only value in it that is a miner's word."""
+    miners = tuple(miner_record(result, step) for result in results)
+    return RoundRecord(
+        round=number,
+        attempt=attempt,
+        parent=parent,
+        model=model,
+        applied=step.applied,
+        reason=step.reason.value if step.reason else None,
+        train_loss=train_loss,
+        val_loss=val_loss,
+        initial_val_loss=initial_val_loss,
+        lr=step.lr,
+        norm=step.norm,
+        rule=step.combined.by.rule,
+        f=step.combined.by.f,
+        gate=GateRecord(**asdict(step.gate)) if step.gate else None,
+        tokens=sum(miner.tokens for miner in miners if miner.admitted),
+        seconds=seconds,
+        bytes=Bytes(down=sum(miner.bytes_down for miner in miners), up=sum(miner.bytes_up for miner in miners)),
+        miners=miners,
+        evidence=evidence,
+    )
 
 
-def _ranked(hotkey: Hotkey, places: Mapping[Hotkey, int], judged: Judged) -> dict[str, object]:
-    return {"rank": places[hotkey], **miner_row(judged.entries[hotkey])}
-
-
-def lapses(verdicts: Sequence[AdmissionResult]) -> dict[Hotkey, str | None]:
-    """For each miner that was given an order, the reason it failed or was refused for."""
-    return {v.outcome.ticket.seat.hotkey: v.failure.reason if v.failure else None for v in verdicts}
-
-
-def _miner_row(verdict: AdmissionResult, step: Step) -> dict[str, object]:
-    outcome, failure = verdict.outcome, verdict.failure
-    seat, traffic = outcome.ticket.seat, outcome.traffic
-    return {
-        "hotkey": seat.hotkey,
-        "axon": seat.axon,
-        "status": verdict.status.value,
-        "fault": failure.culprit.value if failure else None,
-        "reason": failure.reason.value if failure else None,
-        "detail": failure.detail if failure else None,
-        "claimed_loss": outcome.answer.contribution.claimed_loss if outcome.answer else None,
-        "tokens": outcome.ticket.tokens if verdict.status is Status.ADMITTED else 0,
-        "seconds": round(max(traffic.sent, traffic.described, traffic.received), 4),
-        "bytes_down": traffic.bytes_down,
-        "bytes_up": traffic.bytes_up,
-        "norm": verdict.norm,
-        "weight": step.weights.get(seat.hotkey, 0.0),
-        "cluster": step.combined.clusters.get(seat.hotkey),
-    }
-
-
-def receipts(
-    run_id: str,
-    sender: Hotkey,
-    row: Mapping[str, object],
-    verdicts: Sequence[AdmissionResult],
-    step: Step,
-    judged: Judged,
-    head: Digest,
-) -> dict[Hotkey, Receipt]:
-    """A receipt for every miner that was given an order; `head` is the ledger's with this round in it."""
-    made = {}
-    for verdict in verdicts:
-        ticket, failure = verdict.outcome.ticket, verdict.failure
-        entry = judged.entries[ticket.seat.hotkey]
-        made[ticket.seat.hotkey] = Receipt(
-            run_id=run_id,
-            round=ticket.order.round,
-            sender=sender,
-            receiver=ticket.seat.hotkey,
-            work_id=ticket.work_id,
-            status=verdict.status.value,
-            reason=failure.reason.value if failure else None,
-            culprit=failure.culprit if failure else None,
-            detail=failure.detail if failure else "",
-            tokens=ticket.tokens if verdict.status is Status.ADMITTED else 0,
-            norm=verdict.norm,
-            weight=step.weights.get(ticket.seat.hotkey, 0.0),
-            score=entry.mark.score,
-            rating=entry.after.mu,
-            ranking=msgspec.convert(entry_row(entry), Ranked),
-            windows=judged.evidence.picks,
-            applied=step.applied,
-            model=str(row["model"]),
-            ledger_head=head,
-        )
-    return made
+def miner_record(result: AdmissionResult, step: Step) -> MinerRecord:
+    """One miner's part of the record, without its ranking."""
+    order, received, failure = result.outcome.ticket, result.outcome.answer, result.failure
+    traffic = result.outcome.traffic
+    return MinerRecord(
+        hotkey=order.seat.hotkey,
+        axon=order.seat.axon,
+        slot=order.order.assignment.slot,
+        work_id=order.work_id,
+        status=result.status.value,
+        fault=failure.culprit.value if failure else None,
+        reason=failure.reason.value if failure else None,
+        detail=failure.detail if failure else None,
+        claimed_loss=received.contribution.claimed_loss if received else None,
+        tokens=order.tokens,
+        seconds=round(max(traffic.sent, traffic.described, traffic.received), 4),
+        committed=traffic.described or None,
+        bytes_down=traffic.bytes_down,
+        bytes_up=traffic.bytes_up,
+        digest=Digest(received.contribution.blob.digest) if received else None,
+        norm=result.norm if result.status is Status.ADMITTED else None,
+        cluster=step.combined.clusters.get(order.seat.hotkey),
+        weight=step.weights.get(order.seat.hotkey, 0.0),
+    )

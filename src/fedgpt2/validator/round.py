@@ -1,117 +1,151 @@
 """The round, on one page.
 
-Who could hurt the model, and where it is stopped: `admission` lists what a contribution must pass before it counts,
-`step` what those that passed can still do.
+Who could hurt the model, and where it is stopped: `link.receive` and `admission` list what a contribution must pass
+before it counts, `step` what an admitted one can still do.
+
+`train_round` changes nothing of the run: it may be cancelled at any await. `finish_round` takes the step and commits;
+it runs to its end. Everything that blocks (tensors, text, disk) runs in a thread, through `Round.work`.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from fedgpt2.aggregation.combine import quorum
-from fedgpt2.errors import NoMinersError
-from fedgpt2.event_loop import Stop, Stopped, off_loop, until_stopped
-from fedgpt2.ledger.ledger import Admission
-from fedgpt2.ranking.record import kept
-from fedgpt2.types import Digest
-from fedgpt2.validator.admission import AdmissionResult, Status, admit
-from fedgpt2.validator.context import Run
-from fedgpt2.validator.peers import ConnectedMiner
-from fedgpt2.validator.rank import measure_contributions, rank, score
-from fedgpt2.validator.report import Clock, lapses, receipts, round_row
-from fedgpt2.validator.step import aggregate, gate, take
+from fedgpt2.event_loop import Stopped, off_loop, until_stopped
+from fedgpt2.protocol.round_record import Evidence, RoundRecord
+from fedgpt2.ranking.from_record import evidence_of, rating_lines, with_ranking
+from fedgpt2.ranking.table import advance
+from fedgpt2.types import Digest, Hotkey
+from fedgpt2.validator.admission import AdmissionResult, admissions, admit
+from fedgpt2.validator.combined import Combined
+from fedgpt2.validator.context import RunContext
+from fedgpt2.validator.membership import assign_slots
+from fedgpt2.validator.report import Clock, round_record
+from fedgpt2.validator.scoring import Scoring, draw_scoring, measure
+from fedgpt2.validator.step import Gate, aggregate, apply_step, try_step
+from fedgpt2.validator.training import Snapshot
 
-__all__ = ["run_round"]
+__all__ = ["Round", "finish_round", "train_round"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str, object]:
-    """One round; returns its line of rounds.jsonl. Raises Stopped, with nothing changed, if told to before the step."""
-    config, training, directory = run.config, run.training, run.directory
+class Round:
+    """One round in progress: what is known of it so far; each attribute is set by the stage that its comment names."""
 
-    # 1-3  select miners, assign each a disjoint slice, encode and digest the state once
-    present = await until_stopped(stop, run.peers.present(config.round.min_miners))
-    seats = seat_slots(run, present, number)
-    clock = Clock()
-    snapshot = await off_loop(training.snapshot)
-    writing = off_loop(run.orders.write, number, attempt, snapshot.model, snapshot.blob.ref, seats)
-    tickets = await until_stopped(stop, writing)
-    blobs = {Digest(blob.ref.digest): blob for blob in (snapshot.blob, run.orders.manifest)}
-    clock.mark("snapshot")
+    snapshot: Snapshot  # 3
+    results: list[AdmissionResult]  # 5
+    scoring: Scoring  # 7
+    initial_val_loss: float | None = None  # 7
+    combined: Combined  # 8
+    evidence: Evidence  # 8
+    gate: Gate | None  # 9
 
-    # 4  order from all at once; gather until the deadline or the quorum
-    enough = quorum(config.aggregation.rule, len(tickets), config.round.quorum)
-    gathering = run.peers.gather(tickets, blobs, deadline=config.round.deadline, quorum=enough)
-    outcomes = await until_stopped(stop, gathering)
-    clock.gathered([outcome.traffic for outcome in outcomes])
+    def __init__(self, number: int, attempt: int) -> None:
+        self.number = number
+        self.attempt = attempt
+        self.clock = Clock()
 
-    # 5-6  admit; the admitted set is committed before the step
-    verdicts = await until_stopped(stop, off_loop(admit, outcomes, config.limits))
-    admissions = [_admission(verdict) for verdict in verdicts if verdict.status is Status.ADMITTED]
-    directory.ledger.admit(number, attempt, admissions)
-    clock.mark("admit")
+    async def work(self, phase: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Result of `function`, run in a thread; its time counts as `phase`."""
+        result = await off_loop(function, *args, **kwargs)
+        self.clock.mark(phase)
+        return result
+
+
+async def train_round(ctx: RunContext, number: int, attempt: int) -> Round:
+    """Steps 1 to 9 but for the step itself: from the miners' orders to a step that passed the loss gate."""
+    config, training = ctx.config, ctx.training
+
+    # 1-2  select miners; a slot each, whose slice of the text is its own
+    present = await ctx.miners.present(config.round.min_miners)
+    now = Round(number, attempt)
+    miners = await now.work("snapshot", assign_slots, ctx, present, number)
+
+    # 3  encode and digest the state once; write the orders
+    now.snapshot = await now.work("snapshot", training.snapshot)
+    state = now.snapshot.blob
+    orders = await now.work("snapshot", ctx.orders.write, number, attempt, now.snapshot.model, state.ref, miners)
+    blobs = {Digest(blob.ref.digest): blob for blob in (state, ctx.orders.manifest)}
+
+    # 4  order from all at once; collect until the deadline or the quorum
+    enough = quorum(config.aggregation.rule, len(orders), config.round.quorum)
+    outcomes = await ctx.miners.gather(orders, blobs, deadline=config.round.deadline, quorum=enough)
+    now.clock.mark_collected([outcome.traffic for outcome in outcomes])
+
+    # 5-6  admit; commit the admitted set before the step
+    now.results = await now.work("admit", admit, outcomes, config.limits)
+    admitted = admissions(now.results)
+    await now.work("admit", ctx.directory.ledger.admit, number, attempt, admitted)
 
     # 7  the validator's own loss, on windows that nobody could know before the admitted set was fixed
-    digests = [admission.digest for admission in admissions]
-    scoring = await until_stopped(stop, off_loop(score, run, number, digests))
-    losses: dict[str, float | None] = {"train_loss": scoring.loss}
+    now.scoring = await now.work("rank", draw_scoring, ctx, number, [each.digest for each in admitted])
     if number == 1:
-        losses["initial_val_loss"] = await until_stopped(stop, off_loop(training.loss, run.report))
-    clock.mark("rank")
+        now.initial_val_loss = await now.work("evaluate", training.loss, ctx.report)
 
-    # 8  aggregate: how many may be hostile was fixed by how many were asked, less those caught above
-    combined = await until_stopped(stop, off_loop(aggregate, run, number, verdicts))
-    clock.mark("aggregate")
-    measured = await until_stopped(stop, off_loop(measure_contributions, run, number, verdicts, combined, scoring))
-    clock.mark("rank")
+    # 8  aggregate: how many may be hostile was fixed by how many were asked, less those refused for a fault
+    now.combined = await now.work("aggregate", aggregate, ctx, number, now.results)
+    now.evidence = await now.work("rank", measure, ctx, number, now.results, now.combined, now.scoring)
 
-    # 9  loss gate on windows of 7, then the optimizer step; or keep the weights and say why
-    passed = await until_stopped(stop, off_loop(gate, run, number, combined, scoring.gate_windows, scoring.loss))
-    clock.mark("gate")
-    step = await off_loop(take, run, number, combined, passed)
-    model = await off_loop(training.digest)
-    clock.mark("step")
+    # 9  loss gate: the largest share of the step that does no harm on the windows of 7
+    now.gate = await now.work("gate", try_step, ctx, number, now.combined, now.scoring)
+    return now
 
-    # 10  evaluate on schedule, rate by the evidence, checkpoint, commit; receipts leave after the commit
-    losses["val_loss"] = await _held_out_loss(run, number, stop)
-    clock.mark("evaluate")
-    judged = await off_loop(rank, run, number, verdicts, step, scoring, measured)
-    row = round_row(number, snapshot.model, model, step, losses, verdicts, judged)
-    clock.mark("rank")
+
+async def finish_round(ctx: RunContext, now: Round) -> RoundRecord:
+    """Take the step, or keep the weights and say why; evaluate, rank, checkpoint, commit, send receipts (9, 7, 10)."""
+    config, training, number = ctx.config, ctx.training, now.number
+    step = await now.work("step", apply_step, ctx, number, now.combined, now.gate)
+    model = await now.work("step", training.digest)
+    val_loss = await _val_loss(ctx, now)
+
     due = number % config.checkpoint.every == 0
-    checkpoint = await off_loop(directory.save, number, training, {"attempt": attempt}) if due else None
-    clock.mark("checkpoint")
-    row = {**row, "seconds": clock.seconds()}
-    said = partial(receipts, directory.run_id, run.orders.signer.hotkey, row, verdicts, step, judged)
-    directory.commit(number, attempt, row, checkpoint, config.checkpoint.keep, kept(judged.table), said)
-    run.ranking.table = judged.table
-    run.absences.add(number, lapses(verdicts))
-    run.peers.deliver()
-    return row
+    checkpoint = await now.work("checkpoint", ctx.directory.save, number, now.attempt, training) if due else None
+    record = round_record(
+        number=number,
+        attempt=now.attempt,
+        parent=now.snapshot.model,
+        model=model,
+        step=step,
+        train_loss=now.scoring.loss,
+        initial_val_loss=now.initial_val_loss,
+        val_loss=val_loss,
+        results=now.results,
+        evidence=now.evidence,
+        seconds=now.clock.seconds(),
+    )
+    table, entries = await off_loop(advance, ctx.ranking.table, evidence_of(record))
+    record = with_ranking(record, table, entries)
+    await _commit(ctx, record, checkpoint, rating_lines(table))
+    ctx.ranking.table = table
+    ctx.suspensions.add(record)
+    ctx.miners.deliver()
+    return record
 
 
-def seat_slots(run: Run, present: Sequence[ConnectedMiner], number: int) -> list[tuple[ConnectedMiner, int]]:
-    """The miners that get work in round `number`, each with its own slot for the whole run.
-
-    Raises NoMinersError where every slot is another miner's.
-    """
-    ledger, most = run.directory.ledger, run.config.data.max_slots
-    slots = {seat: slot for seat in present if (slot := ledger.slot_of(seat.hotkey, most)) is not None}
-    if present and not slots:
-        raise NoMinersError(f"all {most} slots of this run were given to other miners: start another run")
-    working = run.absences.at_work([*slots], number, run.config.round.min_miners)
-    return sorted(((seat, slots[seat]) for seat in working), key=lambda pair: pair[1])
-
-
-def _admission(verdict: AdmissionResult) -> Admission:
-    ticket, answer = verdict.outcome.ticket, verdict.outcome.answer
-    digest = Digest(answer.contribution.blob.digest if answer else "")
-    return Admission(ticket.seat.hotkey, ticket.work_id, digest, ticket.tokens)
+async def _commit(ctx: RunContext, record: RoundRecord, checkpoint: str | None, ratings: dict[Hotkey, bytes]) -> None:
+    """One transaction: the record, the ratings after it, its receipts, and which earlier receipts have arrived."""
+    outbox = ctx.directory.outbox
+    delivered = outbox.delivered()
+    receipts = await off_loop(
+        ctx.directory.commit,
+        record,
+        checkpoint,
+        keep=ctx.config.checkpoint.keep,
+        sender=ctx.signer.hotkey,
+        ratings=ratings,
+        delivered=delivered,
+    )
+    outbox.forget(delivered)
+    outbox.add(receipts)
 
 
-async def _held_out_loss(run: Run, number: int, stop: Stop) -> float | None:
-    """val_loss where the schedule asks for it; None elsewhere, and when told to stop meanwhile."""
-    if number % run.config.run.eval_every and number != run.config.rounds:
+async def _val_loss(ctx: RunContext, now: Round) -> float | None:
+    """The held-out loss where the schedule asks for it; None elsewhere, and when told to stop meanwhile."""
+    if now.number % ctx.config.run.eval_every and now.number != ctx.config.rounds:
         return None
     try:
-        return await until_stopped(stop, off_loop(run.training.loss, run.report))
+        return await until_stopped(ctx.stop, now.work("evaluate", ctx.training.loss, ctx.report))
     except Stopped:
         return None

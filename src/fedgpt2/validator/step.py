@@ -10,45 +10,22 @@ Who could hurt the model with a contribution that was admitted, and where it is 
 import hmac
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedgpt2.aggregation.combine import Terms, combine, terms
 from fedgpt2.aggregation.pipeline import Aggregate
-from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import Culprit, Reason, Refused
 from fedgpt2.types import Hotkey
 from fedgpt2.validator.admission import AdmissionResult, Status
-from fedgpt2.validator.context import Run
+from fedgpt2.validator.combined import Combined, SkipReason
+from fedgpt2.validator.context import RunContext
+from fedgpt2.validator.scoring import Scoring
 
-__all__ = ["Combined", "Gate", "SkipReason", "Step", "aggregate", "gate", "take"]
+__all__ = ["Combined", "Gate", "SkipReason", "Step", "aggregate", "apply_step", "try_step"]
 
 _SHARES = (1.0, 0.5, 0.25, 0.125)  # of the learning rate, tried in turn: a step skipped comes back as it was
-
-
-class SkipReason(StrEnum):
-    """Why the weights stay as they are, or why only a part of the step was taken."""
-
-    TOO_FEW = "too_few"  # fewer than 3 f + 1 admitted
-    NON_FINITE = "non_finite"
-    LOSS_GATE = "loss_gate"
-    HALVED = "halved"  # once or more: the whole step would have raised the loss
-
-
-@dataclass(frozen=True)
-class Combined:
-    """An aggregate waiting to be used; without a norm there is none, and `reason` says why."""
-
-    by: Terms
-    reason: SkipReason | None
-    norm: float | None = None
-    weights: Mapping[Hotkey, float] = field(default_factory=dict)
-    clusters: Mapping[Hotkey, int] = field(default_factory=dict)  # hotkeys of one number sent one computation
-    gram: NDArray[np.float64] | None = field(default=None, compare=False)  # of the admitted, where it was formed
 
 
 @dataclass(frozen=True)
@@ -81,16 +58,16 @@ class Step:
         return self.combined.weights if self.applied else {}
 
 
-def aggregate(run: Run, number: int, verdicts: Sequence[AdmissionResult]) -> Combined:
+def aggregate(ctx: RunContext, number: int, verdicts: Sequence[AdmissionResult]) -> Combined:
     """Form the aggregate of the admitted, by terms fixed by how many were asked, and what became of the others."""
     chosen = [v for v in verdicts if v.status is Status.ADMITTED]
     refused, silent = sum(map(_caught, verdicts)), sum(map(_silent, verdicts))
     unheard = len(verdicts) - len(chosen) - refused - silent
-    by = terms(run.config.aggregation.rule, len(verdicts), refused, silent, unheard)
+    by = terms(ctx.config.aggregation.rule, len(verdicts), refused, silent, unheard)
     if not by.met_by(len(chosen)):
         return Combined(by, SkipReason.TOO_FEW)
     try:
-        norm, formed = run.training.aggregate(lambda out: _form(run, number, by, chosen, out))
+        norm, formed = ctx.training.aggregate(lambda out: _form(ctx, number, by, chosen, out))
     except Refused:
         return Combined(by, SkipReason.NON_FINITE)
     hotkeys = [v.outcome.ticket.seat.hotkey for v in chosen]
@@ -113,11 +90,11 @@ def _silent(verdict: AdmissionResult) -> bool:
     return failure.culprit is not Culprit.NETWORK and failure.reason is not Reason.CANCELLED
 
 
-def _form(run: Run, number: int, by: Terms, chosen: Sequence[AdmissionResult], out: Tensor) -> Aggregate:
+def _form(ctx: RunContext, number: int, by: Terms, chosen: Sequence[AdmissionResult], out: Tensor) -> Aggregate:
     rows = [v.values for v in chosen if v.values is not None]
     norms = [v.norm for v in chosen if v.norm is not None]
     tokens = [v.outcome.ticket.tokens for v in chosen]
-    return combine(by, rows, norms, tokens, out, _seed(run.key, number, chosen))
+    return combine(by, rows, norms, tokens, out, _seed(ctx.key, number, chosen))
 
 
 def _seed(key: bytes, number: int, chosen: Sequence[AdmissionResult]) -> int:
@@ -127,23 +104,24 @@ def _seed(key: bytes, number: int, chosen: Sequence[AdmissionResult]) -> int:
     return int.from_bytes(hmac.digest(key, message, "sha256")[:8], "big")
 
 
-def gate(run: Run, number: int, combined: Combined, windows: Tokens, before: float) -> Gate | None:
-    """Measure the step, halved if need be, against `before`, the loss on the same windows; None without a gate."""
-    if combined.norm is None or not run.config.aggregation.gate:
+def try_step(ctx: RunContext, number: int, combined: Combined, scoring: Scoring) -> Gate | None:
+    """The largest share of the step that does not raise the loss on the gate's windows; None without a gate."""
+    if combined.norm is None or not ctx.config.aggregation.gate:
         return None
-    lr, after = run.training.rate(number, run.horizon), math.nan
+    before, windows = scoring.loss, scoring.gate_windows
+    lr, after = ctx.training.rate(number, ctx.horizon), math.nan
     for share in _SHARES:
-        after = run.training.trial(share * lr, windows)
-        if after <= before + run.config.aggregation.tolerance:
+        after = ctx.training.trial(share * lr, windows)
+        if after <= before + ctx.config.aggregation.tolerance:
             return Gate(before, after, share)
     return Gate(before, after if math.isfinite(after) else None, 0.0)
 
 
-def take(run: Run, number: int, combined: Combined, passed: Gate | None) -> Step:
+def apply_step(ctx: RunContext, number: int, combined: Combined, passed: Gate | None) -> Step:
     """One optimizer step, as much of it as was let pass."""
     share = passed.share if passed else 1.0
     if combined.norm is None or share == 0.0:
         return Step(combined, applied=False, reason=combined.reason or SkipReason.LOSS_GATE, lr=0.0, gate=passed)
-    lr = share * run.training.rate(number, run.horizon)
-    run.training.step(lr)
+    lr = share * ctx.training.rate(number, ctx.horizon)
+    ctx.training.step(lr)
     return Step(combined, applied=True, reason=SkipReason.HALVED if share < 1.0 else None, lr=lr, gate=passed)

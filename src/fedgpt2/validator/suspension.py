@@ -1,27 +1,26 @@
-"""Who is given no work for a while, because it took orders and let the deadline pass or gave up, or its link did.
+"""Miners that get no orders for a while: they took orders and let the deadline pass, gave up, or their link failed.
 
-Such a miner costs every round its whole deadline, or the others the number that a robust rule needs, be it a fault or
-not: nobody can tell a slow link from a miner that reads slowly, nor a bad one from a miner that hangs up. A first
-lapse costs it nothing; further ones that no answer comes between 3 rounds, 15, and then 31 each, and it takes two
-answers to make up for one lapse: whoever answers every other round is found out as well. Half or more of those a robust
-rule is for never sit out: then each round lasts until its deadline, and the model stays nobody's in particular.
+Each such failure costs every round its whole deadline, or the others the number that a robust rule needs, whether or
+not it is the miner's fault. The first failure costs nothing; each repeated failure suspends the miner: 3 rounds, then
+15, then 31. It takes two answers to make up for one failure, so a miner that answers every other round is suspended
+too. Half or more of the miners that a robust rule aggregates are never suspended together: the round then lasts until
+its deadline, and no remaining minority decides the model alone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-
-import msgspec
+from collections.abc import Iterable, Sequence
 
 from fedgpt2.aggregation.pipeline import SMALLEST
 from fedgpt2.errors import Reason
+from fedgpt2.protocol.round_record import RoundRecord
 from fedgpt2.types import Hotkey
 from fedgpt2.validator.peers import ConnectedMiner
 
 __all__ = ["Suspensions"]
 
-_LAPSE = 2  # points for a lapse; an answer takes one off
-_MOST = 7  # points: 31 rounds at a time
-_HOLDS_UP = frozenset({Reason.LATE, Reason.TIMED_OUT, Reason.CUT_OFF, Reason.UNREACHABLE})
-_GIVES_UP = frozenset(  # in its own words, whomever it blames; not where most do: that has a common cause
+_FAILURE_POINTS = 2  # an answer takes one off
+_MAX_POINTS = 7  # 31 rounds at a time
+_DELAYS = frozenset({Reason.LATE, Reason.TIMED_OUT, Reason.CUT_OFF, Reason.UNREACHABLE})
+_GIVES_UP = frozenset(  # in the miner's own words; ignored where more than half give up, which has a common cause
     {
         Reason.COMPUTE_FAILED,
         Reason.DATA_UNAVAILABLE,
@@ -43,53 +42,36 @@ _GIVES_UP = frozenset(  # in its own words, whomever it blames; not where most d
 )
 
 
-class _Miner(msgspec.Struct):
-    hotkey: Hotkey
-    reason: str | None
-
-
-class _Row(msgspec.Struct):
-    round: int
-    miners: list[_Miner]
-
-
 class Suspensions:
-    """Points of every miner that let a deadline pass, and until when it sits out."""
+    """The failure points of each miner, and the round until which it is suspended."""
 
-    def __init__(self) -> None:
+    def __init__(self, records: Iterable[RoundRecord] = ()) -> None:
         self._points: dict[Hotkey, int] = {}
-        self._until: dict[Hotkey, int] = {}  # the last round it is left out of
+        self._until: dict[Hotkey, int] = {}  # the last round without an order
+        for record in records:
+            self.add(record)
 
-    def add(self, number: int, reasons: Mapping[Hotkey, str | None]) -> None:
-        """Take in round `number`: for each miner that was given work, the reason it failed or was refused for."""
-        common = 2 * sum(reason in _GIVES_UP for reason in reasons.values()) > len(reasons)
-        lapses = _HOLDS_UP if common else _HOLDS_UP | _GIVES_UP
-        for hotkey, reason in reasons.items():
-            points = self._points.pop(hotkey, 0)
-            if reason in lapses:
-                points = min(points + _LAPSE, _MOST)
-                self._until[hotkey] = number + 2 ** (points - _LAPSE) - 1
-            elif reason is None:
+    def add(self, record: RoundRecord) -> None:
+        """Take in one more round."""
+        common = 2 * sum(miner.reason in _GIVES_UP for miner in record.miners) > len(record.miners)
+        failures = _DELAYS if common else _DELAYS | _GIVES_UP
+        for miner in record.miners:
+            points = self._points.pop(miner.hotkey, 0)
+            if miner.reason in failures:
+                points = min(points + _FAILURE_POINTS, _MAX_POINTS)
+                self._until[miner.hotkey] = record.round + 2 ** (points - _FAILURE_POINTS) - 1
+            elif miner.reason is None:
                 points -= 1
-                self._until.pop(hotkey, None)  # of one that was asked although it had to sit out
+                self._until.pop(miner.hotkey, None)  # it answered although it was suspended
             if points > 0:
-                self._points[hotkey] = points
+                self._points[miner.hotkey] = points
 
-    def at_work(self, seats: Sequence[ConnectedMiner], number: int, at_least: int) -> Sequence[ConnectedMiner]:
-        """The seats that get work in round `number`; all of them when fewer than `at_least` would be left.
+    def active(self, miners: Sequence[ConnectedMiner], number: int, at_least: int) -> Sequence[ConnectedMiner]:
+        """The miners that get an order in round `number`; all of them where fewer than `at_least` would remain.
 
-        All of them, too, where a robust rule has enough and half or fewer would: two rounds without a link would hand
-        the model to whoever was spared.
+        All of them, too, where a robust rule has enough miners and half or fewer would remain: otherwise two rounds
+        without a link would leave the model to a minority.
         """
-        working = [seat for seat in seats if number > self._until.get(seat.hotkey, 0)]
-        majority = len(seats) // 2 + 1 if len(seats) >= SMALLEST else 1
-        return working if len(working) >= max(majority, at_least) else seats
-
-    @classmethod
-    def of(cls, lines: Iterable[str]) -> "Suspensions":
-        """What all the lines of rounds.jsonl make of it, one held at a time: points wait for a miner's next answer."""
-        absences = cls()
-        for line in lines:
-            row = msgspec.json.decode(line, type=_Row)
-            absences.add(row.round, {miner.hotkey: miner.reason for miner in row.miners})
-        return absences
+        active = [miner for miner in miners if number > self._until.get(miner.hotkey, 0)]
+        majority = len(miners) // 2 + 1 if len(miners) >= SMALLEST else 1
+        return active if len(active) >= max(majority, at_least) else miners

@@ -1,12 +1,11 @@
-"""A run of rounds, wherever its miners are: what it is built from, the loop, and what is said of it.
+"""A run of rounds, wherever its miners are: building its context, the loop, and what an observer is told.
 
-`program` puts HTTP behind it, `fedgpt2.simulate` miners of the same process.
+`program` puts dialled miners behind it, `fedgpt2.simulate` miners of the same process.
 """
 
 import contextlib
 import resource
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from fedgpt2 import codec
 from fedgpt2.aggregation.combine import check_rule
@@ -15,36 +14,35 @@ from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.manifest import Manifest
 from fedgpt2.data.pages import Pool
 from fedgpt2.data.tokens import Tokens
-from fedgpt2.errors import Culprit, UsageError
-from fedgpt2.event_loop import Stop, Stopped
+from fedgpt2.errors import Culprit, NoMinersError, UsageError
+from fedgpt2.event_loop import Stop, Stopped, off_loop, until_stopped
 from fedgpt2.identity.signing import Signer
 from fedgpt2.link.blobs import Blob
 from fedgpt2.observe.formatting import many
-from fedgpt2.observe.observer import Observer
+from fedgpt2.observe.observer import Observer, RunEnd, RunStart
 from fedgpt2.protocol.messages import MANIFEST_CODEC
+from fedgpt2.protocol.round_record import RoundRecord
 from fedgpt2.ranking.replay import table_of
-from fedgpt2.validator.context import Run, Standings
+from fedgpt2.validator.context import RunContext, Standings
 from fedgpt2.validator.orders import OrderBook
 from fedgpt2.validator.peers import Miners
-from fedgpt2.validator.rank import check_ranking
-from fedgpt2.validator.round import run_round
+from fedgpt2.validator.round import finish_round, train_round
 from fedgpt2.validator.run_directory import RunDirectory
 from fedgpt2.validator.suspension import Suspensions
 from fedgpt2.validator.training import Training
 
-__all__ = ["Past", "build_run", "check_names", "check_sequence", "closing", "facts", "recall", "run_rounds"]
+__all__ = ["build_context", "check_names", "check_sequence", "run_end", "run_round", "run_rounds", "run_start"]
 
 _UNIGRAM_PAGES = 2000  # about a second of tokenising
-_MOST_COMPLAINTS = 8  # told after a round; the others after the next
+_MAX_COMPLAINTS = 8  # shown after a round; the others after the next
 
 
 def check_names(config: ValidatorConfig) -> None:
-    """What a run names and this version does not know is found before anything is opened."""
+    """Raise UsageError for a codec or a rule that this version does not know, before anything is opened."""
     for flag, name in (("--codec.state", config.codec.state), ("--codec.gradient", config.codec.gradient)):
         if name not in codec.NAMES:
             raise UsageError(f"{flag} {name}: no such codec; one of {', '.join(codec.NAMES)}")
     check_rule(config.aggregation.rule)
-    check_ranking(config.ranking)
 
 
 def check_sequence(config: ValidatorConfig, manifest: Manifest) -> None:
@@ -55,34 +53,17 @@ def check_sequence(config: ValidatorConfig, manifest: Manifest) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Past:
-    """What follows from the rounds of the ledger and no checkpoint holds."""
-
-    absences: Suspensions
-    ranking: Standings
-
-
-def recall(directory: RunDirectory) -> Past:
-    """Read it from the ledger, once the run stands where it goes on. Blocking, and of a long run for a while.
-
-    It opens the ledger for itself: a validator that is told to stop meanwhile closes its own.
-    """
-    with contextlib.closing(directory.ledger.reader()) as ledger:
-        return Past(Suspensions.of(ledger.rounds()), Standings(*table_of(ledger.rounds())))
-
-
-def build_run(
+def build_context(
     config: ValidatorConfig,
     directory: RunDirectory,
     training: Training,
     corpus: Corpus,
     signer: Signer,
-    peers: Miners,
+    miners: Miners,
     report: Tokens,
-    past: Past,
-) -> Run:
-    """What every round of a run works with."""
+    stop: Stop,
+) -> RunContext:
+    """What every round works with. Blocking: it reads all records of a resumed run, one at a time."""
     orders = OrderBook(
         signer=signer,
         run_id=directory.run_id,
@@ -94,40 +75,58 @@ def build_run(
         budget_seconds=config.round.deadline,
         header_bytes=config.limits.header_bytes,
     )
-    return Run(config, directory, training, corpus, orders, peers, report, past.absences, past.ranking)
+    with contextlib.closing(directory.ledger.reader()) as ledger:
+        suspensions, ranking = Suspensions(ledger.records()), Standings(*table_of(ledger.records()))
+    return RunContext(config, directory, training, corpus, orders, miners, report, stop, suspensions, ranking)
 
 
-async def run_rounds(run: Run, done: int, stop: Stop, observer: Observer) -> int | None:
-    """Rounds after `done` until enough are done, or `stop` is set; then the number of the round left unfinished.
+async def run_rounds(ctx: RunContext, done: int, observer: Observer) -> int | None:
+    """Rounds after `done` until enough are done, or told to stop; then the number of the round left unfinished.
 
     The round in flight when told to stop is left for a later run to finish, unless its step was taken already.
     """
-    attempt, last = run.directory.ledger.attempt(), run.config.rounds
-    number, rule, told = done + 1, run.config.aggregation.rule, set[tuple[str, str]]()
-    _announce(run, done, observer)
+    attempt, last = await off_loop(ctx.directory.ledger.attempt), ctx.config.rounds
+    number, watch = done + 1, _Watch(ctx.config.aggregation.rule, observer)
+    _announce(ctx, done, observer)
     try:
         while not last or number <= last:
-            row = await run_round(run, number, attempt, stop)
-            observer.round_done(row)
-            for line in _complaints(row, told):
-                observer.notice(line)
-            if row["rule"] != rule:
-                rule = str(row["rule"])
-                observer.notice(f"aggregated by {rule} from round {number} on: {many(_at_work(row), 'miner')} at work")
+            record = await _next_round(ctx, number, attempt, observer)
+            observer.round_done(record)
+            watch.round_done(record)
             number += 1
-            if stop.is_set() and number <= (last or number):
+            if ctx.stop.is_set() and number <= (last or number):
                 raise Stopped
     except Stopped:
         return number
-    run.directory.reveal_key()
+    await off_loop(ctx.directory.reveal_key)
     return None
 
 
-def _announce(run: Run, done: int, observer: Observer) -> None:
+async def run_round(ctx: RunContext, number: int, attempt: int) -> RoundRecord:
+    """One round. Raises Stopped, with nothing changed, if told to stop before the step."""
+    trained = await until_stopped(ctx.stop, train_round(ctx, number, attempt))
+    return await finish_round(ctx, trained)
+
+
+async def _next_round(ctx: RunContext, number: int, attempt: int, observer: Observer) -> RoundRecord:
+    """One round, once miners are there. A run that has done a round waits for them; a new one gives up."""
+    announced = False
+    while True:
+        try:
+            return await run_round(ctx, number, attempt)
+        except NoMinersError as error:
+            if number == 1:
+                raise
+            if not announced:
+                observer.notice(f"{error}; waiting for them")
+            announced = True
+
+
+def _announce(ctx: RunContext, done: int, observer: Observer) -> None:
     """Say what comes before the first round."""
-    if again := run.ranking.reranked:
+    if again := ctx.ranking.reranked:
         observer.notice(f"{many(again, 'round')} ranked by another revision of the rule: ranked again by this one")
-    last = run.config.rounds
+    last = ctx.config.rounds
     if last and done >= last:
         way_on = "a larger one goes on, another --run.dir begins anew"
         observer.notice(f"nothing to do: round {done} is done, --rounds is {last}; {way_on}")
@@ -135,48 +134,58 @@ def _announce(run: Run, done: int, observer: Observer) -> None:
         observer.waiting("looking for miners")
 
 
-def _complaints(row: Mapping[str, object], told: set[tuple[str, str]]) -> list[str]:
-    """Why miners did not do their part, in their own words, each reason of each once: a round's line has no room."""
-    miners = row["miners"]
-    lines: dict[tuple[str, str], str] = {}
-    for miner in miners if isinstance(miners, list) else []:
-        axon, reason, detail = miner["axon"], miner["reason"], miner["detail"]
-        if miner["status"] == "failed" and miner["fault"] == Culprit.MINER and detail and (axon, reason) not in told:
-            lines[axon, reason] = f"{axon}: {reason}: {detail}"
-    shown = list(lines)[:_MOST_COMPLAINTS]
-    told.update(shown)
-    return [lines[key] for key in shown]
+class _Watch:
+    """Notices about rounds: each miner's reason for not delivering, once; and a change of the aggregation rule."""
+
+    def __init__(self, rule: str, observer: Observer) -> None:
+        self._rule = rule
+        self._observer = observer
+        self._told: set[tuple[str, str]] = set()
+
+    def round_done(self, record: RoundRecord) -> None:
+        """Say what is new in a round."""
+        for line in self._complaints(record):
+            self._observer.notice(line)
+        if record.rule != self._rule:
+            self._rule = record.rule
+            count = many(len(record.miners), "miner")
+            self._observer.notice(f"aggregated by {record.rule} from round {record.round} on: {count} at work")
+
+    def _complaints(self, record: RoundRecord) -> list[str]:
+        lines: dict[tuple[str, str], str] = {}
+        for miner in record.miners:
+            key = (miner.axon, miner.reason or "")
+            if miner.status == "failed" and miner.fault == Culprit.MINER and miner.detail and key not in self._told:
+                lines[key] = f"{miner.axon}: {miner.reason}: {miner.detail}"
+        shown = list(lines)[:_MAX_COMPLAINTS]
+        self._told.update(shown)
+        return [lines[key] for key in shown]
 
 
-def _at_work(row: Mapping[str, object]) -> int:
-    miners = row["miners"]
-    return len(miners) if isinstance(miners, list) else 0
-
-
-def facts(run: Run, axons: Sequence[str], done: int) -> Mapping[str, object]:
-    """What an observer is told at the start."""
-    return {
-        "run_dir": str(run.directory.path),
-        "model": run.config.model.preset,
-        "parameters": run.training.weights.flat.numel(),
-        "source": run.config.data.source,
-        "axons": list(axons),
-        "rounds": run.config.rounds,
-        "resumed_after": done,
-        "aggregation": run.config.aggregation.rule,
-        "unigram_loss": run.corpus.unigram(run.report) if _small(run.corpus.manifest) else None,
-    }
+def run_start(ctx: RunContext, axons: Sequence[str], done: int) -> RunStart:
+    """What an observer is told at the start. Blocking: it may fit a unigram model."""
+    return RunStart(
+        run_dir=str(ctx.directory.path),
+        model=ctx.config.model.preset,
+        parameters=ctx.training.weights.flat.numel(),
+        source=ctx.config.data.source,
+        axons=tuple(axons),
+        rounds=ctx.config.rounds,
+        resumed_after=done,
+        aggregation=ctx.config.aggregation.rule,
+        unigram_loss=ctx.corpus.unigram(ctx.report) if _small(ctx.corpus.manifest) else None,
+    )
 
 
 def _small(manifest: Manifest) -> bool:
-    """Whether a unigram model can be fitted while people wait: to all of the text, and nothing fetched for it."""
+    """Whether a unigram model of the whole text can be fitted while people wait."""
     return manifest.pools[Pool.ASSIGN] <= _UNIGRAM_PAGES and manifest.page_documents > 0
 
 
-def closing(run: Run) -> Mapping[str, object]:
+def run_end(ctx: RunContext) -> RunEnd:
     """What an observer is told at the end."""
-    return {
-        "run_dir": str(run.directory.path),
-        "rounds": run.directory.ledger.last_round(),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+    return RunEnd(
+        run_dir=str(ctx.directory.path),
+        rounds=ctx.directory.ledger.last_round(),
+        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    )
