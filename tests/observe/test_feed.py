@@ -4,16 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from fedgpt2.observe.feed import Feed, follow, retell
+from fedgpt2.observe.feed import Feed, follow, replay_line
+from fedgpt2.observe.observer import RunEnd, RunStart
 from fedgpt2.observe.plain import Lines
+from tests.records import miner_record, round_record
 
 
 def tell(observer: Feed | Lines) -> None:
-    observer.started({"run_dir": "x", "model": "tiny", "parameters": 5, "axons": ["a"], "unigram_loss": 6.5})
+    observer.started(RunStart(run_dir="x", model="tiny", parameters=5, axons=("a",), unigram_loss=6.5))
     observer.waiting("for miners")
-    observer.round_done({"round": 1, "applied": True, "train_loss": 10.0})
+    observer.round_done(round_record(1, [miner_record("a"), miner_record("b", reason="late")]))
     observer.notice("something\nodd")
-    observer.finished({"run_dir": "x", "rounds": 1})
+    observer.finished(RunEnd(run_dir="x", rounds=1))
 
 
 def test_what_is_retold_is_what_was_told() -> None:
@@ -25,14 +27,14 @@ def test_what_is_retold_is_what_was_told() -> None:
     listener = Lines(retold.append)
     for line in lines:
         assert "\n" not in line
-        retell(line.encode(), listener)
+        replay_line(line.encode(), listener)
     assert retold == direct
 
 
 @pytest.mark.parametrize("line", [b"", b"nonsense", b'["unknown",1]', b'["started",1]', b"{}"])
 def test_a_line_that_is_none_is_an_error(line: bytes) -> None:
     with pytest.raises(ValueError, match=r"feed|JSON|Expecting"):
-        retell(line, Lines([].append))
+        replay_line(line, Lines([].append))
 
 
 def test_a_growing_file_is_read_in_whole_lines(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """What watchers are shown."""
 
 import io
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,118 +16,102 @@ from fedgpt2.observe.chart import HELD_OUT, TRAIN, UNIGRAM, loss_chart
 from fedgpt2.observe.console import Live, miners_table
 from fedgpt2.observe.factory import observer_for
 from fedgpt2.observe.formatting import count, duration, loss, short_key, volume
+from fedgpt2.observe.observer import RunEnd, RunStart
 from fedgpt2.observe.plain import Lines, round_line
-from fedgpt2.observe.rows import read_facts, read_row
+from fedgpt2.protocol.round_record import MinerRecord, RoundRecord
+from tests.records import miner_record, round_record
 
-FACTS = {
-    "run_dir": "runs/x",
-    "model": "nano",
-    "parameters": 7_254_016,
-    "source": "sample",
-    "axons": ["127.0.0.1:8091", "[::1]:8092"],
-    "rounds": 20,
-    "resumed_after": 0,
-    "aggregation": "mean",
-    "unigram_loss": 6.7,
-}
-CLOSING = {"run_dir": "runs/x", "rounds": 3, "peak_mb": 700.0}
-
-
-def miner(axon: str, status: str = "admitted", reason: str | None = None) -> dict[str, object]:
-    return {
-        "hotkey": "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY",
-        "axon": axon,
-        "status": status,
-        "fault": "MINER" if reason else None,
-        "reason": reason,
-        "detail": "whatever",
-        "claimed_loss": None,
-        "tokens": 1024 if status == "admitted" else 0,
-        "seconds": 0.5,
-        "bytes_down": 1_000_000,
-        "bytes_up": 500_000,
-        "norm": 1.0,
-        "weight": 0.5,
-    }
+START = RunStart(
+    run_dir="runs/x",
+    model="nano",
+    parameters=7_254_016,
+    source="sample",
+    axons=("127.0.0.1:8091", "[::1]:8092"),
+    rounds=20,
+    aggregation="mean",
+    unigram_loss=6.7,
+)
+END = RunEnd(run_dir="runs/x", rounds=3, peak_mb=700.0)
+HOTKEY = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
 
 
-def row(number: int, val_loss: float | None = None, applied: bool = True) -> dict[str, object]:
-    return {
-        "round": number,
-        "parent": "a" * 64,
-        "model": "b" * 64,
-        "applied": applied,
-        "reason": None if applied else "too_few",
-        "train_loss": 11.0 - number / 4,
-        "val_loss": val_loss,
-        "lr": 0.001,
-        "tokens": 1024,
-        "seconds": {"total": 1.5, "send": 0.1},
-        "bytes": {"down": 2_000_000, "up": 1_000_000},
-        "miners": [miner("127.0.0.1:8091"), miner("[::1]:8092", "refused", "wrong_shape")],
-    }
+def miner(axon: str, status: str = "admitted", reason: str | None = None, **changes: object) -> MinerRecord:
+    hotkey = HOTKEY if axon == "127.0.0.1:8091" else f"{HOTKEY[:20]}{axon}{HOTKEY[20:]}"
+    values = {"axon": axon, "status": status, "reason": reason, "bytes_down": 1_000_000, "bytes_up": 500_000}
+    return miner_record(hotkey, norm=1.0, weight=0.5, **(values | changes))
 
 
-def test_a_row_reads_the_same_from_its_mapping_and_its_line() -> None:
-    assert read_row(row(3)) == read_row(json.dumps(row(3)).encode())
+BOTH = (miner("127.0.0.1:8091"), miner("[::1]:8092", "refused", "wrong_shape"))
+
+
+def row(
+    number: int,
+    val_loss: float | None = None,
+    applied: bool = True,
+    miners: tuple[MinerRecord, ...] = BOTH,
+    **changes: object,
+) -> RoundRecord:
+    reason = None if applied else "too_few"
+    values = {"applied": applied, "reason": reason, "train_loss": 11.0 - number / 4, "val_loss": val_loss}
+    return round_record(number, miners, **(values | changes))
 
 
 def test_the_board_adds_up() -> None:
     board = Board()
-    board.start(read_facts(FACTS))
+    board.begin(START)
     for number in (1, 2, 3):
-        said = row(number, 9.0 if number == 2 else None, applied=number != 3)
-        board.add(read_row(said | ({"initial_val_loss": 10.8} if number == 1 else {})))
+        initial = 10.8 if number == 1 else None
+        board.add(row(number, 9.0 if number == 2 else None, applied=number != 3, initial_val_loss=initial))
     assert board.initial == 10.8
     assert board.train == [(1, 10.75), (2, 10.5), (3, 10.25)]
     assert board.held_out == [(2, 9.0)]
     assert (board.tokens, board.seconds, board.bytes_down, board.kept) == (3072, 4.5, 6_000_000, 1)
-    honest, hostile = board.accounts.values()
+    honest, hostile = board.miners.values()
     assert (honest.statuses["admitted"], honest.tokens, honest.bytes_up) == (3, 3072, 1_500_000)
     assert (hostile.statuses["refused"], dict(hostile.reasons)) == (3, {"wrong_shape": 3})
 
 
 def test_a_round_is_one_line() -> None:
-    assert round_line(read_row(row(3, 9.0)), 20) == (
+    assert round_line(row(3, 9.0), 20) == (
         "round 3/20  train 10.250 held-out 9.000  lr 1.00e-03  1/2 admitted  1,024 tokens  1.50 s  "
         "down 2.0 MB up 1.0 MB  [::1]:8092 refused: wrong_shape (MINER)"
     )
-    assert "weights kept: too_few" in round_line(read_row(row(3, applied=False)))
+    assert "weights kept: too_few" in round_line(row(3, applied=False))
 
 
 def test_many_refusals_are_counted() -> None:
     refused = [miner(f"miner-{i}", "refused", "non_finite") for i in range(9)]
     late = miner("miner-9", "failed", "late")
-    line = round_line(read_row({**row(3), "miners": [*refused, late]}))
+    line = round_line(row(3, miners=(*refused, late)))
     assert line.endswith("9 refused: non_finite (MINER)  1 failed: late (MINER)")
 
 
 def test_plain_lines_tell_the_whole_run() -> None:
     said: list[str] = []
     lines = Lines(said.append)
-    lines.started(FACTS)
+    lines.started(START)
     lines.waiting("looking for miners")
     lines.round_done(row(1))
     lines.notice("a miner left")
-    lines.finished(CLOSING)
+    lines.finished(END)
     assert said[0] == "run runs/x: nano (7.3M parameters), text sample, mean over 2 miners"
     assert said[1] == "a unigram model of the same text has a held-out loss of 6.700"
     assert said[2] == "looking for miners"
     assert said[3].startswith("round 1/20  ")
     assert said[4:] == ["a miner left", "3 rounds in runs/x, peak memory 700.0 MB, 1.50 s a round: send 0.10"]
-    lines.started({**FACTS, "resumed_after": 7, "unigram_loss": None})
+    lines.started(msgspec.structs.replace(START, resumed_after=7, unigram_loss=None))
     assert said[-1].endswith("going on after round 7")
 
 
 def test_the_console_shows_the_run() -> None:
     terminal = io.StringIO()
     with Live(Console(file=terminal, force_terminal=True, width=140, height=50)) as live:
-        live.started(FACTS)
+        live.started(START)
         live.waiting("looking for miners")
         for number in (1, 2, 3):
             live.round_done(row(number, 9.0))
         live.notice("[bold]a miner left")
-        live.finished(CLOSING)
+        live.finished(END)
         console = Console(file=io.StringIO(), width=140, record=True)
         console.print(live.render())
     text = console.export_text()
@@ -160,8 +144,8 @@ def test_a_narrow_terminal_gets_fewer_columns_of_miners_and_these_whole(
 ) -> None:
     board = Board()
     for number in (1, 2, 3):
-        rated = [{**known, "rating": 25.0, "sigma": 8.3} for known in row(number)["miners"]]  # type: ignore[attr-defined]
-        board.add(read_row({**row(number), "miners": rated}))
+        rated = tuple(msgspec.structs.replace(each, rating=25.0, sigma=8.3) for each in row(number).miners)
+        board.add(row(number, miners=rated))
     console = Console(file=io.StringIO(), width=width, record=True)
     console.print(miners_table(board, console.width))
     text = console.export_text()
@@ -180,10 +164,10 @@ def test_the_console_can_be_drawn_while_it_is_told() -> None:
     thread = threading.Thread(target=draw)
     thread.start()
     for number in range(100):
-        live.round_done({**row(number), "miners": [miner(f"h:{number}")]})
+        live.round_done(row(number, miners=(miner(f"h:{number}"),)))
     done.set()
     thread.join()
-    assert len(live.board.accounts) == 100
+    assert len(live.board.miners) == 100
 
 
 def test_a_kept_round_shows_its_reason() -> None:

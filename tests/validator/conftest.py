@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import pytest
 import torch
 from bittensor.sp_core import Keypair
@@ -19,11 +20,12 @@ from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import BlobRef, Contribution
 from fedgpt2.protocol.tensors import read_header
 from fedgpt2.types import Hotkey
-from fedgpt2.validator.context import Run
+from fedgpt2.validator.context import RunContext
 from fedgpt2.validator.orders import OrderBook
 from fedgpt2.validator.peers import ConnectedMiner, OrderResult, ReceivedContribution, Traffic
 from fedgpt2.validator.run_directory import open_run_directory
 from fedgpt2.validator.training import Training
+from fedgpt2.validator.training_loop import run_round
 
 SIGNER = Signer(Keypair.create_from_uri("//Validator"))
 MINERS = [Hotkey(Keypair.create_from_uri(f"//Miner{number}").ss58_address) for number in range(5)]
@@ -87,7 +89,7 @@ class ToldPeers:
         self.receipts.append({receipt.receiver: receipt for receipt in waiting})
         self.posted += waiting
         for receipt in waiting:
-            self.outbox.arrived(receipt)
+            self.outbox.remove(receipt)
 
 
 @pytest.fixture(scope="session")
@@ -148,12 +150,17 @@ def running(opened, corpus):
     @contextmanager
     def start(config, behaviours):
         with opened(config) as (directory, training, _):
-            peers = ToldPeers(dict(behaviours), directory.ledger.outbox)
+            peers = ToldPeers(dict(behaviours), directory.outbox)
             orders = order_book(corpus, config, directory.run_id)
             report = corpus.report(directory.key, config.run.eval_windows)
-            yield Run(config, directory, training, corpus, orders, peers, report)
+            yield RunContext(config, directory, training, corpus, orders, peers, report)
 
     return start
+
+
+async def run_row(ctx, number, attempt=0):
+    """A round; its record as plain values, as a line of rounds.jsonl has them."""
+    return msgspec.to_builtins(await run_round(ctx, number, attempt))
 
 
 def with_settings(config, **groups):

@@ -10,7 +10,7 @@ import pytest
 from fedgpt2.config import Axons, Limits
 from fedgpt2.errors import Culprit, DiskFullError, NetworkError, NoMinersError, Reason, Refused
 from fedgpt2.identity.pins import KeyBook
-from fedgpt2.ledger.outbox import KEPT, Outbox
+from fedgpt2.ledger.outbox import MAX_WAITING, Outbox
 from fedgpt2.link.address import parse
 from fedgpt2.protocol.messages import Info, Receipt, decode
 from fedgpt2.validator import http_peers
@@ -504,15 +504,15 @@ async def test_receipts_of_another_validators_key_are_left_alone(monkeypatch):
 
 
 async def test_a_miner_that_takes_no_receipts_is_named_when_its_oldest_go(monkeypatch):
-    outbox = Outbox(receipt(MINERS[0], number) for number in range(1, KEPT + 1))
+    outbox = Outbox(receipt(MINERS[0], number) for number in range(1, MAX_WAITING + 1))
     async with Miners([REFUSED], monkeypatch, outbox=outbox) as told:
         told.peers.deliver()
         assert told.notices == []
-        for number in (KEPT + 1, KEPT + 2):
+        for number in (MAX_WAITING + 1, MAX_WAITING + 2):
             outbox.add([receipt(MINERS[0], number)])
             told.peers.deliver()
         assert told.notices == [f"{MINERS[0]}: 100 receipts wait for it; from now on it loses the oldest"]
-        assert [each.round for each in outbox.waiting(MINERS[0])] == list(range(3, KEPT + 3))
+        assert [each.round for each in outbox.waiting(MINERS[0])] == list(range(3, MAX_WAITING + 3))
 
 
 async def test_a_slow_miners_receipts_are_on_their_way_once(monkeypatch):

@@ -1,16 +1,14 @@
 """Trials of a round: on which windows, and that a rule which compares nothing else has some."""
 
 import pytest
+from fedgpt2.validator.rank import check_ranking
 
 from fedgpt2.config import Ranking
 from fedgpt2.data.pools import Pick
 from fedgpt2.errors import UsageError
-from fedgpt2.event_loop import Stop
 from fedgpt2.ranking.evidence import read_evidence
-from fedgpt2.validator.rank import check_ranking
-from fedgpt2.validator.round import run_round
 
-from .conftest import MINERS, answer, with_settings
+from .conftest import MINERS, answer, run_row, with_settings
 
 
 def working(ticket):
@@ -25,7 +23,7 @@ async def test_a_trial_looks_at_the_first_of_the_scoring_windows(running, config
     wanted = with_settings(config, ranking={"tokens": tokens, "trial": trial})
     with running(wanted, {MINERS[0]: working}) as run:
         score = run.corpus.score_tokens
-        evidence = read_evidence((await run_round(run, 1, 0, Stop()))["evidence"])
+        evidence = read_evidence((await run_row(run, 1, 0))["evidence"])
         picks = [Pick(*place) for place in evidence.picks]
     assert len(picks) == tokens // 64
     with running(with_settings(wanted, run={"dir": f"{config.run.dir}-anew"}), {}) as fresh:
@@ -38,7 +36,7 @@ async def test_a_trial_looks_at_the_first_of_the_scoring_windows(running, config
 
 async def test_without_tokens_for_them_there_are_no_trials_and_audits_all_the_same(running, config):
     with running(with_settings(config, ranking={"trial": 0}), {MINERS[0]: working}) as run:
-        evidence = read_evidence((await run_round(run, 1, 0, Stop()))["evidence"])
+        evidence = read_evidence((await run_row(run, 1, 0))["evidence"])
     assert evidence.trials == ()
     assert [audit.hotkey for audit in evidence.audits] == [MINERS[0]]
 

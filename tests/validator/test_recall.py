@@ -10,40 +10,40 @@ from fedgpt2.event_loop import Stop
 from fedgpt2.observe.board import Board, Recorder
 from fedgpt2.ranking.table import Table
 from fedgpt2.validator import program
-from fedgpt2.validator.round import run_round
-from fedgpt2.validator.training_loop import recall
+from fedgpt2.validator.training_loop import build_context
 
-from .conftest import MINERS, answer, gone, liar, with_settings
+from .conftest import MINERS, SIGNER, answer, gone, liar, run_row, with_settings
 
 
-async def test_the_ranking_goes_on_to_the_bit(running, opened, config):
+async def test_the_ranking_goes_on_to_the_bit(running, opened, config, corpus):
     with running(config, {MINERS[0]: answer, MINERS[1]: liar, MINERS[2]: gone}) as run:
         for number in (1, 2, 3):
-            await run_round(run, number, 0, Stop())
+            await run_row(run, number, 0)
         live = run.ranking.table
-    with opened(config) as (directory, _, _):
-        past = recall(directory)
+    with opened(config) as (directory, training, _):
+        past = build_context(config, directory, training, corpus, SIGNER, None, None, Stop())
     assert (past.ranking.table, past.ranking.reranked) == (live, 0)
-    assert past.absences.__dict__ == run.absences.__dict__
+    assert past.suspensions.__dict__ == run.suspensions.__dict__
 
 
-async def test_rounds_that_were_taken_back_are_forgotten(running, opened, config):
+async def test_rounds_that_were_taken_back_are_forgotten(running, opened, config, corpus):
     config = with_settings(config, checkpoint={"every": 5})
     with running(config, {MINERS[0]: answer}) as run:
-        await run_round(run, 1, 0, Stop())
-    with opened(config) as (directory, _, _):
-        assert recall(directory).ranking.table == Table()
+        await run_row(run, 1, 0)
+    with opened(config) as (directory, training, _):
+        past = build_context(config, directory, training, corpus, SIGNER, None, None, Stop())
+        assert past.ranking.table == Table()
 
 
 async def test_a_validator_that_still_remembers_is_stopped_at_once(config, tmp_path, monkeypatch):
     began, release, stop = threading.Event(), threading.Event(), Stop()
 
-    def long(directory):
+    def long(*parts):
         began.set()
         release.wait(60)
-        return recall(directory)
+        return build_context(*parts)
 
-    monkeypatch.setattr(program, "recall", long)
+    monkeypatch.setattr(program, "build_context", long)
     monkeypatch.setattr(program, "prepare", lambda device, threads: torch.device(device))
     config = with_settings(
         config, axons=Axons(addresses=("1",)), wallet=Wallet(path=str(tmp_path)), data={"cache": str(tmp_path)}

@@ -8,24 +8,24 @@ import pytest
 import torch
 
 from fedgpt2.errors import Culprit, NoMinersError, ProtocolError, Reason, Refused, SetupError
-from fedgpt2.event_loop import Stop, Stopped
+from fedgpt2.event_loop import Stopped
 from fedgpt2.protocol.messages import Receipt, decode, encode
 from fedgpt2.protocol.tensors import read_header
-from fedgpt2.ranking.replay import read_rows
+from fedgpt2.validator.membership import assign_slots
 from fedgpt2.validator.peers import OrderResult
-from fedgpt2.validator.round import run_round, seat_slots
-from fedgpt2.validator.suspension import Suspensions
 from fedgpt2.validator.training import Training
+from tests.records import miner_record, round_record
 
-from .conftest import MINERS, answer, gone, liar, nan, with_settings
+from .conftest import MINERS, answer, gone, liar, nan, run_row, with_settings
 
 # DESIGN §2, and what this version adds.
 ROW = {"round", "parent", "model", "applied", "reason", "train_loss", "val_loss", "lr", "tokens", "seconds", "bytes"}
-ROW |= {"miners"} | {"norm", "rule", "f", "gate", "evidence"}
+ROW |= {"miners"} | {"norm", "rule", "f", "gate", "evidence", "attempt", "initial_val_loss"}
 SECONDS = {"total", "send", "wait", "receive", "admit", "rank", "aggregate", "step", "checkpoint"}
 SECONDS |= {"snapshot", "gate", "evaluate"}
 MINER = {"hotkey", "axon", "status", "fault", "reason", "claimed_loss", "tokens", "seconds", "bytes_down", "bytes_up"}
 MINER |= {"norm", "score", "rating", "weight"} | {"detail", "cluster", "sigma", "pay", "verdict", "rank"}
+MINER |= {"slot", "work_id", "committed", "digest", "ranking"}
 
 
 def good(value):
@@ -37,11 +37,12 @@ MIXED = dict(zip(MINERS, (good(1e-3), nan, good(2e-3), gone), strict=False))
 
 async def test_a_round_has_exactly_the_names_of_the_design(running, config):
     with running(config, MIXED) as run:
-        rows = [await run_round(run, number, 0, Stop()) for number in (1, 2, 3)]
+        rows = [await run_row(run, number, 0) for number in (1, 2, 3)]
         lines = [json.loads(line) for line in run.directory.lines.path.read_text().splitlines()]
     assert json.loads(json.dumps(rows)) == lines
     for number, row in enumerate(lines, 1):
-        assert set(row) == ROW | ({"initial_val_loss"} if number == 1 else set())
+        assert set(row) == ROW
+        assert (row["initial_val_loss"] is not None) == (number == 1)
         assert set(row["seconds"]) == SECONDS
         assert set(row["bytes"]) == {"down", "up"}
         assert all(set(miner) == MINER for miner in row["miners"])
@@ -52,8 +53,8 @@ async def test_a_round_has_exactly_the_names_of_the_design(running, config):
 
 async def test_the_same_names_when_nobody_is_admitted(running, config):
     with running(config, {MINERS[0]: nan, MINERS[1]: liar}) as run:
-        row = await run_round(run, 1, 0, Stop())
-    assert set(row) == ROW | {"initial_val_loss"}
+        row = await run_row(run, 1, 0)
+    assert set(row) == ROW
     assert set(row["seconds"]) == SECONDS
     assert (row["applied"], row["reason"], row["lr"], row["norm"], row["tokens"]) == (False, "too_few", 0.0, None, 0)
     assert row["model"] == row["parent"]
@@ -61,7 +62,7 @@ async def test_the_same_names_when_nobody_is_admitted(running, config):
 
 async def test_tokens_and_weights_are_those_assigned_whatever_is_claimed(running, config):
     with running(config, MIXED) as run:
-        row = await run_round(run, 1, 0, Stop())
+        row = await run_row(run, 1, 0)
         before = Training(config, torch.device("cpu")).weights
         moved = (run.training.weights.flat - before.flat).abs().max()
     shares = {miner["hotkey"]: miner for miner in row["miners"]}
@@ -69,7 +70,7 @@ async def test_tokens_and_weights_are_those_assigned_whatever_is_claimed(running
     assert [shares[hotkey]["reason"] for hotkey in MINERS[:4]] == [None, "non_finite", None, "unreachable"]
     assert [shares[hotkey]["fault"] for hotkey in MINERS[:4]] == [None, "MINER", None, "NETWORK"]
     assert [shares[hotkey]["weight"] for hotkey in MINERS[:4]] == [0.5, 0.0, 0.5, 0.0]
-    assert [shares[hotkey]["tokens"] for hotkey in MINERS[:4]] == [256, 0, 256, 0]
+    assert [shares[hotkey]["tokens"] for hotkey in MINERS[:4]] == [256] * 4  # assigned
     assert [shares[hotkey]["claimed_loss"] for hotkey in MINERS[:4]] == [9.5, 9.5, 9.5, None]
     assert row["tokens"] == 512
     assert row["bytes"]["down"] == 300
@@ -78,9 +79,9 @@ async def test_tokens_and_weights_are_those_assigned_whatever_is_claimed(running
 
 async def test_every_miner_with_an_order_gets_a_receipt_after_the_commit(running, config):
     with running(config, MIXED) as run:
-        row = await run_round(run, 1, 0, Stop())
-        (receipts,) = run.peers.receipts
-        (tickets,) = run.peers.tickets
+        row = await run_row(run, 1, 0)
+        (receipts,) = run.miners.receipts
+        (tickets,) = run.miners.tickets
         head = run.directory.ledger.head
     assert set(receipts) == set(MINERS[:4])
     for ticket in tickets:
@@ -104,18 +105,18 @@ async def test_receipts_outlive_a_validator_that_is_killed_before_they_leave(run
         raise Killed
 
     with running(config, MIXED) as run:
-        monkeypatch.setattr(run.peers, "deliver", killed)
+        monkeypatch.setattr(run.miners, "deliver", killed)
         with pytest.raises(Killed):
-            await run_round(run, 1, 0, Stop())
+            await run_row(run, 1, 0)
     with running(config, MIXED) as run:
         assert run.directory.ledger.last_round() == 1
-        await run_round(run, 2, 0, Stop())
+        await run_row(run, 2, 0)
         ((head,),) = run.directory.ledger._rows("SELECT head FROM entries WHERE kind = 'round' AND round = 1")
     for hotkey in MINERS[:4]:
-        first, second = (receipt for receipt in run.peers.posted if receipt.receiver == hotkey)
+        first, second = (receipt for receipt in run.miners.posted if receipt.receiver == hotkey)
         assert (first.round, first.ledger_head, second.round) == (1, head, 2)
     with running(config, MIXED) as run:
-        assert run.directory.ledger.outbox.waiting(MINERS[0]) == []
+        assert run.directory.outbox.waiting(MINERS[0]) == []
 
 
 def scrawler(ticket):
@@ -127,12 +128,10 @@ def scrawler(ticket):
 
 async def test_a_run_goes_on_after_a_miner_that_wrote_what_cannot_be_encoded(running, config):
     with running(config, {MINERS[0]: good(1e-3), MINERS[1]: scrawler}) as run:
-        await run_round(run, 1, 0, Stop())
-        (receipts,) = run.peers.receipts
+        await run_row(run, 1, 0)
+        (receipts,) = run.miners.receipts
         assert decode(encode(receipts[MINERS[1]]), Receipt).detail == "w: dtype \ufffd, not F32"
-        rounds = list(run.directory.ledger.rounds())
-    assert len(read_rows(rounds)) == 1
-    Suspensions.of(rounds)
+        assert [record.round for record in run.directory.ledger.records()] == [1]
 
 
 async def test_the_admitted_set_is_committed_before_the_step(running, config, monkeypatch):
@@ -142,10 +141,11 @@ async def test_the_admitted_set_is_committed_before_the_step(running, config, mo
     with running(config, MIXED) as run:
         monkeypatch.setattr(Training, "step", killed)
         with pytest.raises(KeyboardInterrupt):
-            await run_round(run, 1, 0, Stop())
-        assert [a.hotkey for a in run.directory.ledger.admitted(1, 0)] == sorted([MINERS[0], MINERS[2]])
+            await run_row(run, 1, 0)
+        admitted = run.directory.ledger._rows("SELECT hotkey FROM admissions WHERE round = 1 ORDER BY hotkey")
+        assert admitted == [(hotkey,) for hotkey in sorted([MINERS[0], MINERS[2]])]
         assert run.directory.ledger.last_round() == 0
-        assert run.peers.receipts == []
+        assert run.miners.receipts == []
 
 
 async def test_a_step_that_is_refused_keeps_the_weights_and_says_why(running, config, monkeypatch):
@@ -154,35 +154,35 @@ async def test_a_step_that_is_refused_keeps_the_weights_and_says_why(running, co
 
     with running(config, MIXED) as run:
         monkeypatch.setattr(run.training.optimizer, "clip", refused)
-        row = await run_round(run, 1, 0, Stop())
+        row = await run_row(run, 1, 0)
     assert (row["applied"], row["reason"], row["model"]) == (False, "non_finite", row["parent"])
     assert {miner["weight"] for miner in row["miners"]} == {0.0}
 
 
 async def test_each_miner_keeps_its_slot_and_those_over_the_last_have_none(running, config):
     with running(config, dict.fromkeys(MINERS, good(1e-3))) as run:
-        seats = await run.peers.present(1)
-        assert [(slot, seat.hotkey) for seat, slot in seat_slots(run, seats, 1)] == list(enumerate(MINERS[:4]))
-        again = seat_slots(run, seats[::-1], 2)
+        seats = await run.miners.present(1)
+        assert [(slot, seat.hotkey) for seat, slot in assign_slots(run, seats, 1)] == list(enumerate(MINERS[:4]))
+        again = assign_slots(run, seats[::-1], 2)
         assert [seat.hotkey for seat, _ in again] == MINERS[:4]
 
 
 async def test_where_every_slot_is_anothers_no_empty_rounds_are_run(running, config):
     with running(config, dict.fromkeys(MINERS, good(1e-3))) as run:
-        seats = await run.peers.present(1)
-        seat_slots(run, seats[:4], 1)
-        with pytest.raises(NoMinersError, match="all 4 slots of this run were given to other miners"):
-            seat_slots(run, seats[4:], 2)
+        seats = await run.miners.present(1)
+        assign_slots(run, seats[:4], 1)
+        with pytest.raises(NoMinersError, match="all 4 slots are leased to other miners"):
+            assign_slots(run, seats[4:], 2)
 
 
 async def test_who_has_no_slot_is_nobody_to_work_with(running, config):
     """The one at work that has a slot has let deadlines pass: it is asked all the same, for the other has none."""
     with running(config, dict.fromkeys(MINERS, good(1e-3))) as run:
-        seats = await run.peers.present(1)
-        seat_slots(run, seats[:4], 1)
+        seats = await run.miners.present(1)
+        assign_slots(run, seats[:4], 1)
         for number in (1, 2):
-            run.absences.add(number, {seats[0].hotkey: "late"})
-        assert [seat for seat, _ in seat_slots(run, [seats[0], seats[4]], 3)] == [seats[0]]
+            run.suspensions.add(round_record(number, [miner_record(seats[0].hotkey, reason="late")]))
+        assert [seat for seat, _ in assign_slots(run, [seats[0], seats[4]], 3)] == [seats[0]]
 
 
 class Blocked:
@@ -204,10 +204,9 @@ class Blocked:
 
 async def stopped_while(blocked, run):
     """The round, told to stop once the loss is being measured; the thread ends only afterwards."""
-    stop = Stop()
-    round_ = asyncio.create_task(run_round(run, 1, 0, stop))
+    round_ = asyncio.create_task(run_row(run, 1))
     assert await asyncio.to_thread(blocked.entered.wait, 10)
-    stop.set()
+    run.stop.set()
     try:
         return await asyncio.wait_for(round_, 5)
     finally:
@@ -222,7 +221,7 @@ async def test_a_stop_while_a_loss_is_measured_before_the_step_changes_nothing(r
             await stopped_while(blocked, run)
         assert run.directory.ledger.last_round() == 0
         assert run.training.digest() == before
-        assert run.peers.receipts == []
+        assert run.miners.receipts == []
 
 
 async def test_a_stop_while_a_loss_is_measured_after_the_step_loses_that_loss_only(running, config, monkeypatch):
@@ -238,4 +237,4 @@ async def test_weights_that_have_diverged_are_one_clear_line(running, config):
     with running(config, MIXED) as run:
         run.training.weights.flat[0] = float("inf")
         with pytest.raises(SetupError, match="the loss is nan: training has diverged; start a run with a lower"):
-            await run_round(run, 1, 0, Stop())
+            await run_row(run, 1, 0)

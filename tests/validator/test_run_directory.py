@@ -11,12 +11,11 @@ import torch
 from fedgpt2.config import Data
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import CheckpointError, RunDirectoryError
-from fedgpt2.event_loop import Stop
 from fedgpt2.protocol.digests import blob_digest
-from fedgpt2.validator.round import run_round
 from fedgpt2.validator.run_directory import open_run_directory
+from fedgpt2.validator.training import Training
 
-from .conftest import MINERS, answer, with_settings
+from .conftest import MINERS, answer, run_row, with_settings
 
 HONEST = {MINERS[0]: answer}
 
@@ -29,7 +28,7 @@ def train(running):
         with running(config, HONEST) as run:
             ledger = run.directory.ledger
             for number in range(ledger.last_round() + 1, last + 1):
-                await run_round(run, number, ledger.attempt(), Stop())
+                await run_row(run, number, ledger.attempt())
             if save_last:
                 run.directory.save_last(run.training, config.checkpoint.keep)
             moments = run.training.optimizer.tensors()
@@ -278,13 +277,42 @@ def test_another_runs_directory_is_refused_untouched(case, opened, config):
 def test_other_text_is_another_run(opened, config, corpus):
     with opened(config):
         pass
-    other = Corpus.open(Data(source="sample", max_slots=3, max_pages=2), 64, 1337)
+    other = Corpus.open(Data(source="sample", max_slots=4, max_pages=1), 64, 1337)
     other.close()
     with (
         pytest.raises(RunDirectoryError, match="holds a run over other text or --data settings"),
         open_run_directory(config, other.manifest),
     ):
         pass
+
+
+async def test_a_run_may_get_more_slots_and_says_until_when_it_had_fewer(train, opened, config, corpus):
+    await train(config, 2)
+    other = Corpus.open(Data(source="sample", max_slots=6, max_pages=2), 64, 1337)
+    other.close()
+    changed = with_settings(config, data={"max_slots": 6})
+    with open_run_directory(changed, other.manifest) as directory:
+        assert directory.resume(changed, Training(changed, torch.device("cpu")), print) == 2
+        assert directory.ledger.attempt() == 1  # its orders are others
+    assert facts(config)["manifest_digest"] == other.manifest.digest()
+    (earlier,) = facts(config)["earlier_manifests"]
+    assert earlier == {"digest": corpus.manifest.digest(), "max_slots": 4, "last_round": 2}
+
+
+@pytest.mark.parametrize("empty", [False, True])
+async def test_a_run_is_not_begun_again_without_its_ledger(train, opened, config, empty):
+    await train(config, 1)
+    file = config_path(config) / "ledger.sqlite"
+    file.unlink()
+    if empty:
+        file.touch()
+    what = "is empty" if empty else "is missing"
+    with (
+        pytest.raises(RunDirectoryError, match=rf"ledger\.sqlite {what}; restore it, or choose another"),
+        opened(config),
+    ):
+        pass
+    assert (config_path(config) / "checkpoints" / "round-000001").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,11 @@ import torch
 
 from fedgpt2.aggregation.combine import RULES, check_rule, quorum, terms
 from fedgpt2.errors import UsageError
-from fedgpt2.event_loop import Stop
 from fedgpt2.protocol.digests import blob_digest
-from fedgpt2.validator.round import run_round
 from fedgpt2.validator.step import SkipReason
 from fedgpt2.validator.training import Training
 
-from .conftest import FP32, MINERS, answer, gone, nan, with_settings
+from .conftest import FP32, MINERS, answer, gone, nan, run_row, with_settings
 
 
 def good(value=1e-3):
@@ -85,7 +83,7 @@ def test_an_unknown_rule_is_named_with_those_there_are():
 async def test_by_default_four_miners_have_the_robust_rule(running, config):
     behaviours = {hotkey: noisy(i) for i, hotkey in enumerate(MINERS[:4])}
     with running(with_settings(config, aggregation={"rule": "default"}), behaviours) as run:
-        row = await run_round(run, 1, 0, Stop())
+        row = await run_row(run, 1, 0)
     assert (row["rule"], row["f"], row["applied"]) == ("default", 1, True)
     assert sum(miner["weight"] for miner in row["miners"]) == pytest.approx(1.0, rel=0.05)
     assert [miner["cluster"] for miner in row["miners"]] == [0, 1, 2, 3]
@@ -97,7 +95,7 @@ async def test_with_one_of_four_missing_too_few_are_left_unless_it_was_its_own_f
     for missing in (gone, nan):
         behaviours = {**{hotkey: noisy(i) for i, hotkey in enumerate(MINERS[:4])}, MINERS[1]: missing}
         with running(with_settings(config, run={"dir": f"{config.run.dir}-{missing.__name__}"}), behaviours) as run:
-            rows.append(await run_round(run, 1, 0, Stop()))
+            rows.append(await run_row(run, 1, 0))
     assert [(row["f"], row["applied"], row["reason"]) for row in rows] == [
         (1, False, SkipReason.TOO_FEW),
         (0, True, None),
@@ -115,7 +113,7 @@ async def test_one_gradient_under_two_hotkeys_is_one_cluster_with_one_vote(runni
 
     behaviours[MINERS[3]] = copied
     with running(with_settings(config, aggregation={"rule": "default"}), behaviours) as run:
-        miners = (await run_round(run, 1, 0, Stop()))["miners"]
+        miners = (await run_row(run, 1, 0))["miners"]
     assert [miner["cluster"] for miner in miners] == [0, 1, 2, 0]
     assert miners[0]["weight"] == pytest.approx(miners[3]["weight"], rel=1e-3)
     assert miners[0]["weight"] + miners[3]["weight"] <= 0.501  # three votes, of which each mixes with its nearest
@@ -124,7 +122,7 @@ async def test_one_gradient_under_two_hotkeys_is_one_cluster_with_one_vote(runni
 async def test_by_default_fewer_than_four_have_the_clipped_mean(running, config):
     behaviours = {MINERS[0]: noisy(0, 1e-3), MINERS[1]: noisy(1, 1e-3), MINERS[2]: noisy(2, 1.0)}
     with running(with_settings(config, aggregation={"rule": "default"}), behaviours) as run:
-        row = await run_round(run, 1, 0, Stop())
+        row = await run_row(run, 1, 0)
     assert (row["rule"], row["f"], row["applied"]) == ("clipped_mean", 0, True)
     weights = [miner["weight"] for miner in row["miners"]]
     assert weights[:2] == pytest.approx([1 / 3, 1 / 3], rel=0.01)
@@ -159,7 +157,7 @@ async def test_the_gate_lets_pass_what_does_no_harm(running, config, measured, a
     measured(10.0, *after)
     config = with_settings(config, aggregation={"gate": True, "tolerance": 0.05}, optimizer={"warmup": 0})
     with running(config, {MINERS[0]: good()}) as run:
-        row = await run_round(run, 1, 0, Stop())
+        row = await run_row(run, 1, 0)
         moved = run.training.optimizer.steps
     assert (row["applied"], row["reason"], moved) == (applied, reason, int(applied))
     assert row["lr"] == pytest.approx(share * config.optimizer.lr)
@@ -172,7 +170,7 @@ async def test_the_gate_lets_pass_what_does_no_harm(running, config, measured, a
 async def test_what_the_gate_measures_is_what_the_step_leads_to(running, config):
     config = with_settings(config, aggregation={"gate": True, "tolerance": 1e9}, optimizer={"warmup": 0, "lr": 0.01})
     with running(config, {MINERS[0]: noisy(3)}) as run:
-        row = await run_round(run, 1, 0, Stop())
+        row = await run_row(run, 1, 0)
         digests = [miner["digest"] for miner in row["evidence"]["miners"]]
         windows = run.corpus.score(run.key, 1, digests, config.run.score_windows)
         assert run.training.loss(windows) == row["gate"]["after"] != row["gate"]["before"] == row["train_loss"]
@@ -182,7 +180,7 @@ async def test_a_step_that_ruins_the_model_is_not_taken(running, config):
     config = with_settings(config, aggregation={"gate": True}, optimizer={"warmup": 0, "lr": 10.0})
     with running(config, {MINERS[0]: noisy(3)}) as run:
         before = {key: tensor.clone() for key, tensor in run.training.optimizer.tensors().items()}
-        row = await run_round(run, 1, 0, Stop())
+        row = await run_row(run, 1, 0)
         after = run.training.optimizer.tensors()
     assert (row["applied"], row["reason"]) == (False, "loss_gate")
     assert all(torch.equal(before[key], after[key]) for key in before)

@@ -12,13 +12,13 @@ __all__ = ["assign_slots"]
 def assign_slots(ctx: RunContext, connected: Sequence[ConnectedMiner], number: int) -> list[tuple[ConnectedMiner, int]]:
     """The miners of round `number` with their slots, by slot; suspended ones and those without a slot are left out.
 
-    A slot is a lease: it is free again when its miner had no order for `data.lease` rounds. Raises NoMinersError where
+    A slot is a lease: it is free again when its miner was not connected for `data.lease` rounds. Raises NoMinersError where
     every slot is leased to another miner.
     """
     data, ledger = ctx.config.data, ctx.directory.ledger
-    active = ctx.suspensions.active(connected, number, ctx.config.round.min_miners)
-    slots = ledger.lease_slots([miner.hotkey for miner in active], number, data.max_slots, data.lease)
-    if active and not slots:
+    slots = ledger.lease_slots([miner.hotkey for miner in connected], number, data.max_slots, data.lease)
+    if connected and not slots:
         raise NoMinersError(f"all {data.max_slots} slots are leased to other miners: raise --data.max_slots")
-    given = [(miner, slots[miner.hotkey]) for miner in active if miner.hotkey in slots]
-    return sorted(given, key=lambda pair: pair[1])
+    seated = [miner for miner in connected if miner.hotkey in slots]
+    active = ctx.suspensions.active(seated, number, ctx.config.round.min_miners)
+    return sorted(((miner, slots[miner.hotkey]) for miner in active), key=lambda pair: pair[1])
