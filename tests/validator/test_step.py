@@ -171,7 +171,7 @@ async def test_what_the_gate_measures_is_what_the_step_leads_to(running, config)
     config = with_settings(config, aggregation={"gate": True, "tolerance": 1e9}, optimizer={"warmup": 0, "lr": 0.01})
     with running(config, {MINERS[0]: noisy(3)}) as run:
         row = await run_row(run, 1, 0)
-        digests = [miner["digest"] for miner in row["evidence"]["miners"]]
+        digests = [miner["digest"] for miner in row["miners"]]
         windows = run.corpus.score(run.key, 1, digests, config.run.score_windows)
         assert run.training.loss(windows) == row["gate"]["after"] != row["gate"]["before"] == row["train_loss"]
 

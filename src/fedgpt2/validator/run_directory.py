@@ -56,13 +56,10 @@ _PACKAGES = ("torch", "numpy", "tiktoken", "aiohttp", "bittensor", "msgspec", "b
 
 @dataclass(frozen=True)
 class _Found:
-    """What config.json says as it was found; empty for a new directory."""
+    """What config.json says as it was found."""
 
     facts: Mapping[str, object]
-
-    @property
-    def new(self) -> bool:
-        return not self.facts
+    new: bool = False  # there was none
 
     def past(self, name: str) -> list[object]:
         """A list of earlier values, each with the last round it was used in."""
@@ -243,7 +240,7 @@ def _existing(path: Path) -> _Found:
     if not file.exists():
         if (path / "ledger.sqlite").exists() and any((path / "checkpoints").iterdir()):
             raise RunDirectoryError(f"{file} is missing beside a ledger; restore it or choose another --run.dir")
-        return _Found({})
+        return _Found({}, new=True)
     try:
         facts = json.loads(file.read_text())
     except ValueError as error:
