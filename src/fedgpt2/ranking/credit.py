@@ -7,11 +7,11 @@ vectors b_1 … b_k, which any miner could send without work, is removed first. 
 
     x' = x - P x        added = <g, x'> / |x|        residual_fraction = |x'| / |x|
 
-Adding baseline vectors to x leaves <g, x'> as it is. `added` is divided by the length of the whole x, so a replay with a
-little work mixed in earns little: at most `residual_fraction` times |g|. Shortening x by baseline vectors raises `added`
-to at most <g, x'> / |x'|. First-order effects are those of Koh and Liang, "Understanding black-box predictions via
-influence functions" (2017), and Pruthi et al., "Estimating training data influence by tracing gradient descent" (2020);
-to first order leave-one-out, Shapley and Banzhaf values agree with them.
+Adding baseline vectors to x leaves <g, x'> as it is. `added` is divided by the length of the whole x, so a replay with
+a little work mixed in earns little: at most `residual_fraction` times |g|. Shortening x by baseline vectors raises
+`added` to at most <g, x'> / |x'|. First-order effects are those of Koh and Liang, "Understanding black-box predictions
+via influence functions" (2017), and Pruthi et al., "Estimating training data influence by tracing gradient descent"
+(2020); to first order leave-one-out, Shapley and Banzhaf values agree with them.
 
 Sums run in a fixed order, by IEEE operations on float64, so that a replay gives the same bits on every machine.
 

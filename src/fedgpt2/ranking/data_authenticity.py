@@ -23,9 +23,9 @@ the RECENT fraction audited last, and of all audited as late as one of these: a 
 there, however often it is audited, once most of the others have been.
 
 The scatter is why one audit counts at most HIGHEST and at least LOWEST (nearer to 0, since one bad audit in a few must
-not cost an honest miner its credit), and why few audits are shrunk towards the median, as by q more audits that show the
-median. M below half of TELLING gives weight 0: the batches are too large for their noise to show; up to TELLING the
-weight rises to 1. ENOUGH is above a half, so that one batch of two miners' texts does not pass in both names.
+not cost an honest miner its credit), and why few audits are shrunk towards the median, as by q more audits that show
+the median. M below half of TELLING gives weight 0: the batches are too large for their noise to show; up to TELLING
+the weight rises to 1. ENOUGH is above a half, so that one batch of two miners' texts does not pass in both names.
 
 After the proof of computation of Lidin et al., "Incentivizing permissionless distributed learning of LLMs" (2025, arXiv
 2505.21684), which compares assigned with random text in the same way.
@@ -33,7 +33,7 @@ After the proof of computation of Lidin et al., "Incentivizing permissionless di
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from fedgpt2.protocol.round_record import Audit
@@ -70,7 +70,7 @@ _MIDDLE = 0.5  # least m
 class AuditHistory:
     """What a miner's audits have shown."""
 
-    mean: Average = Average()  # O_i
+    mean: Average = field(default_factory=Average)  # O_i
     last_shown: float = 0.0  # t_i o_i
     last_round: int = 0  # 0 before the first audit
 

@@ -45,7 +45,7 @@ class Standing:
 
     rating: Rating = INITIAL
     conduct: Conduct = field(default_factory=Conduct)
-    contribution: Average = Average()  # of its own, in units of |g|
+    contribution: Average = field(default_factory=Average)  # of its own, in units of |g|
     audits: AuditHistory = field(default_factory=AuditHistory)
     trusted: float = 1.0  # authenticity when it was last compared
     comparisons: int = 0  # rounds in which it was compared
@@ -140,9 +140,7 @@ def _with_conduct(
     return {
         hotkey: replace(
             standing,
-            conduct=update_conduct(
-                standing.conduct, outcomes.get(hotkey), rule.memory, common_failure=common_failure
-            ),
+            conduct=update_conduct(standing.conduct, outcomes.get(hotkey), rule.memory, common_failure=common_failure),
         )
         for hotkey, standing in sorted(known.items())
     }
@@ -180,9 +178,7 @@ def _contexts(
 ) -> dict[Hotkey, AuditContext]:
     """Audits and assigned tokens of the round's miners that are `among` these."""
     tokens = {miner.hotkey: miner.tokens for miner in record.miners}
-    return {
-        hotkey: AuditContext(standings[hotkey].audits, tokens[hotkey]) for hotkey in sorted(tokens.keys() & among)
-    }
+    return {hotkey: AuditContext(standings[hotkey].audits, tokens[hotkey]) for hotkey in sorted(tokens.keys() & among)}
 
 
 def _distrusted(table: Table, record: RoundRecord) -> set[Hotkey]:

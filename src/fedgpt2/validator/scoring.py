@@ -93,9 +93,7 @@ def _admitted(results: Sequence[AdmissionResult]) -> list[_Admitted]:
         answer, ticket = result.outcome.answer, result.outcome.ticket
         if answer is not None and result.values is not None and result.norm is not None:
             digest = Digest(answer.contribution.blob.digest)
-            found.append(
-                _Admitted(ticket.seat.hotkey, digest, result.values, result.norm, ticket.order, ticket.tokens)
-            )
+            found.append(_Admitted(ticket.seat.hotkey, digest, result.values, result.norm, ticket.order, ticket.tokens))
     return found
 
 
