@@ -55,7 +55,7 @@ class Setting:
     def flags(self, optimizer: Optimizer) -> Iterator[str]:
         """The validator's."""
         yield from ("--model.preset", self.preset, "--rounds", str(self.rounds), "--codec.gradient", "fp32")
-        yield from ("--aggregation.rule", "mean", "--aggregation.gate", "false", "--ranking.tokens", "0")
+        yield from ("--aggregation.rule", "mean", "--aggregation.gate", "false", "--ranking.rule", "off")
         yield from ("--run.eval_every", str(self.rounds), "--checkpoint.every", str(self.rounds))
         for name in ("source", "seq_len", "windows", "span", "max_slots", "max_pages"):
             yield from (f"--data.{name}", str(getattr(self.data, name)))

@@ -27,7 +27,6 @@ VALIDATOR = (
     *("--model.preset", PRESET, "--data.windows", str(WINDOWS), "--data.span", str(SPAN), "--run.threads", "1"),
     *("--optimizer.lr", "3e-3", "--optimizer.min_lr", "3e-4", "--optimizer.warmup", "10"),
     *("--run.eval_every", "20", "--run.eval_windows", str(EVAL_WINDOWS), "--checkpoint.every", "20"),
-    *("--ranking.tokens", "512", "--ranking.sample", "1"),  # as in the demo
 )
 
 

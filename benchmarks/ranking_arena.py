@@ -49,7 +49,6 @@ COMMON = (
     *("--rounds", str(ROUNDS)),
     *("--data.windows", "1", "--run.eval_every", "30", "--run.eval_windows", "8", "--run.score_windows", "2"),
     *("--optimizer.lr", "3e-3", "--optimizer.warmup", "2", "--optimizer.beta1", "0.7", "--optimizer.horizon", "60"),
-    *("--ranking.tokens", "512", "--ranking.audit", "128"),
     # else the bound of admission refuses the large ones before the ranking sees them
     *("--limits.gradient_norm", "1e12"),
 )

@@ -46,7 +46,7 @@ COMMON = (
     *("--model.preset", "nano", "--data.source", "sample", "--device", "cpu", "--run.threads", "1"),
     *("--data.windows", "1", "--run.eval_every", "8", "--run.eval_windows", "32", "--run.score_windows", "2"),
     *("--optimizer.lr", "3e-3", "--optimizer.min_lr", "1e-3", "--optimizer.warmup", "2", "--optimizer.beta1", "0.7"),
-    *("--optimizer.horizon", str(ROUNDS), "--ranking.tokens", "0"),
+    *("--optimizer.horizon", str(ROUNDS), "--ranking.rule", "off"),
     # else the bound of admission refuses the large ones before the rule sees them
     *("--limits.gradient_norm", "1e12"),
 )

@@ -23,7 +23,7 @@ CHECKED = [
     "fedgpt2.aggregation.gram",
     "fedgpt2.aggregation.mean",
     "fedgpt2.aggregation.pipeline",
-    "fedgpt2.ranking.measure",
+    "fedgpt2.ranking.inner_products",
     "fedgpt2.simulate.attacks.formulas",
 ]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedgpt2.cli.bench.report import commit, hardware
 from fedgpt2.ledger.ledger import Ledger
-from fedgpt2.ranking.replay import read_rows, replay
+from fedgpt2.ranking.replay import replay
 from fedgpt2.ranking.table import ranks
 from fedgpt2.simulate.participants import draw_participants
 from trials.cells import BYZANTINE, MINERS, Cell
@@ -53,7 +53,7 @@ class Ledgers:
         if not self._path(cell).exists():
             return None
         with contextlib.closing(Ledger(self._path(cell), reading=True)) as ledger:
-            lines = {line.hotkey: line for line in ranks(replay(read_rows(ledger.rounds())).table)}
+            lines = {line.hotkey: line for line in ranks(replay(ledger.records()).table)}
         roster = draw_participants(MINERS, BYZANTINE, cell.seed)
         sides = {"hostile": sorted(roster.hostile), "honest": roster.honest}
         found = {side: [lines.get(roster.hotkeys[i]) for i in indices] for side, indices in sides.items()}

@@ -116,7 +116,7 @@ def condense(
     rows = [row for row in document["rounds"] if row["round"] > before]
     rounds = [{name: _short(row.get(name)) for name in _KEPT} for row in rows]
     final, unigram = document["final_val_loss"], document["unigram_loss"]
-    scored = document["settings"]["ranking"]["tokens"] > 0
+    scored = document["settings"]["ranking"]["rule"] != "off"
     sides = {
         side: [miner for miner in document["miners"] if miner["hostile"] == hostile]
         for side, hostile in (("hostile", True), ("honest", False))

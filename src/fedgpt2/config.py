@@ -13,7 +13,6 @@ from fedgpt2.errors import UsageError
 from fedgpt2.types import ModelShape
 
 __all__ = [
-    "MOST_RECENT",
     "PRESETS",
     "Aggregation",
     "Axon",
@@ -197,61 +196,19 @@ class Aggregation:
     tolerance: float = setting(0.05, "how far a step may raise that loss, nats a token", least=0)
 
 
-MOST_RECENT = 16  # aggregates that a checkpoint may hold beside the optimizer
-
-
 @dataclass(frozen=True)
 class Ranking:
-    """How miners are ranked and paid. Each round's evidence names the settings that its ratings were made with."""
+    """How miners are ranked and paid. The evidence of each round holds the settings that ranked it."""
 
+    rule: str = setting("contribution", "contribution: rank by what a gradient adds; off: nobody is scored")
     tokens: int = setting(
-        2048, "held-out tokens that the gradient behind all credits is taken on; 0: nobody is scored", least=0
+        0, "tokens a round for scoring gradient and audits; 0: a tenth of those assigned, at most 4,096", least=0
     )
-    sample: int = setting(4, "miners a round whose gradients are tried out, whoever least is known of", least=0)
-    trial: int = setting(
-        512,
-        "of the held-out tokens, those on which a step along each of these is tried, for the true loss before and "
-        "after it; 0: none",
-        least=0,
-    )
-    audit: int = setting(512, "tokens of its own text on which each of these is tried; 0: none", least=0)
-    score: str = setting(
-        "proven",
-        "what a round compares: proven (a third of the whole effect and two of what is added to what is free, as far "
-        "as the miner is known to add), projected (what is added), raw (the whole effect), leave_one_out, or losses "
-        "(of the sampled alone)",
-    )
-    basis: str = setting(
-        "aggregate+moment", "what counts as free: aggregate (recent ones), moment, mean, update, score, by +; or none"
-    )
-    recent: int = setting(
-        2, "steps for which an aggregate counts as free; the validator keeps as many", least=0, most=MOST_RECENT
-    )
-    blend: float = setting(0.0, "share of the raw credit in the scores projected and leave_one_out", least=0, most=1)
-    own: float = setting(
-        0.01,
-        "part of its length that a contribution must have outside of what is free, or it is a replay",
-        least=0,
-        most=1,
-    )
-    smooth: int = setting(
-        0, "rounds over which a miner's scores are averaged before they are compared; 0: none", least=0
-    )
-    mu: float = setting(25.0, "rating of a miner nothing is known of", least=0)
-    sigma: float = setting(25 / 3, "uncertainty of that rating", least=1e-6)
-    beta: float = setting(25 / 6, "how much luck there is in one round, in units of rating", least=1e-6)
-    tau: float = setting(0.3, "how far a miner's worth may drift in a round, in units of rating", least=0)
-    caution: float = setting(3.0, "standard deviations taken off a rating before anything is paid on it", least=0)
-    memory: int = setting(
-        20,
-        "rounds over which reliability, cluster share, presence and what is proved are averaged",
-        least=1,
-    )
-    clean_rounds: int = setting(5, "rounds with a gradient of its own after which a newcomer is paid", least=0)
-    waive: float = setting(
-        0.5, "share of failed miners above which a round was bad as a whole and nobody is blamed", least=0, most=1
-    )
-    power: float = setting(2.0, "pay grows with this power of the score", least=1, most=8)
+    audits: int = setting(4, "miners audited on their own text a round, the most uncertain ones first", least=0)
+    tau: float = setting(0.3, "drift of a miner's rating a round, in units of rating", least=0)
+    memory: int = setting(20, "rounds over which reliability, presence and contribution are averaged", least=1)
+    clean_rounds: int = setting(5, "rounds with an own gradient before a new miner is paid", least=0)
+    power: float = setting(2.0, "exponent of the score in the pay", least=1, most=8)
 
 
 @dataclass(frozen=True)

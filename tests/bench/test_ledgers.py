@@ -14,7 +14,7 @@ from trials.running import Store
 CELL = Cell("default", True, "sign_flip", 2)
 COMMON = (
     *("--model.preset", "tiny", "--data.source", "sample", "--data.windows", "1", "--run.threads", "1"),
-    *("--ranking.tokens", "64", "--ranking.audit", "32", "--run.eval_windows", "2", "--run.score_windows", "1"),
+    *("--ranking.tokens", "64", "--run.eval_windows", "2", "--run.score_windows", "1"),
     *("--optimizer.horizon", "2", "--rounds", "2"),
 )
 

@@ -13,7 +13,7 @@ from trials.starts import Starts
 CELL = Cell("default", True, "alie", 3)
 COMMON = (
     *("--model.preset", "tiny", "--data.source", "sample", "--data.windows", "1", "--run.threads", "1"),
-    *("--ranking.tokens", "0", "--run.eval_windows", "2", "--run.score_windows", "1", "--optimizer.horizon", "2"),
+    *("--ranking.rule", "off", "--run.eval_windows", "2", "--run.score_windows", "1", "--optimizer.horizon", "2"),
 )
 
 

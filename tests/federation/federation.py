@@ -89,7 +89,7 @@ class Federation:
         addresses = [getattr(axon, "port", axon) for axon in axons]
         argv = ["validator", "--wallet.name", "validator", "--axons", *addresses, "--model.preset", "tiny"]
         argv += ["--rounds", rounds, "--run.dir", self.folder / run, "--axons.wait_seconds", 20, "--data.max_slots", 4]
-        argv += ["--data.max_pages", 2, "--data.span", 4, "--ranking.tokens", 128, "--ranking.sample", 1]
+        argv += ["--data.max_pages", 2, "--data.span", 4, "--ranking.tokens", 128, "--ranking.audits", 1]
         argv += self._common()
         return self.start("validator", [*argv, *flags], **how)
 

@@ -105,7 +105,7 @@ def config(tmp_path):
         data=Data(source="sample", max_slots=4, max_pages=2, windows=4),
         model=Model(preset="tiny"),
         aggregation=Aggregation(rule="mean", gate=False),
-        ranking=Ranking(tokens=128, sample=1),
+        ranking=Ranking(tokens=128, audits=1),
         checkpoint=Checkpoint(every=1),
         run=RunConfig(dir=str(tmp_path / "run"), eval_every=2, eval_windows=4, score_windows=2),
         device="cpu",

@@ -36,8 +36,6 @@ _VALIDATOR = (
     *("--wallet.name", "validator", "--model.preset", "nano", "--data.windows", "4", "--round.deadline", "30"),
     *("--optimizer.lr", "3e-3", "--optimizer.min_lr", "5e-4", "--optimizer.warmup", "2", "--optimizer.beta1", "0.7"),
     *("--run.eval_every", "5", "--run.eval_windows", "32", "--checkpoint.every", "20"),
-    # half of what one miner computes
-    *("--ranking.tokens", "256", "--ranking.sample", "1", "--ranking.audit", "128"),
 )
 _HORIZON = 40  # rounds of the cosine when time, not --rounds, ends the run: a slow machine does 25, a fast one 60
 _BOTH = ("--device", "cpu", "--data.source", "sample")

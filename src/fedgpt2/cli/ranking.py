@@ -1,9 +1,10 @@
-"""`fedgpt2 ranking`: who helped, how sure we are of it, and the same once more from the evidence.
+"""`fedgpt2 ranking`: the table of a run's miners, the rounds of one miner, and the replay from the ledger.
 
-Without `--replay` it shows the ratings kept beside the ledger, with it those that follow from the ledger's evidence;
-where none are kept the two are the same. The hash chain is checked first, always.
+Without `--replay` it shows the ratings stored beside the ledger, with it those computed from the ledger's records;
+where none are stored the two are the same. The hash chain is checked first.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,25 +33,25 @@ class RankingCommand:
     """Settings of `fedgpt2 ranking`."""
 
     run_dir: str = setting("runs/default", "run directory", flag="run.dir")
-    miner: str = setting("", "hotkey, or how it begins: this miner's rounds instead of the table")
-    head: str = setting("", "head of the hash chain as a receipt names it: it must be one of this ledger's")
-    replay: bool = setting(False, "rate every miner again from the evidence, and compare with what was recorded")
-    set: tuple[str, ...] = setting((), "with --replay: other settings to rank by, such as ranking.tau=0.2")
-    json: bool = setting(False, "one JSON object instead of a table")
+    miner: str = setting("", "show the rounds of this miner: its hotkey or the first letters of it")
+    head: str = setting("", "head of the hash chain quoted in a receipt; fail unless the ledger holds it")
+    replay: bool = setting(False, "recompute the ranking from the ledger and list differences")
+    set: tuple[str, ...] = setting((), "with --replay: other settings, such as ranking.tau=0.2")
+    json: bool = setting(False, "print one JSON object")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A ledger as a ranking reads it: its rows, the ratings kept beside them, the head of a chain that holds."""
+    """What a ledger holds of the ranking: records, the table after the last one, the head of the verified chain."""
 
-    rows: "list[RoundRecord]"
-    kept: "list[Rank] | None"
+    records: "list[RoundRecord]"
+    lines: "list[Rank] | None"
     head: str
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """The ranking once more: over how many rounds, its table, and what was recorded otherwise."""
+    """A recomputed ranking: number of rounds, the table, and the numbers that differ from the recorded ones."""
 
     rounds: int
     lines: "list[Rank]"
@@ -58,11 +59,11 @@ class Replayed:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the ranking; the exit code: 1 when a replay by the same settings came out otherwise.
+    """Print the ranking. The exit code is 1 where a replay by the recorded settings differs.
 
-    Raises UsageError for a setting that is none, RunDirectoryError for a ledger that was edited.
+    Raises UsageError for an unknown setting, RunDirectoryError for a ledger that was edited.
     """
-    about = "Prints the ranking of a run's miners, one miner's rounds, or all of it computed again from the ledger."
+    about = "Prints the ranking of a run's miners; --replay recomputes it from the ledger."
     settings = parse(RankingCommand, _gathered(argv), prog="fedgpt2 ranking", about=about)
     changes = changes_of(settings.set)
     if changes and not settings.replay:
@@ -107,36 +108,21 @@ def changes_of(words: Sequence[str]) -> dict[str, object]:
         if name not in flags:
             raise UsageError(f"--set {word}: not a setting of ranking{suggestion(name, list(flags))}")
         if not equals:
-            raise UsageError(f"--set {word}: write it with its value, as {name}=VALUE")
+            raise UsageError(f"--set {word}: add a value, as in {name}=VALUE")
         flag = flags[name]
         if flag.key in MEASURED:
-            raise UsageError(f"--set {word}: it was measured in the rounds; a replay cannot measure again")
+            raise UsageError(f"--set {word}: it decides what is measured in a round; a replay cannot measure again")
         try:
-            changes[flag.key] = flag.kind(text)
+            changes[flag.key] = dataclasses.replace(flag, key=name).checked(flag.kind(text))
         except ValueError as error:
             raise UsageError(f"--set {word}: not a value of {name}") from error
-        _check_range(word, float(text) if flag.kind is not str else None, flag.least, flag.most)
-    _check_names(changes)
     return changes
 
 
-def _check_range(word: str, value: float | None, least: float | None, most: float | None) -> None:
-    if value is None or (least or 0.0) <= value <= (most if most is not None else 1e18):
-        return
-    raise UsageError(f"--set {word}: at least {least or 0.0:g}" + (f", at most {most:g}" if most is not None else ""))
-
-
-def _check_names(changes: Mapping[str, object]) -> None:
-    from fedgpt2.ranking.credit import check_rule
-
-    check_rule(dataclasses.replace(Ranking(), **changes))  # type: ignore[arg-type]
-
-
 def _read(run_dir: str, head: str) -> Stored:
-    """The rows of a run whose chain holds and has `head`. Raises RunDirectoryError where an entry was edited."""
+    """What the ledger of a run holds. Raises RunDirectoryError where the chain is broken or lacks `head`."""
     path = open_run(run_dir).path / "ledger.sqlite"
-    ledger = Ledger(path, reading=True)
-    try:
+    with contextlib.closing(Ledger(path, reading=True)) as ledger:
         broken = ledger.broken_entry()
         if broken is not None:
             kind, number = ledger.entry(broken)
@@ -145,18 +131,15 @@ def _read(run_dir: str, head: str) -> Stored:
             )
         if head and not ledger.holds_head(head):
             raise RunDirectoryError(f"{path} was rewritten: no entry has the head {head[:16]} that the receipt names")
-        rows, ratings = list(ledger.records()), ledger.ratings()
-        kept = None if ratings is None else _kept(ratings.values())
+        records, ratings = list(ledger.records()), ledger.ratings()
         end = ledger.head
-    finally:
-        ledger.close()
-    if not rows:
+    if not records:
         raise RunDirectoryError(f"{path} holds no evidence: no round was ranked yet")
-    return Stored(rows, kept, end)
+    return Stored(records, None if ratings is None else _decoded(ratings.values()), end)
 
 
-def _kept(bodies: Iterable[str]) -> "list[Rank]":
-    """The ratings kept beside the ledger, best first. Raises RunDirectoryError."""
+def _decoded(bodies: Iterable[str]) -> "list[Rank]":
+    """The stored table, best first. Raises RunDirectoryError."""
     import msgspec
 
     from fedgpt2.ranking.table import Rank
@@ -164,77 +147,75 @@ def _kept(bodies: Iterable[str]) -> "list[Rank]":
     try:
         lines = [msgspec.json.decode(body, type=Rank) for body in bodies]
     except msgspec.DecodeError as error:
-        raise RunDirectoryError(f"the ratings kept beside the ledger are damaged: {error}") from error
+        raise RunDirectoryError(f"the ratings stored beside the ledger are damaged: {error}") from error
     return sorted(lines, key=lambda line: line.rank)
 
 
 def _replayed(stored: Stored, changes: Mapping[str, object]) -> Replayed:
-    from fedgpt2.ranking.replay import differences, kept_differences, replay
+    from fedgpt2.ranking.replay import differences, replay, stored_differences
     from fedgpt2.ranking.table import ranks
 
-    history = replay(stored.rows, changes)
+    history = replay(stored.records, changes)
     lines = ranks(history.table)
-    found = differences(stored.rows, history)
-    if stored.kept is not None:
-        found += kept_differences(history.table.round, stored.kept, lines)
+    found = differences(stored.records, history)
+    if stored.lines is not None:
+        found += stored_differences(history.table.round, stored.lines, lines)
     return Replayed(len(history.entries), lines, found)
 
 
 def _table(stored: Stored) -> "list[Rank]":
-    """The ratings as they were kept; where they were not, as they follow from the evidence."""
-    return _replayed(stored, {}).lines if stored.kept is None else stored.kept
+    """The stored table; recomputed where none is stored."""
+    return _replayed(stored, {}).lines if stored.lines is None else stored.lines
 
 
 def _json(stored: Stored, changes: Mapping[str, object], found: Replayed | None) -> dict[str, object]:
-    from fedgpt2.ranking.replay import otherwise_ranked
+    from fedgpt2.ranking.replay import other_revision
 
     lines = found.lines if found else _table(stored)
     answer: dict[str, object] = {
-        "round": stored.rows[-1].round,
+        "round": stored.records[-1].round,
         "head": stored.head,
         "miners": [dataclasses.asdict(line) for line in lines],
     }
     if found:
-        differences = [dataclasses.asdict(each) for each in found.differences]
         answer["replay"] = {
             "rounds": found.rounds,
-            "other_revision": otherwise_ranked(stored.rows),
+            "other_revision": other_revision(stored.records),
             "changes": dict(changes),
-            "differences": differences,
+            "differences": [dataclasses.asdict(each) for each in found.differences],
         }
     return answer
 
 
 def _lines(stored: Stored, changes: Mapping[str, object], found: Replayed | None) -> list[str]:
-    from fedgpt2.cli.rankings import change_lines, difference_lines, table_lines
-    from fedgpt2.ranking.replay import otherwise_ranked
+    from fedgpt2.cli.ranking_report import change_lines, difference_lines, table_lines
+    from fedgpt2.ranking.replay import other_revision
 
-    number = stored.rows[-1].round
+    number = stored.records[-1].round
     if not found:
         return table_lines(number, _table(stored))
     if changes:
-        said = change_lines(changes, _replayed(stored, {}).lines, found.lines)
+        notes = change_lines(changes, _replayed(stored, {}).lines, found.lines)
     else:
-        said = difference_lines(found.rounds, found.differences, otherwise_ranked(stored.rows))
-    return [*table_lines(number, found.lines), "", *said, f"the hash chain holds; its head is {stored.head}"]
+        notes = difference_lines(found.rounds, found.differences, other_revision(stored.records))
+    return [*table_lines(number, found.lines), "", *notes, f"the hash chain is intact; its head is {stored.head}"]
 
 
 def _show_miner(settings: RankingCommand, stored: Stored, changes: Mapping[str, object]) -> None:
-    from fedgpt2.cli.rankings import history_lines, history_rows
+    from fedgpt2.cli.ranking_report import history_lines, history_rows
     from fedgpt2.ranking.replay import replay
 
-    history = replay(stored.rows, changes)
+    history = replay(stored.records, changes)
     hotkey = _chosen(settings.miner, history.table.standings)
-    rounds = history_rows(hotkey, history, stored.rows)
+    rounds = history_rows(hotkey, history, stored.records)
     print(
         json.dumps({"hotkey": hotkey, "rounds": rounds}) if settings.json else "\n".join(history_lines(hotkey, rounds))
     )
 
 
 def _chosen(word: str, hotkeys: Iterable[Hotkey]) -> Hotkey:
-    """The one hotkey that begins so. Raises UsageError."""
+    """The one hotkey that starts with `word`. Raises UsageError."""
     found = [hotkey for hotkey in hotkeys if hotkey.startswith(word)]
     if len(found) != 1:
-        who = f"{len(found)} miners of this run begin so" if found else "no miner of this run begins so"
-        raise UsageError(f"--miner {word}: {who}")
+        raise UsageError(f"--miner {word}: {len(found) or 'no'} hotkeys of this run start with it")
     return found[0]

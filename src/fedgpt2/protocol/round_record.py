@@ -144,11 +144,7 @@ class BaselineVector(Record, frozen=True, kw_only=True):
 
 
 class Products(Record, frozen=True, kw_only=True):
-    """Inner products of g, the admitted contributions x and the baseline vectors b.
-
-    `gram` and `baseline_gram` are lower triangles, row by row, the diagonal included; `gram` is None where there were
-    too many contributions to store it.
-    """
+    """Inner products of g, the admitted contributions x and the baseline vectors b."""
 
     miners: tuple[Hotkey, ...]  # of the contributions, in the order of the rows below
     baseline: tuple[BaselineVector, ...]
@@ -156,19 +152,17 @@ class Products(Record, frozen=True, kw_only=True):
     gradient: tuple[float, ...]  # [n] <g, x_i>
     gradient_baseline: tuple[float, ...]  # [k] <g, b_k>
     contributions_baseline: tuple[tuple[float, ...], ...]  # [n, k] <x_i, b_k>
-    baseline_gram: tuple[tuple[float, ...], ...]  # [k, 1…k]
-    gram: tuple[tuple[float, ...], ...] | None = None  # [n, 1…n]
+    baseline_gram: tuple[tuple[float, ...], ...]  # [k, 1…k], the lower triangle with the diagonal
 
     def __post_init__(self) -> None:
         n, k = len(self.miners), len(self.baseline)
         shapes = [len(self.gradient), len(self.gradient_baseline), *map(len, self.contributions_baseline)]
-        wanted = [n, k, *[k] * n]
-        if shapes != wanted or _triangle(self.baseline_gram) != k or _triangle(self.gram or ()) not in (0, n):
+        if shapes != [n, k, *[k] * n] or [len(row) for row in self.baseline_gram] != [*range(1, k + 1)]:
             raise ValueError(f"inner products of {n} contributions and {k} baseline vectors have other shapes")
         if len(set(self.miners)) != n:
             raise ValueError("a miner has two contributions")
         rows: list[Iterable[float]] = [[self.gradient_norm], self.gradient, self.gradient_baseline]
-        rows += [*self.contributions_baseline, *self.baseline_gram, *(self.gram or ())]
+        rows += [*self.contributions_baseline, *self.baseline_gram]
         _check_finite("inner products", [value for row in rows for value in row])
 
 
@@ -195,7 +189,7 @@ class Evidence(Record, frozen=True, kw_only=True):
 
     revision: int
     rule: dict[str, float | int | str]
-    picks: tuple[tuple[int, int], ...] = ()  # page and window of each scoring window, in the score pool
+    picks: tuple[tuple[int, int], ...] = ()  # page and window of each window of the scoring gradient, in the score pool
     products: Products | None = None
     audits: tuple[Audit, ...] = ()
 
@@ -247,11 +241,6 @@ def encode_record(record: RoundRecord) -> bytes:
 def decode_record(body: bytes | str) -> RoundRecord:
     """The record that `encode_record` wrote. Raises msgspec.DecodeError (ValidationError for an invalid record)."""
     return _decoder.decode(body)
-
-
-def _triangle(rows: tuple[tuple[float, ...], ...]) -> int:
-    """Rows of a lower triangle; -1 for another shape."""
-    return len(rows) if all(len(row) == i + 1 for i, row in enumerate(rows)) else -1
 
 
 def _check_finite(what: str, values: Iterable[float]) -> None:

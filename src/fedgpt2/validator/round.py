@@ -13,8 +13,7 @@ from typing import ParamSpec, TypeVar
 from fedgpt2.aggregation.combine import quorum
 from fedgpt2.event_loop import Stopped, off_loop, until_stopped
 from fedgpt2.protocol.round_record import Evidence, RoundRecord
-from fedgpt2.ranking.from_record import evidence_of, rating_lines, with_ranking
-from fedgpt2.ranking.table import advance
+from fedgpt2.ranking.table import advance, rating_lines, with_ranking
 from fedgpt2.types import Digest, Hotkey
 from fedgpt2.validator.admission import AdmissionResult, admissions, admit
 from fedgpt2.validator.combined import Combined
@@ -86,7 +85,7 @@ async def train_round(ctx: RunContext, number: int, attempt: int) -> Round:
 
     # 8  aggregate: how many may be hostile was fixed by how many were asked, less those refused for a fault
     now.combined = await now.work("aggregate", aggregate, ctx, number, now.results)
-    now.evidence = await now.work("rank", measure, ctx, number, now.results, now.combined, now.scoring)
+    now.evidence = await now.work("rank", measure, ctx, number, now.results, now.combined)
 
     # 9  loss gate: the largest share of the step that does no harm on the windows of 7
     now.gate = await now.work("gate", try_step, ctx, number, now.combined, now.scoring)
@@ -108,14 +107,14 @@ async def finish_round(ctx: RunContext, now: Round) -> RoundRecord:
         parent=now.snapshot.model,
         model=model,
         step=step,
-        train_loss=now.scoring.loss,
+        train_loss=now.scoring.train_loss,
         initial_val_loss=now.initial_val_loss,
         val_loss=val_loss,
         results=now.results,
         evidence=now.evidence,
         seconds=now.clock.seconds(),
     )
-    table, entries = await off_loop(advance, ctx.ranking.table, evidence_of(record))
+    table, entries = await off_loop(advance, ctx.ranking.table, record)
     record = with_ranking(record, table, entries)
     await _commit(ctx, record, checkpoint, rating_lines(table))
     ctx.ranking.table = table

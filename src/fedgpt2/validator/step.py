@@ -108,7 +108,7 @@ def try_step(ctx: RunContext, number: int, combined: Combined, scoring: Scoring)
     """The largest share of the step that does not raise the loss on the gate's windows; None without a gate."""
     if combined.norm is None or not ctx.config.aggregation.gate:
         return None
-    before, windows = scoring.loss, scoring.gate_windows
+    before, windows = scoring.train_loss, scoring.windows
     lr, after = ctx.training.rate(number, ctx.horizon), math.nan
     for share in _SHARES:
         after = ctx.training.trial(share * lr, windows)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedgpt2 import codec
-from fedgpt2.config import MOST_RECENT, ValidatorConfig
+from fedgpt2.config import ValidatorConfig
 from fedgpt2.errors import CheckpointError, SetupError
 from fedgpt2.gradient.exact import Exact
 from fedgpt2.link.blobs import Blob
@@ -22,7 +22,8 @@ from fedgpt2.model.state import FlatState
 from fedgpt2.optim.schedule import learning_rate
 from fedgpt2.optim.server import build
 from fedgpt2.protocol.digests import model_digest
-from fedgpt2.ranking.evidence import Free
+from fedgpt2.protocol.round_record import BaselineVector
+from fedgpt2.ranking.credit import RECENT
 from fedgpt2.storage.checkpoints import Checkpoint
 from fedgpt2.types import Digest, Schema
 
@@ -120,13 +121,10 @@ class Training:
 
     def trial(self, lr: float, windows: np.ndarray) -> float:
         """What `loss` would be after `step(lr)`, finite or not; nothing is changed."""
-        return self._trial(self._gradient, lr, windows)
-
-    def trial_of(self, contribution: Tensor, norm: float, lr: float, windows: np.ndarray) -> float:
-        """The same for a step along one contribution, [d] of norm `norm`, as long as the aggregate."""
-        length = self._gradient.norm() / norm if norm else 0.0
-        alone = FlatState(self._schema, contribution * length).to(self.device)
-        return self._trial(alone, lr, windows)
+        candidate = self._spare()
+        self.optimizer.preview(self._gradient, lr, candidate)
+        self.codec.round_(candidate.flat)
+        return self._loss_of(candidate, windows)
 
     def nudge(self, contribution: Tensor, norm: float, windows: np.ndarray) -> tuple[float, float, float]:
         """Loss of the broadcast weights on windows before and after a short step against a contribution; its length.
@@ -139,12 +137,6 @@ class Training:
         by = min(length / norm, _LARGEST)  # of a contribution of next to nothing
         moved.copy_(weights).flat.sub_(contribution.to(self.device), alpha=by)
         return before, self._loss_of(moved, windows), length
-
-    def _trial(self, gradient: FlatState, lr: float, windows: np.ndarray) -> float:
-        candidate = self._spare()
-        self.optimizer.preview(gradient, lr, candidate)
-        self.codec.round_(candidate.flat)
-        return self._loss_of(candidate, windows)
 
     def _spare(self) -> FlatState:
         """Weights to try out; made by the first that asks."""
@@ -180,14 +172,13 @@ class Training:
             )
         return self._scoring.flat
 
-    def free(self) -> list[tuple[Free, Tensor]]:
-        """What anybody could send without work, before this round's step: [d] fp32 on the CPU each."""
-        kinds = self.config.ranking.basis.split("+")
-        moment = self.optimizer.tensors().get("exp_avg") if "moment" in kinds else None
-        found = [(Free(kind="aggregate", age=i), kept.flat) for i, kept in enumerate(self._recent, 1)]
+    def baseline(self) -> list[tuple[BaselineVector, Tensor]]:
+        """The vectors that any miner could send without work, before this round's step: [d] fp32 on the CPU each."""
+        moment = self.optimizer.tensors().get("exp_avg")
+        found = [(BaselineVector(kind="aggregate", age=i), kept.flat) for i, kept in enumerate(self._recent, 1)]
         found = found[: self._remembered]
         if moment is not None and self.optimizer.steps:
-            found.append((Free(kind="moment"), moment.cpu()))
+            found.append((BaselineVector(kind="moment"), moment.cpu()))
         return found
 
     def capture(self, state: Mapping[str, object]) -> Checkpoint:
@@ -209,7 +200,7 @@ class Training:
         `read` gets the schemas of the model, of the optimizer, and of what may be there beside it.
         """
         moments = {name: tuple(tensor.shape) for name, tensor in self._moments().items()}
-        aggregates = {_aggregate(i): tuple(self._aggregate.flat.shape) for i in range(1, MOST_RECENT + 1)}
+        aggregates = {_aggregate(i): tuple(self._aggregate.flat.shape) for i in range(1, RECENT + 1)}
         checkpoint = read(self._schema, moments, aggregates)
         for name, view in self.weights.views.items():
             view.copy_(checkpoint.model[name])
@@ -238,4 +229,4 @@ def _aggregate(age: int) -> str:
 
 def _kept_aggregates(config: ValidatorConfig) -> int:
     """How many rounds' aggregates are remembered, for ranking."""
-    return config.ranking.recent if config.ranking.tokens and "aggregate" in config.ranking.basis.split("+") else 0
+    return 0 if config.ranking.rule == "off" else RECENT

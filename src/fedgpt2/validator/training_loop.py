@@ -22,6 +22,7 @@ from fedgpt2.observe.formatting import many
 from fedgpt2.observe.observer import Observer, RunEnd, RunStart
 from fedgpt2.protocol.messages import MANIFEST_CODEC
 from fedgpt2.protocol.round_record import RoundRecord
+from fedgpt2.ranking.budget import check_ranking
 from fedgpt2.ranking.replay import table_of
 from fedgpt2.validator.context import RunContext, Standings
 from fedgpt2.validator.orders import OrderBook
@@ -43,6 +44,7 @@ def check_names(config: ValidatorConfig) -> None:
         if name not in codec.NAMES:
             raise UsageError(f"{flag} {name}: no such codec; one of {', '.join(codec.NAMES)}")
     check_rule(config.aggregation.rule)
+    check_ranking(config.ranking)
 
 
 def check_sequence(config: ValidatorConfig, manifest: Manifest) -> None:

@@ -54,7 +54,7 @@ async def _serve(preset: str, folder: Path, ports: list[str]) -> int:
         axons=Axons(addresses=tuple(ports)),
         model=Model(preset),
         data=_DATA,
-        ranking=Ranking(tokens=0),
+        ranking=Ranking(rule="off"),
     )
     signer = Signer(open_hotkey(config.wallet, create=True, notice=lambda _: None))
     training = Training(config, prepare("cpu"))

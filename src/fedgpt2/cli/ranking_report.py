@@ -1,7 +1,9 @@
-"""A ranking in words: the table, a miner's rounds, and what a replay found."""
+"""The ranking as text: the table, a miner's rounds, and the result of a replay."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from fedgpt2.protocol.round_record import RoundRecord
 from fedgpt2.ranking.replay import Difference
@@ -10,7 +12,7 @@ from fedgpt2.types import Hotkey
 
 __all__ = ["change_lines", "difference_lines", "history_lines", "history_rows", "table_lines"]
 
-_SHOWN = 20  # differences listed before the rest is only counted
+_SHOWN = 20  # differences listed; the rest is counted
 
 
 def table_lines(number: int, lines: Sequence[Rank]) -> list[str]:
@@ -36,15 +38,15 @@ def table_lines(number: int, lines: Sequence[Rank]) -> list[str]:
 
 def history_lines(hotkey: Hotkey, rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     """One miner's rounds, as `history_rows` gives them, oldest first."""
-    names = ("round", "what", "score", "proven", "own text", "place", "rating", "reliable", "pay")
+    names = ("round", "verdict", "score", "contribution", "own text", "place", "rating", "reliable", "pay")
     table = [names]
     for row in rounds:
         score = row["score"]
-        what = " ".join(str(row[name]) for name in ("verdict", "reason", "keeper") if row[name] is not None)
+        verdict = " ".join(str(row[name]) for name in ("verdict", "reason", "keeper") if row[name] is not None)
         table.append(
             (
                 str(row["round"]),
-                what,
+                verdict,
                 "" if score is None else f"{score:+.3e}",
                 "" if row["proven"] is None else f"{row['proven']:+.3f}",
                 "" if row["grounded"] is None else f"{row['grounded']:+.2f}",
@@ -57,9 +59,9 @@ def history_lines(hotkey: Hotkey, rounds: Sequence[Mapping[str, Any]]) -> list[s
     return [f"Rounds of {hotkey}", "", *_columns(table)]
 
 
-def history_rows(hotkey: Hotkey, history: History, rows: Sequence[RoundRecord]) -> list[dict[str, object]]:
-    """One miner's rounds for JSON: what was found, the score and its parts, the rating before and after."""
-    reasons = {row.round: _reason(hotkey, row) for row in rows}
+def history_rows(hotkey: Hotkey, history: History, records: Sequence[RoundRecord]) -> list[dict[str, object]]:
+    """One miner's rounds for JSON: verdict, the score with its parts, the rating before and after."""
+    reasons = {record.round: _reason(hotkey, record) for record in records}
     return [
         {"round": number, "reason": reasons[number], **_entry_row(made[hotkey])}
         for number, made in history.entries
@@ -72,51 +74,39 @@ def _reason(hotkey: Hotkey, record: RoundRecord) -> str | None:
 
 
 def _entry_row(entry: Entry) -> dict[str, object]:
-    credit = entry.mark.credit
+    """The fields of a receipt's `ranking`."""
     return {
-        "verdict": entry.mark.verdict.value,
-        "keeper": entry.mark.keeper,
-        "score": entry.mark.score,
-        "raw": credit.raw if credit else None,
-        "added": credit.added if credit else None,
-        "own": credit.own if credit else None,
-        "proven": entry.proven,
-        "grounded": entry.grounded,
-        "place": entry.place,
-        "compared": entry.compared,
-        "rating_before": entry.before.mu,
-        "sigma_before": entry.before.sigma,
+        **msgspec.to_builtins(entry.ranking),
+        "verdict": entry.verdict.value,
+        "score": entry.score,
         "rating_after": entry.after.mu,
         "sigma_after": entry.after.sigma,
-        "reliability": entry.reliability,
-        "share": entry.share,
-        "trusted": entry.trusted,
-        "weight": entry.weight,
+        "weight": entry.pay,
     }
 
 
-def difference_lines(rounds: int, found: Sequence[Difference], otherwise: Sequence[int] = ()) -> list[str]:
-    """What came of a replay by the settings of the run; `otherwise` are the rounds ranked by another revision."""
-    told = f"{rounds} rounds rated again from the evidence"
+def difference_lines(rounds: int, found: Sequence[Difference], other_revision: Sequence[int] = ()) -> list[str]:
+    """The result of a replay by the recorded settings; `other_revision` lists rounds ranked by another revision."""
+    count = f"{rounds} rounds recomputed from the evidence"
     if not found:
-        return [f"{told}: every score, rating and pay is the recorded one, to the bit"]
+        return [f"{count}: every score, rating and pay equals the recorded one, to the bit"]
     lines = [
-        f"  round {each.round} {each.hotkey} {each.what}: {each.recorded} recorded, {each.replayed} now"
+        f"  round {each.round} {each.hotkey} {each.what}: {each.recorded} recorded, {each.replayed} recomputed"
         for each in found[:_SHOWN]
     ]
     more = [f"  and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
     what = "1 number differs" if len(found) == 1 else f"{len(found)} numbers differ"
-    why = [_otherwise(otherwise)] if otherwise else []
-    return [f"{told}: {what} from what was recorded", *why, *lines, *more]
+    why = [_revision_line(other_revision)] if other_revision else []
+    return [f"{count}: {what} from the record", *why, *lines, *more]
 
 
-def _otherwise(rounds: Sequence[int]) -> str:
+def _revision_line(rounds: Sequence[int]) -> str:
     which = f"round {rounds[0]} was" if len(rounds) == 1 else f"{len(rounds)} rounds from {rounds[0]} on were"
-    return f"{which} ranked by another revision of the rule, under which equal evidence ranks otherwise"
+    return f"{which} ranked by another revision of the rule, which may rank equal evidence otherwise"
 
 
 def change_lines(changes: Mapping[str, object], before: Sequence[Rank], after: Sequence[Rank]) -> list[str]:
-    """What other settings change: each miner as it was ranked, and as it would have been."""
+    """The effect of other settings: rank, rating and pay of each miner before and after."""
     now = {line.hotkey: line for line in after}
     rows = [
         (
@@ -127,8 +117,8 @@ def change_lines(changes: Mapping[str, object], before: Sequence[Rank], after: S
         )
         for line in before
     ]
-    told = ", ".join(f"ranking.{name}={value}" for name, value in changes.items())
-    return [f"With {told} instead of the settings of the run:", *_columns([("miner", "rank", "rating", "pay"), *rows])]
+    text = ", ".join(f"ranking.{name}={value}" for name, value in changes.items())
+    return [f"With {text} instead of the run's settings:", *_columns([("miner", "rank", "rating", "pay"), *rows])]
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
