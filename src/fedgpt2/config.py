@@ -145,7 +145,7 @@ class DataSource:
     )
     column: str = setting("content", "column that holds the text, for parquet:GLOB")
     cache: str = setting("~/.cache/fedgpt2", "folder for tokenised pages")
-    cache_gb: float = setting(20.0, "size limit of the cache (GB); least recently used pages go first", least=0.1)
+    cache_gb: float = setting(20.0, "size limit of the cache, in GB; least recently used pages go first", least=0.1)
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Optimizer:
     beta1: float = setting(0.9, "decay rate of Adam's first moment", least=0, most=0.9999)
     beta2: float = setting(0.95, "decay rate of Adam's second moment", least=0, most=0.999999)
     eps: float = setting(1e-8, "Adam's epsilon", least=0)
-    weight_decay: float = setting(0.1, "decoupled weight decay of matrices (none for biases and gains)", least=0)
+    weight_decay: float = setting(0.1, "decoupled weight decay of matrices; biases and gains have none", least=0)
     clip: float = setting(1.0, "maximum norm of the aggregate; 0: no clipping", least=0)
 
 
@@ -229,7 +229,7 @@ class Aggregation:
         "weights by assigned tokens; its breakdown point is 0: a single hostile miner controls it.",
     )
     gate: bool = setting(True, "reduce or skip a step that raises the loss on held-out windows")
-    tolerance: float = setting(0.05, "largest rise of that loss that the gate allows (nats per token)", least=0)
+    tolerance: float = setting(0.05, "largest rise of that loss that the gate allows, in nats per token", least=0)
 
 
 MOST_RECENT = 16  # aggregates that a checkpoint may hold beside the optimizer
@@ -301,7 +301,12 @@ class Checkpoint:
 class Run:
     """One run and its folder."""
 
-    dir: str = setting("runs/default", "run directory; a run found there is resumed", common=True)
+    dir: str = setting(
+        "runs/default",
+        "run directory; a run found there is resumed",
+        common=True,
+        note="Without one, `fedgpt2 simulate` uses a temporary folder.",
+    )
     seed: int = setting(
         1337, "seed of the initial weights, the data assignment and other draws", least=0, most=2**53 - 1
     )
@@ -329,8 +334,8 @@ class MinerRun:
 class PeerLimits:
     """What any peer can make this process spend."""
 
-    message_bytes: int = setting(1 << 20, "maximum size of a JSON message (bytes)", least=4096)
-    header_bytes: int = setting(1 << 20, "maximum size of a safetensors header (bytes)", least=4096)
+    message_bytes: int = setting(1 << 20, "maximum size of a JSON message, in bytes", least=4096)
+    header_bytes: int = setting(1 << 20, "maximum size of a safetensors header, in bytes", least=4096)
     request_seconds: float = setting(10.0, "seconds allowed for one control request", least=0.1)
     progress_seconds: float = setting(30.0, "seconds a transfer may make no progress", least=0.1)
 
@@ -339,7 +344,7 @@ class PeerLimits:
 class MinerLimits(PeerLimits):
     """What a validator can make a miner spend."""
 
-    model_parameters: int = setting(2_000_000_000, "largest model to accept (number of parameters)", least=1)
+    model_parameters: int = setting(2_000_000_000, "largest model to accept, in parameters", least=1)
 
 
 @dataclass(frozen=True)

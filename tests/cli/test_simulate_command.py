@@ -105,7 +105,7 @@ def test_bad_usage_is_one_line_and_exit_2(words: str, line: str, capsys: pytest.
 
 
 def test_help_needs_nothing_heavy() -> None:
-    code = "import sys; from fedgpt2.cli.main import main; main(['simulate', '--help']); print(*sys.modules)"
+    code = "import sys; from fedgpt2.cli.main import main; main(['simulate', '--help-all']); print(*sys.modules)"
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(SRC)}, check=True
     )
