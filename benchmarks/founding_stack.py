@@ -21,7 +21,7 @@ from typing import Any
 
 from fedgpt2.cli.bench.report import Row, interleave, report
 from fedgpt2.cli.bench.transport import ours
-from fedgpt2.cli.demo_miners import draw
+from fedgpt2.cli.demo_miners import free_ports
 from fedgpt2.config import Model
 from fedgpt2.errors import FedGPT2Error, SetupError
 from fedgpt2.protocol.tensors import data_bytes
@@ -129,7 +129,7 @@ def row(name: str, times: Sequence[float], validator: float, miner: float) -> Ro
 @contextlib.contextmanager
 def founding(folder: Path) -> Iterator[tuple[Peer, Peer]]:
     """An axon and a dendrite."""
-    common = (str(folder / "schema.json"), str(folder / "founding-wallets"), str(draw(1, 0, hostile=False).ports[0]))
+    common = (str(folder / "schema.json"), str(folder / "founding-wallets"), str(free_ports(1)[0]))
     miner = Peer("miner", *common)
     try:
         validator = Peer("validator", *common, str(miner.ready["hotkey"]))

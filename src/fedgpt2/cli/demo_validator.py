@@ -1,10 +1,10 @@
-"""`python -m fedgpt2.cli.feed`, with a validator's flags: the validator, telling a program instead of a person."""
+"""`python -m fedgpt2.cli.demo_validator`: the demo's validator, which writes its events as JSON lines to stdout."""
 
 import sys
 from collections.abc import Sequence
 
-from fedgpt2.cli.exit import leave
 from fedgpt2.cli.parsing import parse
+from fedgpt2.cli.process import exit_process
 from fedgpt2.config import ValidatorConfig
 from fedgpt2.errors import FedGPT2Error
 
@@ -12,8 +12,8 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train until stopped; events go to stdout, an error to stderr as one line; the exit code."""
-    config = parse(ValidatorConfig, argv, prog="fedgpt2 validator", about="A validator that writes its events as JSON.")
+    """Train until stopped; write an error to stderr as one line; return the exit code."""
+    config = parse(ValidatorConfig, argv, prog="fedgpt2 validator", about="Train and write events as JSON lines.")
     from fedgpt2.event_loop import run
     from fedgpt2.observe.feed import Feed
     from fedgpt2.observe.safe_stream import SafeStream
@@ -28,4 +28,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    exit_process(main(sys.argv[1:]))

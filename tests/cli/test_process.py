@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedgpt2.cli.openmp import SPINS, share_cores
+from fedgpt2.cli.process import SPIN_COUNT, limit_spinning
 
 SRC = Path(__file__).parents[2] / "src"
 
@@ -16,17 +16,17 @@ SRC = Path(__file__).parents[2] / "src"
     ("there", "then"),
     [
         ({}, "3000"),
-        ({SPINS: "7"}, "7"),
+        ({SPIN_COUNT: "7"}, "7"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
     ],
 )
 def test_what_the_environment_says_stands(there, then, monkeypatch) -> None:
-    for name in (SPINS, "OMP_WAIT_POLICY"):
+    for name in (SPIN_COUNT, "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     for name, value in there.items():
         monkeypatch.setenv(name, value)
-    share_cores()
-    assert os.environ.get(SPINS) == then
+    limit_spinning()
+    assert os.environ.get(SPIN_COUNT) == then
 
 
 def test_every_program_does_it_before_torch_is_loaded(tmp_path) -> None:
