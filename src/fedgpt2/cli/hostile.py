@@ -1,4 +1,4 @@
-"""`python -m fedgpt2.cli.hostile`, with a miner's flags: a miner that lies. No command lists it."""
+"""A hostile miner, for demos and tests: `python -m fedgpt2.cli.hostile` with a miner's flags. No command lists it."""
 
 import sys
 from collections.abc import Sequence
@@ -15,14 +15,16 @@ __all__ = ["HostileConfig", "main"]
 
 @dataclass(frozen=True)
 class HostileConfig(MinerConfig):
-    """A miner's settings, and how it lies."""
+    """A miner's settings, and its attacks."""
 
-    attack: tuple[str, ...] = setting(CYCLE, "attacks of the arena, one an order, in turn")
+    attack: tuple[str, ...] = setting(
+        CYCLE, "attacks of docs/aggregation.md or package.module:function, one per order, in turn"
+    )
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve lies until stopped; the exit code."""
-    config = parse(HostileConfig, argv, prog="fedgpt2 miner", about="Sends what no honest miner would.")
+    """Serve hostile contributions until stopped; the exit code."""
+    config = parse(HostileConfig, argv, prog="fedgpt2 miner", about="A miner that sends hostile contributions.")
     from fedgpt2.event_loop import run
     from fedgpt2.gradient.registry import build
     from fedgpt2.miner.program import run_miner
@@ -31,9 +33,9 @@ def main(argv: Sequence[str]) -> int:
     from fedgpt2.simulate.hostile import Hostile
 
     device = hardware.prepare(config.device, config.run.threads)
-    liar = Hostile(config.attack, build(config.gradient, device))
+    hostile = Hostile(config.attack, build(config.gradient, device))
     say = SafeStream(sys.stdout, sys.stderr).say
-    return run(lambda stop: run_miner(config, stop, say, packer=liar, strategy=liar))
+    return run(lambda stop: run_miner(config, stop, say, packer=hostile, strategy=hostile))
 
 
 if __name__ == "__main__":

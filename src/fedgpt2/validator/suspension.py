@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from fedgpt2.aggregation.pipeline import SMALLEST
+from fedgpt2.aggregation.combine import SMALLEST
 from fedgpt2.errors import Reason
 from fedgpt2.types import Hotkey
 from fedgpt2.validator.peers import ConnectedMiner
