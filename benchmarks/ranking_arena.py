@@ -33,7 +33,7 @@ from rich.console import Console
 import record
 from fedgpt2.cli.bench.report import commit, hardware
 from fedgpt2.errors import FedGPT2Error
-from fedgpt2.simulate.attacks.names import NAMES, SYBILS
+from fedgpt2.simulate.attacks.registry import NAMES, SYBILS
 from trials.cells import BYZANTINE, Cell
 from trials.ledgers import Ledgers
 from trials.page import woven

@@ -28,7 +28,7 @@ from rich.console import Console
 import record
 from fedgpt2.cli.bench.report import commit, hardware
 from fedgpt2.errors import FedGPT2Error
-from fedgpt2.simulate.attacks.names import NAMES
+from fedgpt2.simulate.attacks.registry import NAMES
 from trials import page, plots
 from trials.cells import ABSENT, CONTROLS, NONE, SEEDS, Cell, plan, quick
 from trials.progress import watched

@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from credit.words import Words
-from fedgpt2.aggregation.pipeline import byzantine, pipeline
+from fedgpt2.aggregation.combine import byzantine
+from fedgpt2.aggregation.registry import pipeline
 from fedgpt2.config import PRESETS, Data, Gradient, Optimizer
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.tokens import Tokens

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from fedgpt2.simulate.attacks.names import ADAPTIVE
+from fedgpt2.simulate.attacks.registry import ADAPTIVE
 from trials.cells import BYZANTINE, COMPARED, MINERS, SEEDS
 from trials.verdicts import LIMIT, LIMIT_ADAPTIVE, WORSE, Control, Measured, Row, percent
 

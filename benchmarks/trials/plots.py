@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from fedgpt2.simulate.attacks.names import ADAPTIVE
+from fedgpt2.simulate.attacks.registry import ADAPTIVE
 from trials.verdicts import LIMIT, LIMIT_ADAPTIVE, Row
 
 __all__ = ["curves", "dots"]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from fedgpt2.simulate.attacks.names import ADAPTIVE
+from fedgpt2.simulate.attacks.registry import ADAPTIVE
 from trials.cells import ABSENT, COMPARED, CONTROLS, REFERENCES, RULES, SEEDS, Cell
 from trials.running import Result
 

@@ -327,7 +327,7 @@ def test_a_quorum_is_met_by_others_every_round(small):
         ({"aggregation": {"rule": "vote"}}, "--aggregation.rule vote: no such rule"),
         ({"codec": {"gradient": "int8"}}, "--codec.gradient int8: no such codec"),
         ({"model": {"preset": "giant"}}, "--model.preset giant: no such preset"),
-        ({"gradient": {"strategy": "guess"}}, "--gradient.strategy guess: one of"),
+        ({"gradient": {"strategy": "guess"}}, "--gradient.strategy guess: no such strategy; one of"),
         ({"data": {"seq_len": 65}}, "--data.seq_len 65: tiny reads 64 tokens"),
     ],
 )

@@ -17,7 +17,9 @@ __all__ = ["HostileConfig", "main"]
 class HostileConfig(MinerConfig):
     """Settings of a hostile miner."""
 
-    attack: tuple[str, ...] = setting(CYCLE, "attacks to send in turn, one per order", common=True)
+    attack: tuple[str, ...] = setting(
+        CYCLE, "attacks of docs/aggregation.md or package.module:function, in turn", common=True
+    )
 
 
 def main(argv: Sequence[str]) -> int:

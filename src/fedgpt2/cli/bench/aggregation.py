@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgpt2.aggregation.pipeline import PIPELINES, byzantine
+from fedgpt2.aggregation.combine import byzantine
+from fedgpt2.aggregation.registry import RULES
 from fedgpt2.cli.bench.byzfl_rules import VERSION, installed
 from fedgpt2.cli.bench.report import Row, interleave, ratios, report
 from fedgpt2.cli.bench.worker import Worker
@@ -32,7 +33,7 @@ _N = 16
 _NOISE = 3.0
 _CHUNK = 1 << 22  # values of a row written at once
 _PEER_D = 10_000_000
-_OURS = ("mean", "read", *PIPELINES)
+_OURS = ("read", *RULES.names)
 _PEERS = ("krum", "geometric_median", "trimmed_mean", "nnm_geometric_median", "nnm_trimmed_mean")
 _BESIDE = ("mean", "default", "krum", "geometric_median", "trimmed_mean", "nnm_trimmed_mean")
 _TARGETS = {"default/mean": 4.0, "mean/read": 2.0, "default/byzfl.nnm_geometric_median": 0.1}
