@@ -1,4 +1,4 @@
-"""The questions, and what the kept trainings answer: numbers for the record, tables for the page."""
+"""All answers of a group of trainings: numbers for the record, tables for the page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from credit.collect import graded_names
-from credit.judge import (
-    duty,
+from scoring.attacks import ATTACKS, effort
+from scoring.plackett_luce import Rating, kendall
+from scoring.questions import (
+    alternating,
     equals,
-    gang,
-    gauntlet,
+    four_attacks,
+    gain,
     interval,
-    lies,
+    loss_changes,
     order,
     padded,
     single_round,
@@ -22,17 +23,15 @@ from credit.judge import (
     truth,
     worst,
 )
-from credit.liars import LIES, effort
-from credit.rating import Rating, kendall
-from credit.scores import Evidence, Score
-from credit.shipped import paid, taus
-from fedgpt2.ranking.proven import FULL
+from scoring.scores import Evidence, Score
+from scoring.shipped import paid, taus
+from scoring.training import graded_names
 
-__all__ = ["BEGIN", "CHOSEN", "END", "answers", "page"]
+__all__ = ["BEGIN", "CHOSEN", "END", "SHIPPED_TOKENS", "answers", "page"]
 
-BEGIN = "<!-- study: the tables of benchmarks/ranking_study.py go between these two lines -->"
+BEGIN = "<!-- study: tables written by studies/ranking_study.py -->"
 END = "<!-- end of study -->"
-CHOSEN = Score("proven whole", "M+A2", raw=1 / 3, full=FULL)
+CHOSEN = Score("proven whole", "M+A2", raw=1 / 3, full=3 / 4)
 SHARES = {
     "**a third of the whole effect, full at ¾**": CHOSEN,
     "half of it, full at ¾": replace(CHOSEN, raw=0.5),
@@ -41,11 +40,9 @@ SHARES = {
     "a third of it, full at the median": replace(CHOSEN, full=1.0),
     "all of it, full at the median": Score("proven whole", "M+A2"),
 }
-_COMPARED = (Score(), Score("proven whole", "M+A2"), CHOSEN)  # lie by lie
-_WORTH, _ADDS = (
-    Score(tokens=8192),
-    Score("whole", "M+A2", tokens=8192),
-)  # the two truths: the whole effect, and what is added
+_COMPARED = (Score(), Score("proven whole", "M+A2"), CHOSEN)  # attack by attack
+_WORTH = Score(tokens=8192)  # the first truth: the whole effect
+_ADDS = Score("whole", "M+A2", tokens=8192)  # the second: what a miner adds
 RATING = Rating()  # openskill's defaults
 RATINGS = {
     "openskill's": RATING,
@@ -57,7 +54,8 @@ RATINGS = {
     "gamma 1, luck 8.3": Rating(beta=25 / 3, damped=False),
 }
 TOKENS = (512, 1024, 2048, 4096, 8192)
-GANG = ("2 agg/1 - agg/2", "loud/1", "mean agg 1-4", "small + 1 loud/1")
+SHIPPED_TOKENS = (512, 1024)  # beside 2048, for the shipped ranking
+FOUR = ("2 agg/1 - agg/2", "loud/1", "mean agg 1-4", "small + 1 loud/1")
 
 _BASES = ("A1", "A2", "A4", "A8", "M", "M+A1", "M+A2", "M+A4")
 SCORES = (
@@ -82,7 +80,7 @@ Values = NDArray[np.float64]
 
 
 def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
-    """All numbers of one group of trainings that differ by their seeds alone."""
+    """All numbers of a group of trainings that differ in the seed only."""
     adds = _ADDS if kept[0].moment else replace(_ADDS, basis="A2")
     truths = (truth(kept, _WORTH), truth(kept, adds))
     worth = truths[0]
@@ -96,10 +94,11 @@ def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
         "tau_of_the_two_truths": _round(kendall(true_changes(kept)[None], worth)[0]),
         "scores": {score.name: _score(kept, score, truths) for score in SCORES},
         "shipped": {
-            "tau": {name: _spread(values) for name, values in taus(kept, *truths).items()},
+            "tau": _taus_of(kept, truths),
+            "tau_by_tokens": {str(tokens): _taus_of(kept, truths, tokens) for tokens in SHIPPED_TOKENS},
             "lies": {name: [_round(value) for value in values] for name, values in paid(kept).items()},
         },
-        "baselines": {name: _spread(values) for name, values in gauntlet(kept, *truths, RATING).items()},
+        "baselines": {name: _spread(values) for name, values in loss_changes(kept, *truths, RATING).items()},
         "tokens": {
             f"{score.name} {tokens}": _score(kept, replace(score, tokens=tokens), truths)
             for score in (Score(), Score("whole", "M+A2"), CHOSEN)
@@ -108,11 +107,15 @@ def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
         "shares": {words: _share(kept, score, truths) for words, score in SHARES.items()},
         "ratings": {words: _rating(kept, settings, truths) for words, settings in RATINGS.items()},
         "duty": {
-            score.name: {name: [_round(v) for v in values] for name, values in duty(kept, score, RATING).items()}
+            score.name: {name: [_round(v) for v in values] for name, values in alternating(kept, score, RATING).items()}
             for score in (*_COMPARED, Score("whole", "M+A2"))
         },
-        "four_at_once": {score.name: _round(gang(kept, score, RATING, GANG)) for score in _COMPARED},
+        "four_at_once": {score.name: _round(four_attacks(kept, score, RATING, FOUR)) for score in _COMPARED},
     }
+
+
+def _taus_of(kept: Sequence[Evidence], truths: tuple[Values, Values], tokens: int = 2048) -> dict[str, Any]:
+    return {name: _spread(values) for name, values in taus(kept, *truths, tokens).items()}
 
 
 def _rating(kept: Sequence[Evidence], settings: Rating, truths: tuple[Values, Values]) -> dict[str, Any]:
@@ -123,7 +126,7 @@ def _rating(kept: Sequence[Evidence], settings: Rating, truths: tuple[Values, Va
 
 
 def _share(kept: Sequence[Evidence], score: Score, truths: tuple[Values, Values]) -> dict[str, Any]:
-    settings = RATINGS["gamma 1, drift 0.3"]  # the rule's
+    settings = RATINGS["gamma 1, drift 0.3"]  # the shipped ones
     found, (unpaid, spread) = order(kept, score, *truths, settings), equals(kept, score, settings)
     taus = {name: _spread(getattr(found, name)) for name in ("adds", "six_adds", "everybody", "six")}
     pads = {name: [_round(value) for value in gained] for name, gained in padded(kept, score, settings).items()}
@@ -132,41 +135,43 @@ def _share(kept: Sequence[Evidence], score: Score, truths: tuple[Values, Values]
 
 def _score(kept: Sequence[Evidence], score: Score, truths: tuple[Values, Values]) -> dict[str, Any]:
     found, one = order(kept, score, *truths, RATING), single_round(kept, score, truths[0])
-    said = lies(kept, score, RATING)
-    every = {name: [_round(values[i]) for values in vars(said).values()] for i, name in enumerate(LIES)}
+    gains = gain(kept, score, RATING)
+    every = {name: [_round(values[i]) for values in vars(gains).values()] for i, name in enumerate(ATTACKS)}
     return {
         "tau": {name: _spread(getattr(found, name)) for name in found.__dataclass_fields__},
         "one_round": {"tau": _round(one[0]), "an_eighth_below_the_worst": _round(one[1])},
-        "worst": {kind: worst(said, kind, 1) for kind in ("0", "1/8", "stale")},
+        "worst": {kind: worst(gains, kind, 1) for kind in ("0", "1/8", "stale")},
         "lies": every if score in _COMPARED else {},
         "by_seed": [_round(value) for value in found.everybody] if score in _COMPARED else [],
     }
 
 
 def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> list[str]:
-    """Tables in Markdown, of the groups in `names`, under those words."""
+    """Markdown tables of the groups in `names`, with these titles."""
     lines = [*_shipped({title: found[group] for group, title in names.items()}), ""]
     for group, title in names.items():
         lines += [f"**{title}** ({len(found[group]['seeds'])} seeds)", "", *_scores(found[group]), ""]
     groups = {title: found[group] for group, title in names.items()}
     for title, numbers in groups.items():
         lines += [f"**Tokens** ({title})", "", *_tokens(numbers), ""]
-    lines += ["**What is compared, and from where on a share is full**, without audits", "", *_shares(groups), ""]
-    lines += ["**Ratings**, of the score of the rule", "", *_ratings(groups), ""]
-    return [*lines, "**What is sent, and what it gets**", "", *_lies(groups)]
+    lines += ["**Weight of the whole effect, and where the share reaches 1**, without audits", "", *_shares(groups), ""]
+    lines += ["**Rating settings**, for the rule's score", "", *_ratings(groups), ""]
+    return [*lines, "**Attacks and their gain**", "", *_gains(groups)]
 
 
 def _shipped(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The rule as it is, audits and all, beside what others do."""
+    """The shipped rule, audits included, beside Gauntlet's scores."""
     lines = [
         "| | " + " | ".join(f"{title} ({len(group['seeds'])} seeds)" for title, group in groups.items()) + " |",
         "|---|" + "---|" * len(groups),
     ]
     every = list(groups.values())
     rows = {**_taus(every, "adds", "what a miner adds"), **_taus(every, "whole", "the whole effect")}
+    for tokens in SHIPPED_TOKENS:
+        rows |= _by_tokens(every, str(tokens))
     for kind, words in (("0", "no work"), ("1/8", "⅛ of the work"), ("stale", "an old answer")):
         rows[f"{words}: above an honest miner · pay"] = [_most(g["shipped"]["lies"], kind) for g in every]
-    rows["honest miners unpaid beside a lie, of 12"] = [_unpaid(g["shipped"]["lies"]) for g in every]
+    rows["honest miners unpaid beside an attack, of 12"] = [_unpaid(g["shipped"]["lies"]) for g in every]
     rows["deviation of their pay over its mean"] = [_spreads(g["shipped"]["lies"]) for g in every]
     for name in (n for n in every[0]["shipped"]["lies"] if n.startswith("works")):
         rows[name] = ["{:.2f} · {:.2f}".format(*g["shipped"]["lies"][name][:2]) for g in every]
@@ -186,20 +191,30 @@ def _taus(every: Sequence[Mapping[str, Any]], worth: str, words: str) -> dict[st
     return rows
 
 
-def _most(lies: Mapping[str, Sequence[float]], kind: str) -> str:
-    """The lie of an effort that is above an honest miner most often."""
-    name = max((name for name in LIES if effort(name) == kind), key=lambda name: tuple(lies[name]))
-    above, pay, *_ = lies[name]
+def _by_tokens(every: Sequence[Mapping[str, Any]], tokens: str) -> dict[str, list[str]]:
+    """Taus of the ratings with what a miner adds, on other numbers of scoring tokens."""
+    return {
+        f"**the rule** on {tokens} scoring tokens, τ with what a miner adds, {who}: rating": [
+            _both(g["shipped"]["tau_by_tokens"][tokens][f"{there} rating adds"]) for g in every
+        ]
+        for there, who in (("all", "all 16"), ("six", "6 of 16"))
+    }
+
+
+def _most(gains: Mapping[str, Sequence[float]], kind: str) -> str:
+    """The attack of an effort that ends above an honest miner most often."""
+    name = max((name for name in ATTACKS if effort(name) == kind), key=lambda name: tuple(gains[name]))
+    above, pay, *_ = gains[name]
     return f"{above:.2f} · {pay:.2f} ({name})"
 
 
-def _unpaid(lies: Mapping[str, Sequence[float]]) -> str:
-    unpaid = [lies[name][2] for name in LIES]
+def _unpaid(gains: Mapping[str, Sequence[float]]) -> str:
+    unpaid = [gains[name][2] for name in ATTACKS]
     return f"{np.mean(unpaid):.2f}, at most {max(unpaid):.2f}"
 
 
-def _spreads(lies: Mapping[str, Sequence[float]]) -> str:
-    return f"{np.mean([lies[name][3] for name in LIES]):.2f}"
+def _spreads(gains: Mapping[str, Sequence[float]]) -> str:
+    return f"{np.mean([gains[name][3] for name in ATTACKS]):.2f}"
 
 
 def _scores(group: Mapping[str, Any]) -> list[str]:
@@ -251,8 +266,8 @@ _LISTED = (
 
 
 def _shares(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    said = "τ, all 16 · 6 of 16 · of 12 equals unpaid · deviation of their pay · pay of the best padding over none"
-    lines = [f"| compared | {' | '.join(f'{title}: {said}' for title in groups)} |", "|---|" + "---|" * len(groups)]
+    head = "τ, all 16 · 6 of 16 · of 12 equals unpaid · deviation of their pay · pay of the best padding over none"
+    lines = [f"| compared | {' | '.join(f'{title}: {head}' for title in groups)} |", "|---|" + "---|" * len(groups)]
     for words in SHARES:
         cells = []
         for group in groups.values():
@@ -277,7 +292,7 @@ def _ratings(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _lies(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _gains(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = [
         "| sent | " + " | ".join(f"{title}: {score.name}" for title in groups for score in _COMPARED) + " |",
         "|---|" + "---|" * len(_COMPARED) * len(groups),
@@ -301,7 +316,7 @@ def _lies(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _worst(lie: Sequence[Any], centred: bool) -> str:
-    """A lie in a cell; scores less their median have no ratio to it."""
+    """An attack in a cell; a centred score has no ratio to the median."""
     name, relative, beats, above, _ = lie
     return f"{'-' if centred else f'{relative:.2f}'} · {beats:.2f} · {above:.2f} ({name})"
 

@@ -1,6 +1,6 @@
-"""What one can send with no computing of the round's own, or with an eighth of a miner's, from all that is public.
+"""Attacks on a score: contributions made of public vectors, with no gradient of this round or with ⅛ of a miner's work.
 
-Each is a combination of kept rows; where two are mixed, their lengths are first made equal, which anyone can do.
+Each is a linear combination of recorded rows; two mixed vectors are first scaled to one length.
 """
 
 from collections.abc import Mapping
@@ -8,19 +8,19 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from credit.scores import Evidence
+from scoring.scores import Evidence
 
-__all__ = ["LIES", "contributions", "effort"]
+__all__ = ["ATTACKS", "contributions", "effort"]
 
 Float64 = NDArray[np.float64]
-Mix = Mapping[str, float]  # of rows; a single pair (a, b, c) below is a / |a| + c b / |b|
+Mix = Mapping[str, float]  # coefficients of rows; (a, b, c) below is a / |a| + c b / |b|
 
 _SMALL_8: Mix = {f"small/{k}": 1 / 8 for k in range(8)}
 _PADDING = ("agg/1", "ema/0.5", "ema/0.9", "sign/ema", "loud/1", "top/1")
 _AMOUNTS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
-def _lies() -> dict[str, tuple[Mix, Mix, float]]:
+def _attacks() -> dict[str, tuple[Mix, Mix, float]]:
     nothing: Mix = {}
     made: dict[str, tuple[Mix, Mix, float]] = {}
     replays = ("agg/1", "agg/2", "agg/4", "moment", "ema/0.5", "ema/0.9", "ema/0.99", "step/1")
@@ -43,18 +43,18 @@ def _lies() -> dict[str, tuple[Mix, Mix, float]]:
     return made
 
 
-LIES = _lies()
+ATTACKS = _attacks()
 
 
 def effort(name: str) -> str:
-    """What a lie costs its author, of a miner's work."""
+    """Cost of an attack as a share of a miner's work."""
     return "1/8" if name.startswith(("small", "wiener")) else "stale" if name.startswith("stale") else "0"
 
 
 def contributions(evidence: Evidence) -> Float64:
-    """Coefficients [r, m, n] of LIES, in their order."""
+    """Coefficients [r, m, n] of ATTACKS, in their order."""
     made = []
-    for first, second, amount in LIES.values():
+    for first, second, amount in ATTACKS.values():
         base = evidence.vector(first)[None, :]
         if amount:
             other = evidence.vector(second)

@@ -1,4 +1,4 @@
-"""The embedded text in a vocabulary small enough that many trainings fit into an hour of one core."""
+"""A small vocabulary, so that a training of `nano` takes minutes on one core."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ from fedgpt2.data.pages import Pool
 from fedgpt2.data.tokenizer import VOCAB_SIZE
 from fedgpt2.data.tokens import Tokens
 
-__all__ = ["Words"]
+__all__ = ["Vocabulary"]
 
 
 @dataclass(frozen=True)
-class Words:
-    """The most frequent tokens by their rank; all rarer ones are one token, the last."""
+class Vocabulary:
+    """Tokens by frequency rank; the last rank stands for all rarer tokens."""
 
     ranks: NDArray[np.uint16]  # [VOCAB_SIZE]
 
     @classmethod
-    def fit(cls, corpus: Corpus, size: int) -> "Words":
-        """The `size` - 1 most frequent tokens of the assign pool; every token as it is if `size` is GPT-2's own."""
+    def fit(cls, corpus: Corpus, size: int) -> "Vocabulary":
+        """The `size` - 1 most frequent tokens of the assign pool; the identity if `size` is GPT-2's own."""
         if size == VOCAB_SIZE:
             return cls(np.arange(VOCAB_SIZE, dtype=np.uint16))
         counts = np.zeros(VOCAB_SIZE, dtype=np.int64)
@@ -32,5 +32,5 @@ class Words:
         return cls(ranks)
 
     def __call__(self, windows: Tokens) -> Tokens:
-        """The windows in this vocabulary."""
+        """Map windows to this vocabulary."""
         return self.ranks[windows]

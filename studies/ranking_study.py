@@ -1,11 +1,11 @@
-"""Which score of a contribution orders honest miners well and pays liars nothing.
+"""Find the score that orders honest miners well and pays attacks nothing.
 
-    .venv/bin/python benchmarks/ranking_study.py [--state DIR] [--only TEXT] [--page FILE] [--json]
+    .venv/bin/python studies/ranking_study.py [--state DIR] [--only TEXT] [--page FILE] [--json]
 
-Trains a small GPT-2 several times by the project's own gradient, aggregation and optimizer, and keeps the inner
-products of all that was, or could have been, sent in each round (one file a training in the state folder, so an
-interruption loses only the one that runs). Every score, attack and rating is then worked out from those, in minutes.
-When all are there it writes benchmarks/results/ranking-study-DATE.json and puts its tables into FILE between markers.
+Trains a small GPT-2 24 times with the project's gradient, aggregation and optimizer, and records the inner products of
+all vectors that a miner could send in each round: one file a training, so an interruption loses only the running one.
+All scores, attacks and ratings are then computed from the records, in minutes. When all trainings are recorded it
+writes studies/results/ranking-study-DATE.json and the tables between the markers of FILE.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import record
-from credit.collect import Recipe, collect
-from credit.scores import Evidence
-from credit.study import BEGIN, END, answers, page
 from fedgpt2.cli.bench.report import commit, hardware
 from fedgpt2.errors import FedGPT2Error
 from fedgpt2.model.hardware import prepare
+from scoring.scores import Evidence
+from scoring.tables import BEGIN, END, answers, page
+from scoring.training import Recipe, collect
 
+RESULTS = Path(__file__).resolve().parent / "results"
 SEEDS = range(1, 13)
 RECIPES = (
     *(Recipe("adamw", seed, lr=1e-3) for seed in SEEDS),
@@ -35,7 +35,7 @@ TITLES = {"nano-4096-adamw-0.001": "AdamW, lr 1e-3", "nano-4096-sgd-0.2": "SGD, 
 
 
 def main() -> int:
-    """Train what is missing, judge, write."""
+    """Train what is missing, answer the questions, write the record."""
     arguments = _parse()
     prepare("cpu", 1)
     try:
@@ -47,16 +47,17 @@ def main() -> int:
     if arguments.only:
         print("\n".join(str(path) for path in paths.values()))
         return 0
-    document = judged(paths)
-    kept = record.write("ranking-study", document, datetime.now(UTC))
+    document = study(paths)
+    written = RESULTS / f"ranking-study-{datetime.now(UTC):%Y-%m-%d}.json"
+    written.write_text(json.dumps(document, separators=(",", ":")) + "\n")
     tables = page(document["groups"], TITLES)
     if arguments.page:
-        weave(arguments.page, tables)
-    print(json.dumps(document, indent=2) if arguments.json else "\n".join([*tables, "", str(kept)]))
+        insert(arguments.page, tables)
+    print(json.dumps(document, indent=2) if arguments.json else "\n".join([*tables, "", str(written)]))
     return 0
 
 
-def judged(paths: Mapping[Recipe, Path]) -> dict[str, Any]:
+def study(paths: Mapping[Recipe, Path]) -> dict[str, Any]:
     """The record of all groups of trainings."""
     groups: dict[str, list[Evidence]] = {}
     for recipe, path in paths.items():
@@ -65,8 +66,8 @@ def judged(paths: Mapping[Recipe, Path]) -> dict[str, Any]:
         found = list(pool.map(answers, groups.values()))
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": "python benchmarks/ranking_study.py",
-        "log": "machine shared with other work; nothing here is a time",
+        "command": "python studies/ranking_study.py",
+        "log": "machine shared with other work; no number is a time",
         "bench": "ranking-study",
         "commit": commit(),
         "hardware": hardware(),
@@ -74,8 +75,8 @@ def judged(paths: Mapping[Recipe, Path]) -> dict[str, Any]:
     }
 
 
-def weave(path: Path, lines: Sequence[str]) -> None:
-    """Put `lines` between the page's markers. Raises ValueError for a page without them."""
+def insert(path: Path, lines: Sequence[str]) -> None:
+    """Replace the text between the page's markers. Raises ValueError for a page without them."""
     before, begin, rest = path.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -85,8 +86,8 @@ def weave(path: Path, lines: Sequence[str]) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--state", type=Path, default=Path("runs/ranking-study"), help="folder of finished trainings")
-    parser.add_argument("--only", default="", help="train only those whose name holds this, and judge nothing")
+    parser.add_argument("--state", type=Path, default=Path("runs/ranking-study"), help="folder of recorded trainings")
+    parser.add_argument("--only", default="", help="only train, those with this text in their name")
     parser.add_argument("--page", type=Path, help="Markdown file with markers for the tables")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

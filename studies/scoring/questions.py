@@ -1,4 +1,4 @@
-"""How well a score orders honest miners of known worth, and what liars get under it.
+"""The questions asked of a score: how well it orders miners of known worth, and what attacks gain under it.
 
 Letters: s simulations, r rounds, m contributions, q seeds.
 """
@@ -9,23 +9,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from credit.collect import HONEST, PRESENT, graded_names
-from credit.liars import LIES, contributions, effort
-from credit.rating import Rating, kendall, rate
-from credit.scores import Evidence, Score, compared, marks, measured
+from scoring.attacks import ATTACKS, contributions, effort
+from scoring.plackett_luce import Rating, kendall, rate
+from scoring.scores import Evidence, Score, compared, measured, scores
+from scoring.training import HONEST, PRESENT, graded_names
 
 __all__ = [
     "PADS",
-    "Lies",
+    "Gain",
     "Order",
-    "duty",
+    "alternating",
     "equals",
-    "gang",
-    "gauntlet",
+    "four_attacks",
+    "gain",
     "graded",
     "honest_names",
     "interval",
-    "lies",
+    "loss_changes",
     "order",
     "padded",
     "patterns",
@@ -37,8 +37,8 @@ __all__ = [
 
 Float64 = NDArray[np.float64]
 
-_PATTERNS = 20  # of who is there, when 6 of 16 are; the first is the one whose true loss changes were measured
-_ROUNDS_OF_LIES, _RESAMPLED = 30, 10
+_PATTERNS = 20  # presence patterns of 6 of 16 miners; the first is that of the measured loss changes
+_ROUNDS_OF_ATTACK, _RESAMPLED = 30, 10
 PADS: Mapping[str, Mapping[str, float]] = {
     **{
         f"{amount:+g} {name}": {name: amount}
@@ -49,35 +49,35 @@ PADS: Mapping[str, Mapping[str, float]] = {
     "+0.1 agg/1 - 0.1 agg/2": {"agg/1": 0.1, "agg/2": -0.1},
     "+0.1 agg/1 + 0.1 step/1": {"agg/1": 0.1, "step/1": 0.1},
 }
-_TRUTHS = ("", "_adds", "_realised")  # worth of the grades, what they add, worth in this very training
+_TRUTHS = ("", "_adds", "_realised")  # the whole effect, what a miner adds, the whole effect in this training
 _T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 10: 2.262, 12: 2.201}  # 97.5 %, by seeds
 
 
 @dataclass(frozen=True)
 class Order:
-    """Kendall's tau of the final rating with the truth, seed by seed [q]: all 16 there, and 6 of 16 a round."""
+    """Kendall's tau of the final rating with the truth, by seed [q]: all 16 present, or 6 of 16 a round."""
 
     everybody: Float64
     six: Float64
-    everybody_realised: Float64  # with what the miners of this very training were worth
+    everybody_realised: Float64  # the truth is the whole effect in this training
     six_realised: Float64
-    fresh: Float64  # all 16 there, of the 11 whose gradients are of this round
-    adds: Float64  # all 16 there, with what they add
-    six_adds: Float64  # 6 of 16 a round, with what they add
+    fresh: Float64  # all 16 present, tau over the 11 with gradients of this round's weights
+    adds: Float64  # all 16 present, the truth is what a miner adds
+    six_adds: Float64  # 6 of 16 a round, the truth is what a miner adds
 
 
 @dataclass(frozen=True)
-class Lies:
-    """Under one score: means over rounds and seeds, by lie."""
+class Gain:
+    """Gain of each attack under one score: means over rounds and seeds."""
 
     relative: Float64  # mean score over the honest median's mean
     beats: Float64  # share of rounds in which it beats every honest miner
-    above_worst: Float64  # chance to stand above some honest miner after 30 rounds
-    above_half: Float64  # chance to stand above half of them
+    above_worst: Float64  # probability of a rating above the lowest honest miner's after 30 rounds
+    above_half: Float64  # probability of a rating above half of the honest miners'
 
 
 def interval(values: Float64) -> tuple[float, float]:
-    """Mean, and the lower end of its 95 % interval over seeds."""
+    """Mean and lower end of its 95 % confidence interval over seeds."""
     half = _T[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else np.nan
     return float(np.mean(values)), float(np.mean(values)) - half
 
@@ -88,13 +88,13 @@ def graded(evidence: Evidence) -> Float64:
 
 
 def truth(kept: Sequence[Evidence], score: Score) -> Float64:
-    """What each grade is worth: its mean score over all rounds of all seeds, [16]."""
-    worth: Float64 = np.mean([marks(each, graded(each), len(graded_names()), score).mean(0) for each in kept], axis=0)
+    """Worth of each graded miner: its mean score over all rounds of all seeds, [16]."""
+    worth: Float64 = np.mean([scores(each, graded(each), len(graded_names()), score).mean(0) for each in kept], axis=0)
     return worth
 
 
 def realised(evidence: Evidence) -> Float64:
-    """The same of one training, on the 6,144 tokens a round that no score of up to 2,048 saw; [16]."""
+    """Worth in one training, on the 6,144 tokens a round that no score of up to 2,048 tokens uses; [16]."""
     independent = evidence.vector({"score/8192": 8192 / 6144, "score/2048": -2048 / 6144})
     x, unit = graded(evidence), evidence.lengths(independent)
     lengths = np.array([evidence.lengths(vector) for vector in x]).T
@@ -103,7 +103,7 @@ def realised(evidence: Evidence) -> Float64:
 
 
 def true_changes(kept: Sequence[Evidence]) -> Float64:
-    """The same from true loss changes of the sampled, each over its round's mean scale; [16]."""
+    """Worth from measured loss changes, each divided by its round's scale; [16]."""
     total, count = np.zeros(len(graded_names())), np.zeros(len(graded_names()))
     for evidence in kept:
         lengths = evidence.lengths(evidence.vector("score/2048"))
@@ -115,7 +115,7 @@ def true_changes(kept: Sequence[Evidence]) -> Float64:
 
 
 def order(kept: Sequence[Evidence], score: Score, worth: Float64, adds: Float64, settings: Rating) -> Order:
-    """Rank the graded miners by a score; `worth` is that of the grades, `adds` what they add to what is free."""
+    """Rank the graded miners by a score; the truths are `worth` (whole effect) and `adds` (what a miner adds)."""
     fresh = np.array([not name.startswith(("late", "half")) for name in graded_names()])
     found: dict[str, list[float]] = {name: [] for name in Order.__dataclass_fields__}
     for evidence in kept:
@@ -135,13 +135,13 @@ def order(kept: Sequence[Evidence], score: Score, worth: Float64, adds: Float64,
 
 
 def _final(plain: Float64, own: Float64, score: Score, settings: Rating) -> Float64:
-    """Rating [s, m] after the last round of [s, r, m]; all of m but a last liar are the population."""
+    """Rating [s, m] after the last round of [s, r, m]; a last hostile miner is outside the population."""
     population = len(graded_names()) if plain.shape[-1] == len(graded_names()) else HONEST
     return rate(compared(plain, own, population, score), settings)[0][:, -1]
 
 
 def equals(kept: Sequence[Evidence], score: Score, settings: Rating) -> tuple[float, float]:
-    """Of 12 equal miners after 30 rounds: how many are not paid, and the deviation of their pay over its mean."""
+    """Among 12 equal miners after 30 rounds: the number without pay, and the relative deviation of their pay."""
     found = []
     for evidence in kept:
         honest = np.array([evidence.vector(name) for name in honest_names()])
@@ -153,16 +153,16 @@ def equals(kept: Sequence[Evidence], score: Score, settings: Rating) -> tuple[fl
 
 
 def _pay(scores: Float64, settings: Rating) -> Float64:
-    """Pay [s, n] after 30 rounds of scores [s, r, n], before the whole is made 1."""
-    mu, deviation = rate(scores[:, :_ROUNDS_OF_LIES], settings)
+    """Pay [s, n], not normalised, after 30 rounds of scores [s, r, n]."""
+    mu, deviation = rate(scores[:, :_ROUNDS_OF_ATTACK], settings)
     pay: Float64 = np.maximum(0.0, mu[:, -1] - 3.0 * deviation[:, -1]) ** 2
     return pay
 
 
 def padded(kept: Sequence[Evidence], score: Score, settings: Rating) -> dict[str, tuple[float, float]]:
-    """What honest work with some of what is free mixed in is paid, over the same work without, by what is mixed in.
+    """Pay of honest work padded with a baseline vector over the pay of the same work unpadded, by padding.
 
-    Means over seeds, and their standard errors. One of 12 equal miners pads, every second of them in turn.
+    Means over seeds and their standard errors. One of 12 equal miners pads; every second miner takes its turn.
     """
     gained: dict[str, list[float]] = {name: [] for name in PADS}
     for evidence in kept:
@@ -181,7 +181,7 @@ def padded(kept: Sequence[Evidence], score: Score, settings: Rating) -> dict[str
 
 
 def _mixed(evidence: Evidence, x: Float64, pad: Mapping[str, float]) -> Float64:
-    """Contributions [r, m, n] made one long, with amounts of rows made one long."""
+    """Contributions [r, m, n] scaled to length 1, plus amounts of rows scaled to length 1."""
     made = x / np.sqrt(np.einsum("rmi,rij,rmj->rm", x, evidence.gram, x))[:, :, None]
     for name, amount in pad.items():
         free = evidence.vector(name)
@@ -190,14 +190,14 @@ def _mixed(evidence: Evidence, x: Float64, pad: Mapping[str, float]) -> Float64:
 
 
 def _in_place(values: Float64, places: NDArray[np.int64]) -> Float64:
-    """[l, r, 12] of [r, 12 + l]: the honest miners, one of whom, at `places` [l], sends the further one instead."""
+    """[l, r, 12] of [r, 12 + l]: the honest miners, with the one at `places` [l] replaced by a further column."""
     tables = np.broadcast_to(values[None, :, :HONEST], (len(places), len(values), HONEST)).copy()
     tables[np.arange(len(places)), :, places] = values[:, HONEST:].T
     return tables
 
 
-def gauntlet(kept: Sequence[Evidence], worth: Float64, adds: Float64, settings: Rating) -> dict[str, Float64]:
-    """Tau by seed, with each truth, from true loss changes of the six sampled: rated, and their means (decay 0.9)."""
+def loss_changes(kept: Sequence[Evidence], worth: Float64, adds: Float64, settings: Rating) -> dict[str, Float64]:
+    """Tau by seed of Gauntlet's scores: measured loss changes of six sampled miners, rated or averaged (decay 0.9)."""
     found: dict[str, list[float]] = {f"{name}{truth}": [] for name in ("rated", "mean") for truth in _TRUTHS}
     for evidence in kept:
         changes = np.full((1, len(evidence.change), len(graded_names())), np.nan)
@@ -212,19 +212,19 @@ def gauntlet(kept: Sequence[Evidence], worth: Float64, adds: Float64, settings: 
 
 
 def single_round(kept: Sequence[Evidence], score: Score, worth: Float64) -> tuple[float, float]:
-    """Of one round alone: tau with the truth, and chance that an eighth of the work scores below the worst honest."""
+    """Of a single round: tau with the truth, and how often ⅛ of the work scores below every honest miner."""
     taus, below = [], []
     for evidence in kept:
-        made = marks(evidence, graded(evidence), len(graded_names()), score)
+        made = scores(evidence, graded(evidence), len(graded_names()), score)
         taus.append(kendall(made, worth).mean())
         x = np.array([evidence.vector(name) for name in (*honest_names(), "small/0")])
-        made = marks(evidence, x, HONEST, score)
+        made = scores(evidence, x, HONEST, score)
         below.append((made[:, -1] < made[:, :HONEST].min(1)).mean())
     return float(np.mean(taus)), float(np.mean(below))
 
 
-def lies(kept: Sequence[Evidence], score: Score, settings: Rating) -> Lies:
-    """What each of LIES gets among 12 honest miners of equal work."""
+def gain(kept: Sequence[Evidence], score: Score, settings: Rating) -> Gain:
+    """Gain of each of ATTACKS among 12 honest miners of equal work."""
     rng = np.random.default_rng(0)
     found = []
     for evidence in kept:
@@ -235,13 +235,13 @@ def lies(kept: Sequence[Evidence], score: Score, settings: Rating) -> Lies:
         fair, false = made[:, :HONEST], made[:, HONEST:]
         beats = (false > fair.max(1, keepdims=True)).mean(0)
         standing = _standing(plain, own, score, settings, rng)
-        found.append(Lies(false.mean(0) / np.median(fair, 1).mean(), beats, *standing))
-    return Lies(*(np.mean([getattr(each, name) for each in found], axis=0) for name in Lies.__dataclass_fields__))
+        found.append(Gain(false.mean(0) / np.median(fair, 1).mean(), beats, *standing))
+    return Gain(*(np.mean([getattr(each, name) for each in found], axis=0) for name in Gain.__dataclass_fields__))
 
 
-def worst(found: Lies, kind: str, count: int = 3) -> list[tuple[str, float, float, float, float]]:
-    """The lies of an effort that get most: name, relative, beats, above the worst, above half."""
-    names = [*LIES]
+def worst(found: Gain, kind: str, count: int = 3) -> list[tuple[str, float, float, float, float]]:
+    """The attacks of an effort that gain most: name, relative, beats, above the worst, above half."""
+    names = [*ATTACKS]
     chosen = [i for i, name in enumerate(names) if effort(name) == kind]
     chosen.sort(key=lambda i: (-found.above_worst[i], -found.relative[i]))
     return [
@@ -264,10 +264,10 @@ def honest_names() -> list[str]:
 def _standing(
     plain: Float64, own: Float64, score: Score, settings: Rating, rng: np.random.Generator
 ) -> tuple[Float64, Float64]:
-    """Chance of each lie to be rated above the worst honest miner, and above half of them; rounds drawn again."""
+    """Probability of each attack to be rated above the worst and above half of the honest miners; bootstrap rounds."""
     above = []
     for _ in range(_RESAMPLED):
-        rounds = np.sort(rng.integers(len(plain), size=_ROUNDS_OF_LIES))
+        rounds = np.sort(rng.integers(len(plain), size=_ROUNDS_OF_ATTACK))
         tables = [_each(values[rounds]) for values in (plain, own)]
         final = _final(tables[0], tables[1], score, settings)
         above.append((final[:, -1:] > final[:, :-1]).sum(1))
@@ -275,13 +275,13 @@ def _standing(
 
 
 def _each(values: Float64) -> Float64:
-    """[l, r, 13] of [r, 12 + l]: the honest miners, and each liar alone with them."""
+    """[l, r, 13] of [r, 12 + l]: the honest miners and one attack each."""
     fair = np.broadcast_to(values[None, :, :HONEST], (values.shape[1] - HONEST, len(values), HONEST))
     return np.concatenate([fair, values[:, HONEST:].T[:, :, None]], axis=2)
 
 
 def patterns(evidence: Evidence) -> NDArray[np.bool_]:
-    """Who is there, [s, r, 16]."""
+    """Presence, [s, r, 16]."""
     rng = np.random.default_rng(1)
     rounds, miners = len(evidence.present), len(graded_names())
     there = np.zeros((_PATTERNS, rounds, miners), dtype=bool)
@@ -292,10 +292,10 @@ def patterns(evidence: Evidence) -> NDArray[np.bool_]:
     return there
 
 
-def duty(kept: Sequence[Evidence], score: Score, settings: Rating) -> dict[str, tuple[float, float]]:
-    """Who works every second or fourth round and in between sends the last aggregate, or its own last gradient.
+def alternating(kept: Sequence[Evidence], score: Score, settings: Rating) -> dict[str, tuple[float, float]]:
+    """A miner that works every second or fourth round and sends the last aggregate or its last gradient in between.
 
-    Mean score over the honest median's mean, and the chance to stand above the worst of 11 after 30 rounds.
+    Mean score over the honest median's mean, and the probability of a rating above the worst of 11 after 30 rounds.
     """
     made: dict[str, list[tuple[float, float]]] = {}
     for evidence in kept:
@@ -314,26 +314,26 @@ def duty(kept: Sequence[Evidence], score: Score, settings: Rating) -> dict[str, 
 def _alternating(
     parts: Sequence[Float64], sent: NDArray[np.int64], score: Score, settings: Rating
 ) -> tuple[float, float]:
-    """Of one that sends contribution `sent` [r] in each round: mean over the honest median's, and above the worst."""
+    """For a miner that sends contribution `sent` [r]: mean score over the honest median's, and above the worst."""
     others, turns = HONEST - 1, np.arange(len(sent))
     plain, own = (np.concatenate([v[:, :others], v[turns, sent][:, None]], 1) for v in parts)
-    scores = compared(plain, own, others, score)[-_ROUNDS_OF_LIES:]
-    final = rate(scores[None], settings)[0][0, -1]
-    relative = scores[:, -1].mean() / np.median(scores[:, :-1], 1).mean()
+    made = compared(plain, own, others, score)[-_ROUNDS_OF_ATTACK:]
+    final = rate(made[None], settings)[0][0, -1]
+    relative = made[:, -1].mean() / np.median(made[:, :-1], 1).mean()
     return float(relative), float(final[-1] > final[:-1].min())
 
 
-def gang(kept: Sequence[Evidence], score: Score, settings: Rating, names: Sequence[str]) -> float:
-    """Chance that any of four liars at once, among 12 honest miners, stands above the worst after 30 rounds."""
+def four_attacks(kept: Sequence[Evidence], score: Score, settings: Rating, names: Sequence[str]) -> float:
+    """Probability that any of four simultaneous attacks is rated above the worst honest miner after 30 rounds."""
     rng, above = np.random.default_rng(0), []
-    places = [[*LIES].index(name) for name in names]
+    places = [[*ATTACKS].index(name) for name in names]
     for evidence in kept:
         honest = np.array([evidence.vector(name) for name in honest_names()])
         fair = np.broadcast_to(honest, (len(evidence.gram), *honest.shape))
         x = np.concatenate([fair, contributions(evidence)[:, places]], axis=1)
         plain, own = measured(evidence, x, HONEST, score)
         for _ in range(_RESAMPLED):
-            rounds = np.sort(rng.integers(len(plain), size=_ROUNDS_OF_LIES))
+            rounds = np.sort(rng.integers(len(plain), size=_ROUNDS_OF_ATTACK))
             made = compared(plain[rounds], own[rounds], x.shape[1], score)
             final = rate(made[None], settings)[0][0, -1]
             above.append(final[HONEST:].max() > final[:HONEST].min())

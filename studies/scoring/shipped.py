@@ -1,4 +1,4 @@
-"""The project's own ranking, audits and all, over kept rounds: `fedgpt2.ranking` is given the evidence of each.
+"""The shipped ranking over recorded rounds: `fedgpt2.ranking` is given the evidence of each round, audits included.
 
 Letters: r rounds, m contributions, n kept rows, k free vectors, q seeds.
 """
@@ -9,25 +9,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from credit.collect import FRACTIONS, HONEST, LIAR, NOISE, STALE, WINDOWS
-from credit.judge import graded, honest_names, patterns
-from credit.liars import LIES, contributions
-from credit.rating import kendall
-from credit.scores import Evidence as SkipReason
 from fedgpt2.config import Ranking
 from fedgpt2.ranking.evidence import Audit, Evidence, Free, MinerEvidence, Products, rule_row
 from fedgpt2.ranking.sample import choose
 from fedgpt2.ranking.table import REVISION, Table, advance, ranks
 from fedgpt2.types import Hotkey
+from scoring.attacks import ATTACKS, contributions
+from scoring.plackett_luce import kendall
+from scoring.questions import graded, honest_names, patterns
+from scoring.scores import Evidence as Recorded
+from scoring.training import FRACTIONS, HONEST, HOSTILE, NOISE, STALE, WINDOWS
 
-__all__ = ["Rounds", "Standing", "graded_texts", "name_of", "paid", "ranked", "taus"]
+__all__ = ["TOKENS", "Rounds", "Standing", "graded_texts", "name_of", "paid", "ranked", "taus"]
 
 Float64 = NDArray[np.float64]
 
+TOKENS = 2048  # scoring tokens
 _LENGTH = 64  # tokens of a window
-_DRAWS = 4  # of who is audited, where all are there
-_ROUNDS_OF_LIES = 30
-_TURNS: Mapping[str, Callable[[int], bool]] = {  # rounds in which an honest miner sends a lie
+_DRAWS = 4  # draws of the audited miners, when all are present
+_ROUNDS_OF_ATTACK = 30
+_TURNS: Mapping[str, Callable[[int], bool]] = {  # rounds in which a working miner attacks instead
     "every 2. round": lambda r: r % 2 == 1,
     "every 4. round": lambda r: r % 4 != 0,
     "the first 30": lambda r: r >= 30,
@@ -39,7 +40,7 @@ _RECENT = {"agg/1": Free(kind="aggregate", age=1), "agg/2": Free(kind="aggregate
 
 @dataclass(frozen=True)
 class Rounds:
-    """What a validator measures of m contributions, round by round."""
+    """A validator's measurements of m contributions, round by round."""
 
     unit: Float64  # [r] |g|
     gain: Float64  # [r, m] <g, x>
@@ -49,14 +50,14 @@ class Rounds:
     inner_free: Float64  # [r, m, k] <x, b>
     free: Float64  # [r, k, k]
     kinds: tuple[Free, ...]  # [k]
-    tokens: int  # of each contribution's text
+    tokens: int  # assigned to each contribution
 
     @classmethod
-    def of(cls, kept: SkipReason, contributions: Float64, texts: Sequence[int]) -> "Rounds":
-        """Of contributions [m, n] or [r, m, n], whose text is that of the slots `texts` [m]."""
+    def of(cls, kept: Recorded, contributions: Float64, texts: Sequence[int], tokens: int = TOKENS) -> "Rounds":
+        """Measure contributions [m, n] or [r, m, n] of the slots `texts` [m] on `tokens` scoring tokens."""
         gram = kept.gram
         x = np.broadcast_to(contributions, (len(gram), *contributions.shape[-2:]))
-        g = kept.vector(f"score/{Ranking().tokens}")
+        g = kept.vector(f"score/{tokens}")
         audits = np.array([kept.vector(f"audit/{slot}") for slot in texts])
         basis = _basis(kept)
         free = np.array([kept.vector(name) for name in basis])
@@ -75,7 +76,7 @@ class Rounds:
         )
 
     def evidence(self, r: int, present: Sequence[int], table: Table, rule: Ranking, seed: bytes) -> Evidence:
-        """Of round r, where `present` are there and those that the ranking draws are audited."""
+        """Evidence of round r with the miners `present`; those that the ranking draws are audited."""
         names = [name_of(i) for i in present]
         drawn = set(choose(table, names, rule.sample, seed + r.to_bytes(4, "big")))
         return Evidence(
@@ -106,36 +107,36 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Standing:
-    """After the last round, [m] each."""
+    """Standing after the last round, [m] each."""
 
     mu: Float64
-    place: Float64  # in the table, 1 the best
+    place: Float64  # 1 is the best
     weight: Float64  # of the payout
 
 
-def _basis(kept: SkipReason) -> dict[str, Free]:
-    """What a validator takes for free."""
+def _basis(kept: Recorded) -> dict[str, Free]:
+    """Baseline vectors of the shipped rule, by recorded row."""
     return _MOMENT | _RECENT if kept.moment else _RECENT
 
 
 def graded_texts() -> list[int]:
     """Slots whose text the graded miners compute on."""
-    return [0, *FRACTIONS, *NOISE, *STALE.values(), LIAR]
+    return [0, *FRACTIONS, *NOISE, *STALE.values(), HOSTILE]
 
 
 def name_of(i: int) -> Hotkey:
-    """Hotkeys sort as their miners are numbered."""
+    """Hotkey of miner i; hotkeys sort by number."""
     return Hotkey(f"miner-{i:03d}")
 
 
 def ranked(rounds: Rounds, there: NDArray[np.bool_], rule: Ranking, seed: bytes) -> Standing:
-    """The ranking after rounds in which `there` [r, m] were present."""
+    """The ranking after all rounds, with presence `there` [r, m]."""
     table = Table(rule=rule)
     for r, present in enumerate(there):
         found = rounds.evidence(r, np.flatnonzero(present).tolist(), table, rule, seed)
         table, _ = advance(table, found, rule)
     lines = {line.hotkey: line for line in ranks(table)}
-    ordered = [lines.get(name_of(i)) for i in range(there.shape[1])]  # None: never there, so at the start and last
+    ordered = [lines.get(name_of(i)) for i in range(there.shape[1])]  # None: never present
     return Standing(
         mu=np.array([line.rating if line else rule.mu for line in ordered]),
         place=np.array([float(line.rank if line else len(ordered)) for line in ordered]),
@@ -143,14 +144,14 @@ def ranked(rounds: Rounds, there: NDArray[np.bool_], rule: Ranking, seed: bytes)
     )
 
 
-def taus(kept: Sequence[SkipReason], worth: Float64, adds: Float64) -> dict[str, Float64]:
-    """Kendall's tau seed by seed [q], after the last round, all there and 6 of 16: of ratings, and of the table.
+def taus(kept: Sequence[Recorded], worth: Float64, adds: Float64, tokens: int = TOKENS) -> dict[str, Float64]:
+    """Kendall's tau by seed [q] after the last round, all present or 6 of 16: of ratings and of the table's places.
 
-    With `adds`, what a miner adds to what is free, and with `worth`, its whole effect.
+    The truths are `adds`, what a miner adds beyond the baseline vectors, and `worth`, its whole effect.
     """
     found: dict[str, list[float]] = {}
     for each in kept:
-        rounds = Rounds.of(each, graded(each), graded_texts())
+        rounds = Rounds.of(each, graded(each), graded_texts(), tokens)
         everybody = np.ones((len(each.gram), len(graded_texts())), dtype=np.bool_)
         ends = {
             "all": [ranked(rounds, everybody, Ranking(), bytes([draw])) for draw in range(_DRAWS)],
@@ -169,36 +170,36 @@ def taus(kept: Sequence[SkipReason], worth: Float64, adds: Float64) -> dict[str,
 Paid = tuple[float, float, float, float]
 
 
-def paid(kept: Sequence[SkipReason]) -> dict[str, Paid]:
-    """By lie, and work by turns: how often above an honest miner, pay over an honest one's mean; and of those honest
-    ones how many are not paid, and the deviation of their pay over its mean.
+def paid(kept: Sequence[Recorded]) -> dict[str, Paid]:
+    """By attack: how often it ends above an honest miner, its pay over an honest miner's mean, the number of unpaid
+    honest miners and the relative deviation of their pay.
 
-    A lie is told alone among 12 honest miners for 30 rounds; by turns works one of 12, over all rounds.
+    One attacker among 12 honest miners for 30 rounds; or one of 12 that works in some of all rounds.
     """
     made: dict[str, list[Paid]] = {}
     for each in kept:
         honest = np.array([each.vector(name) for name in honest_names()])
         fair = np.broadcast_to(honest, (len(each.gram), *honest.shape))
-        lies = contributions(each)
-        for name, result in [*_told(each, fair, lies), *_turning(each, fair, lies)]:
+        attacks = contributions(each)
+        for name, result in [*_attacking(each, fair, attacks), *_alternating(each, fair, attacks)]:
             made.setdefault(name, []).append(result)
     means = {name: np.mean(values, 0).tolist() for name, values in made.items()}
     return {name: (above, pay, unpaid, spread) for name, (above, pay, unpaid, spread) in means.items()}
 
 
-def _told(kept: SkipReason, fair: Float64, lies: Float64) -> Iterator[tuple[str, Paid]]:
-    early = np.ones((min(_ROUNDS_OF_LIES, len(fair)), HONEST + 1), dtype=np.bool_)
-    for i, name in enumerate(LIES):
-        rounds = Rounds.of(kept, np.concatenate([fair, lies[:, [i]]], axis=1), [*range(HONEST), LIAR])
+def _attacking(kept: Recorded, fair: Float64, attacks: Float64) -> Iterator[tuple[str, Paid]]:
+    early = np.ones((min(_ROUNDS_OF_ATTACK, len(fair)), HONEST + 1), dtype=np.bool_)
+    for i, name in enumerate(ATTACKS):
+        rounds = Rounds.of(kept, np.concatenate([fair, attacks[:, [i]]], axis=1), [*range(HONEST), HOSTILE])
         yield name, _last(ranked(rounds, early, Ranking(), b"lies"))
 
 
-def _turning(kept: SkipReason, fair: Float64, lies: Float64) -> Iterator[tuple[str, Paid]]:
+def _alternating(kept: Recorded, fair: Float64, attacks: Float64) -> Iterator[tuple[str, Paid]]:
     for name in ("loud/1", "agg/1 + 1 random"):
         for when, idle in _TURNS.items():
             x = fair.copy()
             turns = np.array([idle(r) for r in range(len(x))])
-            x[turns, -1] = lies[turns, [*LIES].index(name)]
+            x[turns, -1] = attacks[turns, [*ATTACKS].index(name)]
             everybody = np.ones(x.shape[:2], dtype=np.bool_)
             yield (
                 f"works {when}, else {name}",
@@ -207,7 +208,7 @@ def _turning(kept: SkipReason, fair: Float64, lies: Float64) -> Iterator[tuple[s
 
 
 def _last(standing: Standing) -> Paid:
-    """Of the last one: whether it is above another, its pay over the others' mean; of those: unpaid, deviation."""
+    """Of the last miner: whether it is above another, its pay over their mean; then their unpaid and deviation."""
     place, weight = standing.place, standing.weight
     others = weight[:-1]
     return (
