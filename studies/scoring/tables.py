@@ -250,7 +250,7 @@ def _tokens(group: Mapping[str, Any]) -> list[str]:
             "τ, 6 of 16": [f"{row['tau']['six']['mean']:.2f}" for row in rows],
             "τ of one round": [f"{row['one_round']['tau']:.2f}" for row in rows],
             "⅛ below worst in": [f"{row['one_round']['an_eighth_below_the_worst']:.2f}" for row in rows],
-            "best lie above worst": [
+            "best attack above worst": [
                 f"{row['worst']['0'][0][3]:.2f} · {row['worst']['1/8'][0][3]:.2f}" for row in rows
             ],
         }
@@ -315,9 +315,9 @@ def _gains(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _worst(lie: Sequence[Any], centred: bool) -> str:
+def _worst(attack: Sequence[Any], centred: bool) -> str:
     """An attack in a cell; a centred score has no ratio to the median."""
-    name, relative, beats, above, _ = lie
+    name, relative, beats, above, _ = attack
     return f"{'-' if centred else f'{relative:.2f}'} · {beats:.2f} · {above:.2f} ({name})"
 
 
