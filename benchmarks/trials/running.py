@@ -66,14 +66,12 @@ def condense(
     rows = [row for row in document["rounds"] if row["round"] > before]
     rounds = [{name: _rounded(row.get(name)) for name in _COLUMNS} for row in rows]
     final, unigram = document["final_val_loss"], document["unigram_loss"]
-    ranks, pay = _sides(document["miners"])
+    ranks, pay = _sides(document["miners"]) if document["settings"]["ranking"]["tokens"] > 0 else ({}, {})
     return Result(cell.name, final, rounds, unigram, commit(), *seconds, hardware(), ranks, pay, date)
 
 
 def _sides(miners: Sequence[dict[str, Any]]) -> tuple[dict[str, list[int | None]], dict[str, list[float]]]:
-    """Ranks and pay of hostile and honest miners; empty where nobody was ranked."""
-    if all(miner["rank"] is None for miner in miners):
-        return {}, {}
+    """Ranks and pay of hostile and honest miners."""
     sides = {side: [m for m in miners if m["hostile"] == (side == "hostile")] for side in ("hostile", "honest")}
     ranks = {side: [miner["rank"] for miner in each] for side, each in sides.items()}
     return ranks, {side: [miner["pay"] or 0.0 for miner in each] for side, each in sides.items()}
