@@ -1,9 +1,9 @@
-"""What a gradient takes where another program computes on the same cores, and where none does.
+"""Measure a gradient on cores that another miner uses, and on idle cores.
 
     .venv/bin/python benchmarks/crowded.py [--preset nano] [--gradients 4] [--repeats 5] [--json]
 
-`beside` is two miners' gradients at once, each with a thread a core, as on a laptop that runs two; `alone` is one.
-`.spinning` is the same with OpenMP's own waiting, without `fedgpt2.cli.process`. Seconds until all are done.
+`beside` is two miners' gradients at once, each with a thread a core, as on a laptop with two miners; `alone` is one.
+`.spinning` is the same with OpenMP's default spinning, without `fedgpt2.cli.process`. Seconds until all are finished.
 """
 
 import argparse
@@ -53,8 +53,8 @@ def main() -> int:
         seconds = interleave(turns, arguments.repeats)
         peak = float(pairs[""][0]("peak")["peak_mb"])
     rows = [Row(name, times, peak, {"gradients": float(arguments.gradients)}) for name, times in seconds.items()]
-    told = f"{arguments.preset}, {arguments.gradients} gradients a miner of {_WINDOWS} windows of {_LENGTH} tokens"
-    report("crowded", rows, as_json=arguments.json, notes=[told])
+    note = f"{arguments.preset}, {arguments.gradients} gradients a miner of {_WINDOWS} windows of {_LENGTH} tokens"
+    report("crowded", rows, as_json=arguments.json, notes=[note])
     return 0
 
 

@@ -6,10 +6,11 @@ import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from fedgpt2.config import PRESETS
-from fedgpt2.ledger.ledger import Ledger
 from fedgpt2.ranking.evidence import Evidence, as_row
 from fedgpt2.ranking.record import kept, miner_row
+
+from fedgpt2.config import PRESETS
+from fedgpt2.ledger.ledger import Ledger
 from fedgpt2.ranking.table import Table, advance
 
 RUN_ID = "ab" * 32

@@ -6,9 +6,6 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from fedgpt2.ranking.audit import (
     ENOUGH,
     HIGHEST,
@@ -21,12 +18,15 @@ from fedgpt2.ranking.audit import (
     groundings,
     heard,
 )
-from fedgpt2.ranking.credit import Credit
 from fedgpt2.ranking.evidence import Audit, Evidence, as_row, read_evidence
 from fedgpt2.ranking.marks import Mark, RoundOutcome
+from fedgpt2.ranking.sample import choose
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedgpt2.ranking.credit import Credit
 from fedgpt2.ranking.rating import Rating
 from fedgpt2.ranking.reliability import Average
-from fedgpt2.ranking.sample import choose
 from fedgpt2.ranking.table import Standing, Table, advance, fold, ranks
 from tests.ranking.worlds import AGGREGATE, evidence, rule
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from fedgpt2.ranking.evidence import Free
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgpt2.errors import UsageError
 from fedgpt2.ranking.credit import check_rule, credits, leave_one_out
-from fedgpt2.ranking.evidence import Free
 from tests.ranking.worlds import AGGREGATE, MOMENT, evidence, rule, shuffled
 
 D = 40

@@ -6,11 +6,11 @@ import math
 import msgspec
 import numpy as np
 import pytest
+from fedgpt2.ranking.evidence import Evidence, MinerEvidence, Products, Trial, as_row, read_evidence, rule_of, rule_row
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgpt2.config import Ranking
-from fedgpt2.ranking.evidence import Evidence, MinerEvidence, Products, Trial, as_row, read_evidence, rule_of, rule_row
 from tests.ranking.worlds import AGGREGATE, MOMENT, evidence, noisy_rounds, refused, rule
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)

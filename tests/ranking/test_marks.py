@@ -3,9 +3,9 @@
 import msgspec
 import numpy as np
 import pytest
-
 from fedgpt2.ranking.evidence import Evidence, Trial
 from fedgpt2.ranking.marks import RoundOutcome, keepers, marks, waived
+
 from tests.ranking.worlds import AGGREGATE, MOMENT, evidence, refused, rule, unheard
 
 RULE = rule()

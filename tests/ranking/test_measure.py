@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from fedgpt2.ranking.measure import KEPT, inner, measure
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgpt2.ranking.measure import KEPT, inner, measure
 from tests.ranking.worlds import AGGREGATE, MOMENT, products
 
 

@@ -3,10 +3,10 @@
 import math
 
 import pytest
+from fedgpt2.ranking.marks import Mark, RoundOutcome
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgpt2.ranking.marks import Mark, RoundOutcome
 from fedgpt2.ranking.payout import U16_MAX, merit, pay, to_u16, weights
 from fedgpt2.ranking.rating import Rating
 from fedgpt2.ranking.reliability import Average, Conduct, observe

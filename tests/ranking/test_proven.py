@@ -6,13 +6,13 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
+from fedgpt2.ranking.evidence import Evidence, Free, as_row, read_evidence
+from fedgpt2.ranking.marks import Mark, RoundOutcome
+from fedgpt2.ranking.proven import BOUND, FLOOR, FULL, LEAST, UNTOLD, bound, proof, shares, weighed
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgpt2.ranking.credit import Credit, credits
-from fedgpt2.ranking.evidence import Evidence, Free, as_row, read_evidence
-from fedgpt2.ranking.marks import Mark, RoundOutcome
-from fedgpt2.ranking.proven import BOUND, FLOOR, FULL, LEAST, UNTOLD, bound, proof, shares, weighed
 from fedgpt2.ranking.reliability import Average
 from fedgpt2.ranking.table import Entry, Table, advance, fold, ranks
 from tests.ranking.worlds import MOMENT, evidence, noisy_rounds, refused, rule, shuffled

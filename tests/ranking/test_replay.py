@@ -5,8 +5,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-
 from fedgpt2.cli.rankings import difference_lines
+
 from fedgpt2.errors import RunDirectoryError
 from fedgpt2.ledger.ledger import Ledger
 from fedgpt2.ranking.replay import (

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 import pytest
-
 from fedgpt2.ranking.audit import groundings
 from fedgpt2.ranking.evidence import Evidence
 from fedgpt2.ranking.proven import bound, shares
+
 from fedgpt2.ranking.table import REVISION, fold
 from tests.ranking.test_audit import D, audit, audited, world
 from tests.ranking.worlds import AGGREGATE, evidence, refused, rule, unheard

@@ -2,13 +2,13 @@
 
 from collections import Counter
 
+from fedgpt2.ranking.audit import MEMORY, Told
+from fedgpt2.ranking.sample import choose
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgpt2.ranking.audit import MEMORY, Told
 from fedgpt2.ranking.rating import Rating
 from fedgpt2.ranking.reliability import Average
-from fedgpt2.ranking.sample import choose
 from fedgpt2.ranking.table import Standing, Table
 from fedgpt2.types import Hotkey
 

@@ -5,10 +5,10 @@ import math
 import msgspec
 import numpy as np
 import pytest
+from fedgpt2.ranking.evidence import Evidence, MinerEvidence, as_row, read_evidence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgpt2.ranking.evidence import Evidence, MinerEvidence, as_row, read_evidence
 from fedgpt2.ranking.table import Table, advance, fold, ranks
 from tests.ranking.worlds import AGGREGATE, evidence, noisy_rounds, refused, rule, shuffled, unheard
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from fedgpt2.ranking.evidence import Evidence, Free, MinerEvidence, Products, rule_row
 
 from fedgpt2.config import Ranking
-from fedgpt2.ranking.evidence import Evidence, Free, MinerEvidence, Products, rule_row
 from fedgpt2.ranking.table import REVISION
 
 AGGREGATE, MOMENT = Free(kind="aggregate", age=1), Free(kind="moment")
