@@ -13,8 +13,8 @@ from fedgpt2.validator.round import run_round
 from .conftest import MINERS, answer, with_settings
 
 
-def working(ticket):
-    return answer(ticket, 1e-3)
+def working(issued):
+    return answer(issued, 1e-3)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from fedgpt2.validator import program
 from fedgpt2.validator.round import run_round
 from fedgpt2.validator.training_loop import recall
 
-from .conftest import MINERS, answer, gone, liar, with_settings
+from .conftest import MINERS, answer, gone, with_settings, wrong_order
 
 
 async def test_the_ranking_goes_on_to_the_bit(running, opened, config):
-    with running(config, {MINERS[0]: answer, MINERS[1]: liar, MINERS[2]: gone}) as run:
+    with running(config, {MINERS[0]: answer, MINERS[1]: wrong_order, MINERS[2]: gone}) as run:
         for number in (1, 2, 3):
             await run_round(run, number, 0, Stop())
         live = run.ranking.table

@@ -2,7 +2,7 @@
 
 import time
 
-from fedgpt2.validator.peers import Traffic
+from fedgpt2.link.base import Traffic
 from fedgpt2.validator.report import Clock
 
 

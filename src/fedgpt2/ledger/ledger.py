@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import sqlite3
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,6 +48,7 @@ class Ledger:
         Raises RunDirectoryError for a file that is no ledger.
         """
         self._path = path
+        self._lock = threading.RLock()  # a transaction holds the connection, whichever thread begins it
         with self._errors():
             self._db = snapshot(path) if reading else writable(path)
 
@@ -69,7 +71,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._errors():
+        with self._lock, self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -82,7 +84,7 @@ class Ledger:
     @contextlib.contextmanager
     def _walk(self, sql: str, *values: object) -> Iterator[sqlite3.Cursor]:
         """The rows one at a time, as long as they are asked for."""
-        with self._errors(), contextlib.closing(self._db.execute(sql, values)) as rows:
+        with self._lock, self._errors(), contextlib.closing(self._db.execute(sql, values)) as rows:
             yield rows
 
     def _rows(self, sql: str, *values: object) -> list[tuple[object, ...]]:
@@ -113,10 +115,10 @@ class Ledger:
             db.execute("INSERT INTO miners VALUES (?, ?)", (hotkey, taken))
         return int(taken)
 
-    def has_slot(self, hotkey: Hotkey, max_slots: int, seated: Collection[Hotkey] = ()) -> bool:
-        """Whether the miner has a slot, or one is left when all who are `seated` have theirs."""
+    def has_slot(self, hotkey: Hotkey, max_slots: int, connected: Collection[Hotkey] = ()) -> bool:
+        """Whether the miner has a slot, or one is left when all that are `connected` have theirs."""
         taken = {Hotkey(str(key)) for (key,) in self._rows("SELECT hotkey FROM miners")}
-        return hotkey in taken or len(taken.union(seated)) < max_slots
+        return hotkey in taken or len(taken.union(connected)) < max_slots
 
     def axon_keys(self) -> dict[str, Hotkey]:
         """The key each axon showed first."""

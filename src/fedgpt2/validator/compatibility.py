@@ -1,4 +1,4 @@
-"""Which of the miners that answer a run can use."""
+"""Check that a miner supports this run."""
 
 from collections.abc import Collection
 
@@ -11,10 +11,10 @@ from fedgpt2.types import Hotkey
 __all__ = ["check_miner"]
 
 
-def check_miner(config: ValidatorConfig, ledger: Ledger, info: Info, seated: Collection[Hotkey]) -> str | None:
-    """Why the miner that says this of itself is given no work; None if it may have some, beside all who are `seated`.
+def check_miner(config: ValidatorConfig, ledger: Ledger, info: Info, connected: Collection[Hotkey]) -> str | None:
+    """Why the run cannot use the miner with this info, beside those `connected`; None if it can.
 
-    Asked before it gets an order: one that refuses what it never offered would be blamed for it, round after round.
+    Checked before it gets an order: refusing an order that it never offered to take would count against it.
     """
     needs = (
         ("version of the protocol", str(PROTOCOL_VERSION), tuple(map(str, info.versions))),
@@ -26,6 +26,6 @@ def check_miner(config: ValidatorConfig, ledger: Ledger, info: Info, seated: Col
         if needed not in offered:
             return printable(f"it does not know {what} {needed} (it names {', '.join(offered)[:80] or 'none'})")
     most = config.data.max_slots
-    if not ledger.has_slot(Hotkey(info.hotkey), most, seated):
+    if not ledger.has_slot(Hotkey(info.hotkey), most, connected):
         return f"all {most} slots of this run were given to other miners; another run has new ones"
     return None

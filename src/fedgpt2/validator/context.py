@@ -6,8 +6,8 @@ from fedgpt2.config import ValidatorConfig
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.ranking.table import Table
+from fedgpt2.validator.collector import Collector
 from fedgpt2.validator.orders import OrderBook
-from fedgpt2.validator.peers import Miners
 from fedgpt2.validator.run_directory import RunDirectory
 from fedgpt2.validator.suspension import Suspensions
 from fedgpt2.validator.training import Training
@@ -32,7 +32,7 @@ class Run:
     training: Training
     corpus: Corpus
     orders: OrderBook
-    peers: Miners
+    collector: Collector
     report: Tokens  # held-out windows of val_loss, uint16 [n, seq_len + 1]
     absences: Suspensions = field(default_factory=Suspensions)
     ranking: Standings = field(default_factory=Standings)

@@ -17,8 +17,9 @@ from fedgpt2.link.address import Address, parse
 from fedgpt2.link.client import open_session
 from fedgpt2.model.hardware import prepare
 from fedgpt2.observe.observer import Observer
+from fedgpt2.validator.collector import Buffers, Collector
 from fedgpt2.validator.compatibility import check_miner
-from fedgpt2.validator.http_peers import DialledMiners
+from fedgpt2.validator.discovery import Discovery
 from fedgpt2.validator.run_directory import RunDirectory, open_run_directory
 from fedgpt2.validator.training import Training
 from fedgpt2.validator.training_loop import build_run, check_names, check_sequence, closing, facts, recall, run_rounds
@@ -72,8 +73,8 @@ async def _train_on(
         past = await until_stopped(stop, off_loop(recall, directory))
         corpus.load_held_out()
         try:
-            async with _peers(config, addresses, signer, directory, observer) as peers:
-                run = build_run(config, directory, training, corpus, signer, peers, report, past)
+            async with _collector(config, addresses, signer, directory, observer) as collector:
+                run = build_run(config, directory, training, corpus, signer, collector, report, past)
                 observer.started(await off_loop(facts, run, [str(address) for address in addresses], done))
                 unfinished = await run_rounds(run, done, stop, observer)
         except (CorpusError, NoMinersError):  # both come before a round's step: what is trained is whole
@@ -101,27 +102,29 @@ def _addresses(config: ValidatorConfig) -> list[Address]:
 
 
 @asynccontextmanager
-async def _peers(
+async def _collector(
     config: ValidatorConfig, addresses: list[Address], signer: Signer, directory: RunDirectory, observer: Observer
-) -> AsyncIterator[DialledMiners]:
+) -> AsyncIterator[Collector]:
+    """A collector that is connected to the miners at the addresses as they are found."""
+    ledger = directory.ledger
     reserved = {address.hotkey: str(address) for address in addresses if address.hotkey is not None}
-    book = KeyBook(directory.ledger.axon_keys(), reserved)
-    record = directory.ledger.record_axon
+    collector = Collector(
+        signer, ledger.outbox, Buffers().lease, observer.notice, wait_seconds=config.axons.wait_seconds
+    )
     async with open_session(config.limits) as session:
-        peers = DialledMiners(
+        discovery = Discovery(
             session,
             signer,
             config.axons,
             addresses,
             config.limits,
-            book,
-            outbox=directory.ledger.outbox,
-            record=record,
-            notice=observer.notice,
-            check_miner=partial(check_miner, config, directory.ledger),
+            KeyBook(ledger.axon_keys(), reserved),
+            collector,
+            record=ledger.record_axon,
+            check_miner=partial(check_miner, config, ledger),
         )
-        peers.start()
+        discovery.start()
         try:
-            yield peers
+            yield collector
         finally:
-            await peers.close()
+            await collector.close()

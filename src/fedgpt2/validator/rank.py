@@ -100,7 +100,7 @@ def measure_contributions(
     """Inner products of the admitted with the scoring gradient and with what is free; trials and audits of a sample."""
     if combined.norm is None or not len(scoring.windows):
         return Measured()
-    chosen = {v.outcome.ticket.seat.hotkey: v for v in verdicts if v.status is Status.ADMITTED}
+    chosen = {v.result.issued.miner.hotkey: v for v in verdicts if v.status is Status.ADMITTED}
     rows = [v.values for v in chosen.values() if v.values is not None]
     gradient = run.training.scoring_gradient(scoring.windows)
     products = measure(list(chosen), rows, run.training.free(), gradient, combined.gram)
@@ -120,7 +120,7 @@ class _Sampled:
 def _sample(run: Run, number: int, chosen: Mapping[Hotkey, AdmissionResult]) -> dict[Hotkey, _Sampled]:
     """Of the admitted some of whom least is known; without any whose contribution has no direction."""
     able = {
-        hotkey: _Sampled(verdict.values, verdict.norm, verdict.outcome.ticket.order)
+        hotkey: _Sampled(verdict.values, verdict.norm, verdict.result.issued.order)
         for hotkey, verdict in chosen.items()
         if verdict.values is not None and verdict.norm
     }
@@ -200,16 +200,16 @@ def rank(
 
 
 def _miner(verdict: AdmissionResult, combined: Combined) -> MinerEvidence:
-    outcome, failure = verdict.outcome, verdict.failure
-    hotkey, traffic = outcome.ticket.seat.hotkey, outcome.traffic
+    result, failure = verdict.result, verdict.failure
+    hotkey, traffic = result.issued.miner.hotkey, result.traffic
     return MinerEvidence(
         hotkey=hotkey,
         status=verdict.status.value,
         reason=failure.reason.value if failure else None,
         fault=failure.culprit.value if failure else None,
-        digest=outcome.answer.contribution.blob.digest if outcome.answer else None,
+        digest=result.received.contribution.blob.digest if result.received else None,
         norm=verdict.norm,
-        tokens=outcome.ticket.tokens,
+        tokens=result.issued.tokens,
         committed=traffic.described or None,
         seconds=max(traffic.sent, traffic.described, traffic.received),
         cluster=combined.clusters.get(hotkey),

@@ -6,13 +6,13 @@ from dataclasses import asdict
 
 import msgspec
 
+from fedgpt2.link.base import Traffic
 from fedgpt2.protocol.messages import Ranked, Receipt
 from fedgpt2.ranking.evidence import as_row
 from fedgpt2.ranking.record import entry_row, miner_row
 from fedgpt2.ranking.table import ranks
 from fedgpt2.types import Digest, Hotkey
 from fedgpt2.validator.admission import AdmissionResult, Status
-from fedgpt2.validator.peers import Traffic
 from fedgpt2.validator.rank import Judged
 from fedgpt2.validator.step import Step
 
@@ -76,7 +76,7 @@ def round_row(
     judged: Judged,
 ) -> dict[str, object]:
     """The line of rounds.jsonl, without its seconds. `claimed_loss` is the only word of a miner in it."""
-    traffic = [verdict.outcome.traffic for verdict in verdicts]
+    traffic = [verdict.result.traffic for verdict in verdicts]
     places = {line.hotkey: line.rank for line in ranks(judged.table)}
     return {
         "round": number,
@@ -90,11 +90,11 @@ def round_row(
         "rule": step.combined.by.rule,
         "f": step.combined.by.f,
         "gate": asdict(step.gate) if step.gate else None,
-        "tokens": sum(v.outcome.ticket.tokens for v in verdicts if v.status is Status.ADMITTED),
+        "tokens": sum(v.result.issued.tokens for v in verdicts if v.status is Status.ADMITTED),
         "seconds": {},
         "bytes": {"down": sum(t.bytes_down for t in traffic), "up": sum(t.bytes_up for t in traffic)},
         "miners": [
-            {**_miner_row(verdict, step), **_ranked(verdict.outcome.ticket.seat.hotkey, places, judged)}
+            {**_miner_row(verdict, step), **_ranked(verdict.result.issued.miner.hotkey, places, judged)}
             for verdict in verdicts
         ],
         "evidence": as_row(judged.evidence),
@@ -107,27 +107,27 @@ def _ranked(hotkey: Hotkey, places: Mapping[Hotkey, int], judged: Judged) -> dic
 
 def lapses(verdicts: Sequence[AdmissionResult]) -> dict[Hotkey, str | None]:
     """For each miner that was given an order, the reason it failed or was refused for."""
-    return {v.outcome.ticket.seat.hotkey: v.failure.reason if v.failure else None for v in verdicts}
+    return {v.result.issued.miner.hotkey: v.failure.reason if v.failure else None for v in verdicts}
 
 
 def _miner_row(verdict: AdmissionResult, step: Step) -> dict[str, object]:
-    outcome, failure = verdict.outcome, verdict.failure
-    seat, traffic = outcome.ticket.seat, outcome.traffic
+    result, failure = verdict.result, verdict.failure
+    miner, traffic = result.issued.miner, result.traffic
     return {
-        "hotkey": seat.hotkey,
-        "axon": seat.axon,
+        "hotkey": miner.hotkey,
+        "axon": miner.axon,
         "status": verdict.status.value,
         "fault": failure.culprit.value if failure else None,
         "reason": failure.reason.value if failure else None,
         "detail": failure.detail if failure else None,
-        "claimed_loss": outcome.answer.contribution.claimed_loss if outcome.answer else None,
-        "tokens": outcome.ticket.tokens if verdict.status is Status.ADMITTED else 0,
+        "claimed_loss": result.received.contribution.claimed_loss if result.received else None,
+        "tokens": result.issued.tokens if verdict.status is Status.ADMITTED else 0,
         "seconds": round(max(traffic.sent, traffic.described, traffic.received), 4),
         "bytes_down": traffic.bytes_down,
         "bytes_up": traffic.bytes_up,
         "norm": verdict.norm,
-        "weight": step.weights.get(seat.hotkey, 0.0),
-        "cluster": step.combined.clusters.get(seat.hotkey),
+        "weight": step.weights.get(miner.hotkey, 0.0),
+        "cluster": step.combined.clusters.get(miner.hotkey),
     }
 
 
@@ -143,21 +143,21 @@ def receipts(
     """A receipt for every miner that was given an order; `head` is the ledger's with this round in it."""
     made = {}
     for verdict in verdicts:
-        ticket, failure = verdict.outcome.ticket, verdict.failure
-        entry = judged.entries[ticket.seat.hotkey]
-        made[ticket.seat.hotkey] = Receipt(
+        issued, failure = verdict.result.issued, verdict.failure
+        entry = judged.entries[issued.miner.hotkey]
+        made[issued.miner.hotkey] = Receipt(
             run_id=run_id,
-            round=ticket.order.round,
+            round=issued.order.round,
             sender=sender,
-            receiver=ticket.seat.hotkey,
-            work_id=ticket.work_id,
+            receiver=issued.miner.hotkey,
+            work_id=issued.work_id,
             status=verdict.status.value,
             reason=failure.reason.value if failure else None,
             culprit=failure.culprit if failure else None,
             detail=failure.detail if failure else "",
-            tokens=ticket.tokens if verdict.status is Status.ADMITTED else 0,
+            tokens=issued.tokens if verdict.status is Status.ADMITTED else 0,
             norm=verdict.norm,
-            weight=step.weights.get(ticket.seat.hotkey, 0.0),
+            weight=step.weights.get(issued.miner.hotkey, 0.0),
             score=entry.mark.score,
             rating=entry.after.mu,
             ranking=msgspec.convert(entry_row(entry), Ranked),

@@ -11,11 +11,11 @@ from fedgpt2.aggregation.combine import quorum
 from fedgpt2.errors import NoMinersError
 from fedgpt2.event_loop import Stop, Stopped, off_loop, until_stopped
 from fedgpt2.ledger.ledger import Admission
+from fedgpt2.link.base import ConnectedMiner
 from fedgpt2.ranking.record import kept
 from fedgpt2.types import Digest
 from fedgpt2.validator.admission import AdmissionResult, Status, admit
 from fedgpt2.validator.context import Run
-from fedgpt2.validator.peers import ConnectedMiner
 from fedgpt2.validator.rank import measure_contributions, rank, score
 from fedgpt2.validator.report import Clock, lapses, receipts, round_row
 from fedgpt2.validator.step import aggregate, gate, take
@@ -28,23 +28,25 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     config, training, directory = run.config, run.training, run.directory
 
     # 1-3  select miners, assign each a disjoint slice, encode and digest the state once
-    present = await until_stopped(stop, run.peers.present(config.round.min_miners))
-    seats = seat_slots(run, present, number)
+    present = await until_stopped(
+        stop, run.collector.present(config.round.min_miners, give_up=not training.optimizer.steps)
+    )
+    chosen = with_slots(run, present, number)
     clock = Clock()
     snapshot = await off_loop(training.snapshot)
-    writing = off_loop(run.orders.write, number, attempt, snapshot.model, snapshot.blob.ref, seats)
-    tickets = await until_stopped(stop, writing)
+    writing = off_loop(run.orders.write, number, attempt, snapshot.model, snapshot.blob.ref, chosen)
+    orders = await until_stopped(stop, writing)
     blobs = {Digest(blob.ref.digest): blob for blob in (snapshot.blob, run.orders.manifest)}
     clock.mark("snapshot")
 
-    # 4  order from all at once; gather until the deadline or the quorum
-    enough = quorum(config.aggregation.rule, len(tickets), config.round.quorum)
-    gathering = run.peers.gather(tickets, blobs, deadline=config.round.deadline, quorum=enough)
-    outcomes = await until_stopped(stop, gathering)
-    clock.gathered([outcome.traffic for outcome in outcomes])
+    # 4  order from all at once; collect until the deadline or the quorum
+    enough = quorum(config.aggregation.rule, len(orders), config.round.quorum)
+    collecting = run.collector.collect(orders, blobs, deadline=config.round.deadline, quorum=enough)
+    results = await until_stopped(stop, collecting)
+    clock.gathered([result.traffic for result in results])
 
     # 5-6  admit; the admitted set is committed before the step
-    verdicts = await until_stopped(stop, off_loop(admit, outcomes, config.limits))
+    verdicts = await until_stopped(stop, off_loop(admit, results, config.limits))
     admissions = [_admission(verdict) for verdict in verdicts if verdict.status is Status.ADMITTED]
     directory.ledger.admit(number, attempt, admissions)
     clock.mark("admit")
@@ -84,27 +86,27 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     directory.commit(number, attempt, row, checkpoint, config.checkpoint.keep, kept(judged.table), said)
     run.ranking.table = judged.table
     run.absences.add(number, lapses(verdicts))
-    run.peers.deliver()
+    run.collector.deliver()
     return row
 
 
-def seat_slots(run: Run, present: Sequence[ConnectedMiner], number: int) -> list[tuple[ConnectedMiner, int]]:
+def with_slots(run: Run, present: Sequence[ConnectedMiner], number: int) -> list[tuple[ConnectedMiner, int]]:
     """The miners that get work in round `number`, each with its own slot for the whole run.
 
     Raises NoMinersError where every slot is another miner's.
     """
     ledger, most = run.directory.ledger, run.config.data.max_slots
-    slots = {seat: slot for seat in present if (slot := ledger.slot_of(seat.hotkey, most)) is not None}
+    slots = {miner: slot for miner in present if (slot := ledger.slot_of(miner.hotkey, most)) is not None}
     if present and not slots:
         raise NoMinersError(f"all {most} slots of this run were given to other miners: start another run")
     working = run.absences.at_work([*slots], number, run.config.round.min_miners)
-    return sorted(((seat, slots[seat]) for seat in working), key=lambda pair: pair[1])
+    return sorted(((miner, slots[miner]) for miner in working), key=lambda pair: pair[1])
 
 
 def _admission(verdict: AdmissionResult) -> Admission:
-    ticket, answer = verdict.outcome.ticket, verdict.outcome.answer
-    digest = Digest(answer.contribution.blob.digest if answer else "")
-    return Admission(ticket.seat.hotkey, ticket.work_id, digest, ticket.tokens)
+    issued, received = verdict.result.issued, verdict.result.received
+    digest = Digest(received.contribution.blob.digest if received else "")
+    return Admission(issued.miner.hotkey, issued.work_id, digest, issued.tokens)
 
 
 async def _held_out_loss(run: Run, number: int, stop: Stop) -> float | None:

@@ -13,8 +13,8 @@ import msgspec
 
 from fedgpt2.aggregation.pipeline import SMALLEST
 from fedgpt2.errors import Reason
+from fedgpt2.link.base import ConnectedMiner
 from fedgpt2.types import Hotkey
-from fedgpt2.validator.peers import ConnectedMiner
 
 __all__ = ["Suspensions"]
 
@@ -75,15 +75,15 @@ class Suspensions:
             if points > 0:
                 self._points[hotkey] = points
 
-    def at_work(self, seats: Sequence[ConnectedMiner], number: int, at_least: int) -> Sequence[ConnectedMiner]:
-        """The seats that get work in round `number`; all of them when fewer than `at_least` would be left.
+    def at_work(self, miners: Sequence[ConnectedMiner], number: int, at_least: int) -> Sequence[ConnectedMiner]:
+        """The miners that get work in round `number`; all of them when fewer than `at_least` would be left.
 
         All of them, too, where a robust rule has enough and half or fewer would: two rounds without a link would hand
         the model to whoever was spared.
         """
-        working = [seat for seat in seats if number > self._until.get(seat.hotkey, 0)]
-        majority = len(seats) // 2 + 1 if len(seats) >= SMALLEST else 1
-        return working if len(working) >= max(majority, at_least) else seats
+        working = [miner for miner in miners if number > self._until.get(miner.hotkey, 0)]
+        majority = len(miners) // 2 + 1 if len(miners) >= SMALLEST else 1
+        return working if len(working) >= max(majority, at_least) else miners
 
     @classmethod
     def of(cls, lines: Iterable[str]) -> "Suspensions":

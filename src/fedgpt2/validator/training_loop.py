@@ -1,6 +1,6 @@
 """A run of rounds, wherever its miners are: what it is built from, the loop, and what is said of it.
 
-`program` puts HTTP behind it, `fedgpt2.simulate` miners of the same process.
+`program` connects miners by HTTP, `fedgpt2.simulate` miners in this process.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from fedgpt2.observe.formatting import many
 from fedgpt2.observe.observer import Observer
 from fedgpt2.protocol.messages import MANIFEST_CODEC
 from fedgpt2.ranking.replay import table_of
+from fedgpt2.validator.collector import Collector
 from fedgpt2.validator.context import Run, Standings
 from fedgpt2.validator.orders import OrderBook
-from fedgpt2.validator.peers import Miners
 from fedgpt2.validator.rank import check_ranking
 from fedgpt2.validator.round import run_round
 from fedgpt2.validator.run_directory import RunDirectory
@@ -78,7 +78,7 @@ def build_run(
     training: Training,
     corpus: Corpus,
     signer: Signer,
-    peers: Miners,
+    collector: Collector,
     report: Tokens,
     past: Past,
 ) -> Run:
@@ -94,7 +94,7 @@ def build_run(
         budget_seconds=config.round.deadline,
         header_bytes=config.limits.header_bytes,
     )
-    return Run(config, directory, training, corpus, orders, peers, report, past.absences, past.ranking)
+    return Run(config, directory, training, corpus, orders, collector, report, past.absences, past.ranking)
 
 
 async def run_rounds(run: Run, done: int, stop: Stop, observer: Observer) -> int | None:

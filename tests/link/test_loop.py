@@ -12,6 +12,7 @@ from fedgpt2.event_loop import Stop, run
 
 PROGRAM = """
 import asyncio, sys, time
+from fedgpt2.event_loop import run
 
 
 async def main(stop):
