@@ -22,6 +22,8 @@ because the culprit decides what a failure costs whom: only MINER faults ever co
 What a PeerError says often quotes the peer, and goes from there into rows, receipts and terminals: it is `printable`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "RunDirectoryError",
     "SetupError",
     "UsageError",
+    "blamed_on",
     "printable",
 ]
 
@@ -195,6 +198,15 @@ class ProtocolError(PeerError):
 
     def __init__(self, detail: str, reason: Reason = Reason.BAD_MESSAGE, culprit: Culprit | None = None) -> None:
         super().__init__(reason, detail, culprit)
+
+
+@contextmanager
+def blamed_on(culprit: Culprit) -> Iterator[None]:
+    """Raise a ProtocolError of the block again with this culprit, whatever its reason usually means."""
+    try:
+        yield
+    except ProtocolError as error:
+        raise ProtocolError(error.detail, error.reason, culprit) from error
 
 
 class Refused(PeerError):

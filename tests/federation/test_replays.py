@@ -10,11 +10,11 @@ from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import Reason, Refused
 from fedgpt2.identity.signing import Signer
 from fedgpt2.link.address import Address
+from fedgpt2.link.base import ConnectedMiner
 from fedgpt2.link.blobs import Blob
 from fedgpt2.link.client import AxonClient, open_session
 from fedgpt2.ranking.table import REVISION
 from fedgpt2.validator.orders import OrderBook
-from fedgpt2.validator.peers import ConnectedMiner
 from fedgpt2.validator.training import Training
 
 REPLAYING = "replaying_miner:main"
@@ -87,9 +87,9 @@ def orders(shared, tmp_path):
     )
 
     def write(hotkey, number, attempt=0):
-        seats = [(ConnectedMiner(hotkey, "axon"), 0)]
-        (ticket,) = book.write(number, attempt, snapshot.model, snapshot.blob.ref, seats)
-        return ticket.envelope
+        chosen = [(ConnectedMiner(hotkey, "axon"), 0)]
+        (issued,) = book.write(number, attempt, snapshot.model, snapshot.blob.ref, chosen)
+        return issued.envelope
 
     return book.signer, write
 

@@ -11,13 +11,14 @@ from fedgpt2.aggregation.pipeline import Pipeline
 from fedgpt2.aggregation.registry import pipeline
 from fedgpt2.config import Limits
 from fedgpt2.errors import PeerError, Reason
+from fedgpt2.link.base import ConnectedMiner, IssuedOrder, OrderResult, ReceivedContribution
+from fedgpt2.link.receive import check_contribution
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import Assignment, BlobRef, Caps, Contribution, Envelope, Order
 from fedgpt2.protocol.tensors import PREFIX, read_header
 from fedgpt2.simulate.attacks.base import Attack, RoundView, Submission
 from fedgpt2.types import Digest, Hotkey, ModelShape, WorkId
-from fedgpt2.validator.admission import admit, check_contribution
-from fedgpt2.validator.peers import ConnectedMiner, IssuedOrder, OrderResult, ReceivedContribution
+from fedgpt2.validator.admission import admit
 
 SHAPE = ModelShape(n_layer=1, n_head=1, n_embd=8, block_size=16, vocab_size=64)
 SCHEMA = SHAPE.schema()
@@ -126,21 +127,21 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def judged(view: RoundView, replies: Sequence[Submission | PeerError]) -> list[Reason | None]:
-    """The reason for which the validator refuses each submission, or None."""
-    outcomes = [_received(order, reply) for order, reply in zip(view.orders, replies, strict=True)]
-    verdicts = admit(outcomes, Limits())
+    """What the validator makes of each answer: a reason, or None for one it admits."""
+    results = [_received(order, reply) for order, reply in zip(view.orders, replies, strict=True)]
+    verdicts = admit(results, Limits())
     return [verdict.failure.reason if verdict.failure else None for verdict in verdicts]
 
 
 def _received(order: Order, reply: Submission | PeerError) -> OrderResult:
     envelope = Envelope(kind="order", payload="{}", signer="validator", signature="0" * 128)
-    ticket = IssuedOrder(ConnectedMiner(Hotkey(order.receiver), "axon"), order, envelope, WORK, 32)
+    issued = IssuedOrder(ConnectedMiner(Hotkey(order.receiver), "axon"), order, envelope, WORK, 32)
     if isinstance(reply, PeerError):
-        return OrderResult(ticket, failure=reply)
+        return OrderResult(issued, failure=reply)
     try:
-        return OrderResult(ticket, answer=_opened(order, reply), answered=True)
+        return OrderResult(issued, answer=_opened(order, reply), answered=True)
     except PeerError as failure:
-        return OrderResult(ticket, failure=failure, answered=True)
+        return OrderResult(issued, failure=failure, answered=True)
 
 
 def _opened(order: Order, reply: Submission) -> ReceivedContribution:

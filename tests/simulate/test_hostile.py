@@ -12,6 +12,7 @@ from fedgpt2.config import Gradient, Limits
 from fedgpt2.errors import PeerError, Reason, Refused, UsageError
 from fedgpt2.gradient.registry import build
 from fedgpt2.link.blobs import Blob
+from fedgpt2.link.receive import check_contribution
 from fedgpt2.miner.packer import ComputeResult
 from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.model.state import FlatState
@@ -20,7 +21,7 @@ from fedgpt2.protocol.tensors import PREFIX, read_header
 from fedgpt2.simulate.attacks.registry import ALONE, NAMES
 from fedgpt2.simulate.hostile import Hostile
 from fedgpt2.types import ModelShape, WorkId
-from fedgpt2.validator.admission import check_contribution, check_values
+from fedgpt2.validator.admission import check_values
 
 SHAPE = ModelShape(n_layer=1, n_head=1, n_embd=4, block_size=8, vocab_size=64)
 EXACT = build(Gradient(precision="fp32"), torch.device("cpu"))

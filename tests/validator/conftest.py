@@ -1,4 +1,4 @@
-"""A validator without sockets: real training, ledger, checkpoints and text, and miners that answer as they are told."""
+"""A validator without sockets: real training, ledger, checkpoints and text, and miners with scripted answers."""
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,15 +14,15 @@ from fedgpt2.config import Run as RunConfig
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import Culprit, NetworkError, Reason, Refused
 from fedgpt2.identity.signing import Signer
-from fedgpt2.ledger.outbox import Outbox
+from fedgpt2.link.base import ConnectedMiner, OrderResult, ReceivedContribution, Traffic
 from fedgpt2.link.blobs import Blob
 from fedgpt2.protocol.digests import blob_digest
-from fedgpt2.protocol.messages import BlobRef, Contribution
+from fedgpt2.protocol.messages import BlobRef, Contribution, Receipt, decode
 from fedgpt2.protocol.tensors import read_header
 from fedgpt2.types import Hotkey
+from fedgpt2.validator.collector import Buffers, Collector
 from fedgpt2.validator.context import RunContext
 from fedgpt2.validator.orders import OrderBook
-from fedgpt2.validator.peers import ConnectedMiner, OrderResult, ReceivedContribution, Traffic
 from fedgpt2.validator.run_directory import open_run_directory
 from fedgpt2.validator.training import Training
 from fedgpt2.validator.training_loop import run_round
@@ -32,64 +32,91 @@ MINERS = [Hotkey(Keypair.create_from_uri(f"//Miner{number}").ss58_address) for n
 FP32 = codec.get("fp32")
 
 
-def answer(ticket, value=1e-3, **changes):
+def answer(issued, value=1e-3, **changes):
     """A gradient that is `value` everywhere; `changes` replace fields of the contribution."""
-    schema = ticket.order.model.schema()
+    schema = issued.order.model.schema()
     header = FP32.header(schema)
     layout = read_header(header[8:], schema, "F32")
     data = memoryview(bytearray(FP32.encode(torch.full((layout.data_bytes // 4,), value))))
     blob = BlobRef(digest=blob_digest(header, data), length=len(header) + data.nbytes, codec="fp32")
     contribution = Contribution(
-        run_id=ticket.order.run_id,
-        round=ticket.order.round,
-        work_id=ticket.work_id,
-        parent=ticket.order.parent,
-        sender=ticket.seat.hotkey,
-        receiver=ticket.order.sender,
+        run_id=issued.order.run_id,
+        round=issued.order.round,
+        work_id=issued.work_id,
+        parent=issued.order.parent,
+        sender=issued.miner.hotkey,
+        receiver=issued.order.sender,
         blob=blob,
         claimed_loss=changes.get("claimed_loss", 9.5),
-        tokens=ticket.tokens,
+        tokens=issued.tokens,
         seconds=0.1,
     )
     traffic = Traffic(bytes_down=100, bytes_up=blob.length, sent=0.1, described=0.3, received=0.4)
-    return OrderResult(ticket, ReceivedContribution(contribution, layout, data), answered=True, traffic=traffic)
+    return OrderResult(issued, ReceivedContribution(contribution, layout, data), answered=True, traffic=traffic)
 
 
-def nan(ticket):
-    return answer(ticket, float("nan"))
+def nan(issued):
+    return answer(issued, float("nan"))
 
 
-def gone(ticket):
-    return OrderResult(ticket, failure=NetworkError(Reason.UNREACHABLE, "connection refused"))
+def gone(issued):
+    return OrderResult(issued, failure=NetworkError(Reason.UNREACHABLE, "connection refused"))
 
 
-def liar(ticket):
-    return OrderResult(ticket, failure=Refused(Reason.WRONG_ORDER, "an old one", Culprit.MINER), answered=True)
+def wrong_order(issued):
+    return OrderResult(issued, failure=Refused(Reason.WRONG_ORDER, "an old one", Culprit.MINER), answered=True)
+
+
+def receipt_for(hotkey, number=1):
+    """A receipt of round `number`."""
+    return Receipt(
+        run_id="1" * 64,
+        round=number,
+        sender=SIGNER.hotkey,
+        receiver=hotkey,
+        work_id=f"{number}{MINERS.index(hotkey)}".rjust(64, "0"),
+        status="admitted",
+        applied=True,
+        model="3" * 64,
+        ledger_head="4" * 64,
+    )
 
 
 @dataclass
-class ToldPeers:
-    """`Miners` whose miners are functions from tickets to outcomes."""
+class ScriptedLink:
+    """A link whose miner is a function from issued orders to results."""
 
-    behaviours: dict
-    outbox: Outbox
-    receipts: list = field(default_factory=list)  # of each delivery the newest, by receiver
-    posted: list = field(default_factory=list)  # every one, in order
-    tickets: list = field(default_factory=list)
+    miner: ConnectedMiner
+    behaviour: object
+    orders: list = field(default_factory=list)  # issued
+    receipts: list = field(default_factory=list)  # the messages
 
-    async def present(self, at_least):
-        return [ConnectedMiner(hotkey, f"127.0.0.1:{9000 + i}") for i, hotkey in enumerate(self.behaviours)]
+    async def offer(self, issued, blobs, traffic, lease):
+        self.orders.append(issued)
+        result = self.behaviour(issued)
+        for name in ("bytes_down", "bytes_up", "sent", "described", "received"):
+            setattr(traffic, name, getattr(result.traffic, name))
+        traffic.answered = result.answered
+        if result.failure is not None:
+            raise result.failure
+        return result.received
 
-    async def gather(self, tickets, blobs, *, deadline, quorum):
-        self.tickets.append(tickets)
-        return [self.behaviours[ticket.seat.hotkey](ticket) for ticket in tickets]
+    async def cancel(self, work_id):
+        raise AssertionError("nothing is cancelled here")
 
-    def deliver(self):
-        waiting = [receipt for hotkey in self.behaviours for receipt in self.outbox.waiting(hotkey)]
-        self.receipts.append({receipt.receiver: receipt for receipt in waiting})
-        self.posted += waiting
-        for receipt in waiting:
-            self.outbox.remove(receipt)
+    async def deliver(self, receipt):
+        self.receipts.append(decode(receipt.payload, Receipt))
+
+
+def connected(collector, behaviours):
+    """Links to miners by {hotkey: behaviour}."""
+    links = [
+        ScriptedLink(ConnectedMiner(hotkey, f"127.0.0.1:{9000 + i}"), behaviour)
+        for i, (hotkey, behaviour) in enumerate(behaviours.items())
+    ]
+    for link in links:
+        collector.connect(link)
+    return links
 
 
 @pytest.fixture(scope="session")
@@ -145,16 +172,18 @@ def opened(corpus):
 
 @pytest.fixture
 def running(opened, corpus):
-    """`with running(config, {hotkey: behaviour}) as run`: everything a round works with."""
+    """`with running(config, {hotkey: behaviour}) as run`: everything a round works with; `.links` by hotkey."""
 
     @contextmanager
     def start(config, behaviours):
         with opened(config) as (directory, training, _):
-            peers = ToldPeers(dict(behaviours), directory.outbox)
+            collector = Collector(SIGNER, directory.outbox, Buffers().lease, start.notices.append)
+            start.links = {link.miner.hotkey: link for link in connected(collector, behaviours)}
             orders = order_book(corpus, config, directory.run_id)
             report = corpus.report(directory.key, config.run.eval_windows)
-            yield RunContext(config, directory, training, corpus, orders, peers, report)
+            yield RunContext(config, directory, training, corpus, orders, collector, report)
 
+    start.notices = []
     return start
 
 

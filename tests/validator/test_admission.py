@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from fedgpt2 import codec
 from fedgpt2.config import Limits
 from fedgpt2.errors import Culprit, NetworkError, Reason, Refused
+from fedgpt2.link.base import ConnectedMiner, IssuedOrder, OrderResult, ReceivedContribution
+from fedgpt2.link.receive import check_contribution
 from fedgpt2.model.state import FlatState
 from fedgpt2.protocol.messages import Assignment, BlobRef, Caps, Contribution, Envelope, Order
 from fedgpt2.protocol.tensors import read_header
 from fedgpt2.types import Hotkey, ModelShape, WorkId
-from fedgpt2.validator.admission import AdmissionResult, Status, admit, check_contribution, check_values
-from fedgpt2.validator.peers import ConnectedMiner, IssuedOrder, OrderResult, ReceivedContribution
+from fedgpt2.validator.admission import AdmissionResult, Status, admit, check_values
 
 SHAPE = ModelShape(n_layer=1, n_head=1, n_embd=2, block_size=4, vocab_size=5)
 SCHEMA = SHAPE.schema()
@@ -61,13 +62,13 @@ def contribution(**changes: object) -> Contribution:
     return Contribution(**{**fields, **changes})
 
 
-def outcome(values: torch.Tensor, hotkey: str = "miner", digest: str = "6") -> OrderResult:
+def result(values: torch.Tensor, hotkey: str = "miner", digest: str = "6") -> OrderResult:
     envelope = Envelope(kind="order", payload="{}", signer="validator", signature="0" * 128)
-    ticket = IssuedOrder(ConnectedMiner(Hotkey(hotkey), "127.0.0.1:1"), order(), envelope, WORK, tokens=8)
+    issued = IssuedOrder(ConnectedMiner(Hotkey(hotkey), "127.0.0.1:1"), order(), envelope, WORK, tokens=8)
     blob = BlobRef(digest=digest * 64, length=LENGTH, codec="fp32")
     layout = read_header(FP32.header(SCHEMA)[8:], SCHEMA, "F32")
     data = memoryview(bytearray(FP32.encode(values)))
-    return OrderResult(ticket, ReceivedContribution(contribution(blob=blob), layout, data), answered=True)
+    return OrderResult(issued, ReceivedContribution(contribution(blob=blob), layout, data), answered=True)
 
 
 def test_an_answer_to_this_order_passes() -> None:
@@ -130,10 +131,10 @@ def test_the_norm_is_bounded_and_never_overflows(scale: float) -> None:
 
 def test_admit_judges_each_and_keeps_the_order() -> None:
     good, nan = torch.ones(D), torch.full((D,), math.nan)
-    lost = replace(outcome(good, "gone"), answer=None, answered=False, failure=NetworkError(Reason.UNREACHABLE))
-    forged = replace(outcome(good, "liar"), answer=None, failure=Refused(Reason.WRONG_PARENT, "", Culprit.MINER))
-    outcomes = [outcome(good, "a", "a"), outcome(nan, "b", "b"), lost, forged, outcome(good, "c", "c")]
-    verdicts = admit(outcomes, Limits())
+    lost = replace(result(good, "gone"), received=None, answered=False, failure=NetworkError(Reason.UNREACHABLE))
+    forged = replace(result(good, "liar"), received=None, failure=Refused(Reason.WRONG_PARENT, "", Culprit.MINER))
+    results = [result(good, "a", "a"), result(nan, "b", "b"), lost, forged, result(good, "c", "c")]
+    verdicts = admit(results, Limits())
     assert [verdict.status for verdict in verdicts] == [
         Status.ADMITTED,
         Status.REFUSED,
@@ -153,13 +154,13 @@ def reason(verdict: AdmissionResult) -> str | None:
 
 
 def test_of_two_equal_bodies_the_first_keeps_its_place() -> None:
-    verdicts = admit([outcome(torch.ones(D), "a"), outcome(torch.ones(D), "b")], Limits())
+    verdicts = admit([result(torch.ones(D), "a"), result(torch.ones(D), "b")], Limits())
     assert [verdict.status for verdict in verdicts] == [Status.ADMITTED, Status.REFUSED]
     assert reason(verdicts[1]) == "duplicate"
 
 
 def test_equal_bodies_that_are_no_gradients_are_each_its_senders_fault() -> None:
-    verdicts = admit([outcome(torch.full((D,), math.nan), hotkey) for hotkey in "ab"], Limits())
+    verdicts = admit([result(torch.full((D,), math.nan), hotkey) for hotkey in "ab"], Limits())
     assert [reason(verdict) for verdict in verdicts] == ["non_finite", "non_finite"]
-    verdicts = admit([outcome(torch.full((D,), 1e9), hotkey) for hotkey in "ab"], Limits())
+    verdicts = admit([result(torch.full((D,), 1e9), hotkey) for hotkey in "ab"], Limits())
     assert [reason(verdict) for verdict in verdicts] == ["norm_bound", "norm_bound"]

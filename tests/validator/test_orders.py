@@ -4,22 +4,22 @@ import pytest
 from bittensor.sp_core import Keypair
 
 from fedgpt2.identity.signing import Signer, open_envelope
+from fedgpt2.link.base import ConnectedMiner
 from fedgpt2.protocol.messages import BlobRef, Order
-from fedgpt2.validator.peers import ConnectedMiner
 
 from .conftest import MINERS, order_book, with_settings
 
 PARENT = "2" * 64
 STATE = BlobRef(digest="4" * 64, length=1000, codec="fp32")
-SEATS = [(ConnectedMiner(hotkey, f"127.0.0.1:{9000 + slot}"), slot) for slot, hotkey in enumerate(MINERS[:3])]
+CHOSEN = [(ConnectedMiner(hotkey, f"127.0.0.1:{9000 + slot}"), slot) for slot, hotkey in enumerate(MINERS[:3])]
 
 
-def names(book, number=3, attempt=0, parent=PARENT, state=STATE, seats=SEATS):
-    return [ticket.work_id for ticket in book.write(number, attempt, parent, state, seats)]
+def names(book, number=3, attempt=0, parent=PARENT, state=STATE, chosen=CHOSEN):
+    return [issued.work_id for issued in book.write(number, attempt, parent, state, chosen)]
 
 
 def test_the_same_round_is_the_same_orders(corpus, config):
-    first, again = (order_book(corpus, config).write(3, 0, PARENT, STATE, SEATS) for _ in range(2))
+    first, again = (order_book(corpus, config).write(3, 0, PARENT, STATE, CHOSEN) for _ in range(2))
     assert [t.envelope.payload for t in first] == [t.envelope.payload for t in again]
     assert [t.work_id for t in first] == [t.work_id for t in again]
     assert [t.envelope.signature for t in first] != [t.envelope.signature for t in again]  # sr25519 draws; names do not
@@ -27,7 +27,7 @@ def test_the_same_round_is_the_same_orders(corpus, config):
 
 def test_who_else_is_there_and_in_what_order_changes_nothing(corpus, config):
     book = order_book(corpus, config)
-    alone = [names(book, seats=[seat])[0] for seat in SEATS[::-1]]
+    alone = [names(book, chosen=[pair])[0] for pair in CHOSEN[::-1]]
     assert alone[::-1] == names(book)
 
 
@@ -36,8 +36,8 @@ CHANGES = {
     "attempt": {"attempt": 1},
     "parent": {"parent": "3" * 64},
     "state": {"state": BlobRef(digest="5" * 64, length=1000, codec="fp32")},
-    "slot": {"seats": [(SEATS[0][0], 3)]},
-    "miner": {"seats": [(SEATS[1][0], 0)]},
+    "slot": {"chosen": [(CHOSEN[0][0], 3)]},
+    "miner": {"chosen": [(CHOSEN[1][0], 0)]},
 }
 
 
@@ -60,13 +60,13 @@ def test_other_settings_are_other_orders(corpus, config):
 
 
 def test_an_order_says_what_its_miner_needs(corpus, config):
-    (ticket, *_) = order_book(corpus, config).write(3, 2, PARENT, STATE, SEATS)
-    order = open_envelope(ticket.envelope, "order", Order, signer=ticket.order.sender)
-    assert order == ticket.order
+    (issued, *_) = order_book(corpus, config).write(3, 2, PARENT, STATE, CHOSEN)
+    order = open_envelope(issued.envelope, "order", Order, signer=issued.order.sender)
+    assert order == issued.order
     assert (order.round, order.attempt, order.parent, order.state) == (3, 2, PARENT, (STATE,))
     assert (order.receiver, order.model, order.answer_codecs) == (MINERS[0], config.model.shape, ("fp32",))
     assert order.assignment.manifest == corpus.manifest.digest()
     assert order.budget_seconds == config.round.deadline
-    assert ticket.tokens == order.n_windows * 64 == 4 * 64
+    assert issued.tokens == order.n_windows * 64 == 4 * 64
     share = corpus.assign(3, 0, 4)
     assert (order.assignment.pages, order.assignment.windows) == (share.pages, share.windows)

@@ -11,8 +11,8 @@ from fedgpt2.errors import UsageError
 from .conftest import MINERS, answer, run_row, with_settings
 
 
-def working(ticket):
-    return answer(ticket, 1e-3)
+def working(issued):
+    return answer(issued, 1e-3)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from fedgpt2.ranking.table import Table
 from fedgpt2.validator import program
 from fedgpt2.validator.training_loop import build_context
 
-from .conftest import MINERS, SIGNER, answer, gone, liar, run_row, with_settings
+from .conftest import MINERS, SIGNER, answer, gone, run_row, with_settings, wrong_order
 
 
 async def test_the_ranking_goes_on_to_the_bit(running, opened, config, corpus):
-    with running(config, {MINERS[0]: answer, MINERS[1]: liar, MINERS[2]: gone}) as run:
+    with running(config, {MINERS[0]: answer, MINERS[1]: wrong_order, MINERS[2]: gone}) as run:
         for number in (1, 2, 3):
             await run_row(run, number, 0)
         live = run.ranking.table

@@ -4,7 +4,7 @@ import time
 
 import msgspec
 
-from fedgpt2.validator.peers import Traffic
+from fedgpt2.link.base import Traffic
 from fedgpt2.validator.report import Clock
 
 

@@ -9,14 +9,14 @@ import torch
 
 from fedgpt2.errors import Culprit, NoMinersError, ProtocolError, Reason, Refused, SetupError
 from fedgpt2.event_loop import Stopped
+from fedgpt2.link.base import OrderResult
 from fedgpt2.protocol.messages import Receipt, decode, encode
 from fedgpt2.protocol.tensors import read_header
 from fedgpt2.validator.membership import assign_slots
-from fedgpt2.validator.peers import OrderResult
 from fedgpt2.validator.training import Training
 from tests.records import miner_record, round_record
 
-from .conftest import MINERS, answer, gone, liar, nan, run_row, with_settings
+from .conftest import MINERS, answer, gone, nan, run_row, with_settings, wrong_order
 
 # DESIGN §2, and what this version adds.
 ROW = {"round", "parent", "model", "applied", "reason", "train_loss", "val_loss", "lr", "tokens", "seconds", "bytes"}
@@ -29,7 +29,7 @@ MINER |= {"slot", "work_id", "committed", "digest", "ranking"}
 
 
 def good(value):
-    return lambda ticket: answer(ticket, value)
+    return lambda issued: answer(issued, value)
 
 
 MIXED = dict(zip(MINERS, (good(1e-3), nan, good(2e-3), gone), strict=False))
@@ -52,7 +52,7 @@ async def test_a_round_has_exactly_the_names_of_the_design(running, config):
 
 
 async def test_the_same_names_when_nobody_is_admitted(running, config):
-    with running(config, {MINERS[0]: nan, MINERS[1]: liar}) as run:
+    with running(config, {MINERS[0]: nan, MINERS[1]: wrong_order}) as run:
         row = await run_row(run, 1, 0)
     assert set(row) == ROW
     assert set(row["seconds"]) == SECONDS
@@ -80,15 +80,14 @@ async def test_tokens_and_weights_are_those_assigned_whatever_is_claimed(running
 async def test_every_miner_with_an_order_gets_a_receipt_after_the_commit(running, config):
     with running(config, MIXED) as run:
         row = await run_row(run, 1, 0)
-        (receipts,) = run.miners.receipts
-        (tickets,) = run.miners.tickets
+        await run.collector.close()
         head = run.directory.ledger.head
-    assert set(receipts) == set(MINERS[:4])
-    for ticket in tickets:
-        receipt = receipts[ticket.seat.hotkey]
-        assert decode(encode(receipt), Receipt) == receipt
-        assert (receipt.sender, receipt.receiver) == (ticket.order.sender, ticket.seat.hotkey)
-        assert (receipt.round, receipt.work_id) == (1, ticket.work_id)
+    receipts = {}
+    for hotkey in MINERS[:4]:
+        ((issued,), (receipt,)) = running.links[hotkey].orders, running.links[hotkey].receipts
+        receipts[hotkey] = receipt
+        assert (receipt.sender, receipt.receiver) == (issued.order.sender, hotkey)
+        assert (receipt.round, receipt.work_id) == (1, issued.work_id)
         assert (receipt.applied, receipt.model, receipt.ledger_head) == (True, row["model"], head)
     nan_receipt, lost_receipt = receipts[MINERS[1]], receipts[MINERS[3]]
     assert (nan_receipt.status, nan_receipt.reason) == ("refused", "non_finite")
@@ -105,32 +104,34 @@ async def test_receipts_outlive_a_validator_that_is_killed_before_they_leave(run
         raise Killed
 
     with running(config, MIXED) as run:
-        monkeypatch.setattr(run.miners, "deliver", killed)
+        monkeypatch.setattr(run.collector, "deliver", killed)
         with pytest.raises(Killed):
             await run_row(run, 1, 0)
     with running(config, MIXED) as run:
         assert run.directory.ledger.last_round() == 1
         await run_row(run, 2, 0)
+        await run.collector.close()
         ((head,),) = run.directory.ledger._rows("SELECT head FROM entries WHERE kind = 'round' AND round = 1")
     for hotkey in MINERS[:4]:
-        first, second = (receipt for receipt in run.miners.posted if receipt.receiver == hotkey)
+        first, second = running.links[hotkey].receipts
         assert (first.round, first.ledger_head, second.round) == (1, head, 2)
     with running(config, MIXED) as run:
         assert run.directory.outbox.waiting(MINERS[0]) == []
 
 
-def scrawler(ticket):
+def scrawler(issued):
     """A miner whose tensors are of a type that no encoding of Unicode can write."""
     with pytest.raises(ProtocolError) as caught:
         read_header(b'{"w":{"dtype":"\\ud800","shape":[],"data_offsets":[0,4]}}', {"w": ()}, "F32")
-    return OrderResult(ticket, failure=caught.value, answered=True)
+    return OrderResult(issued, failure=caught.value, answered=True)
 
 
 async def test_a_run_goes_on_after_a_miner_that_wrote_what_cannot_be_encoded(running, config):
     with running(config, {MINERS[0]: good(1e-3), MINERS[1]: scrawler}) as run:
         await run_row(run, 1, 0)
-        (receipts,) = run.miners.receipts
-        assert decode(encode(receipts[MINERS[1]]), Receipt).detail == "w: dtype \ufffd, not F32"
+        await run.collector.close()
+        (receipt,) = running.links[MINERS[1]].receipts
+        assert decode(encode(receipt), Receipt).detail == "w: dtype \ufffd, not F32"
         assert [record.round for record in run.directory.ledger.records()] == [1]
 
 
@@ -145,7 +146,7 @@ async def test_the_admitted_set_is_committed_before_the_step(running, config, mo
         admitted = run.directory.ledger._rows("SELECT hotkey FROM admissions WHERE round = 1 ORDER BY hotkey")
         assert admitted == [(hotkey,) for hotkey in sorted([MINERS[0], MINERS[2]])]
         assert run.directory.ledger.last_round() == 0
-        assert run.miners.receipts == []
+        assert not run.directory.outbox
 
 
 async def test_a_step_that_is_refused_keeps_the_weights_and_says_why(running, config, monkeypatch):
@@ -161,28 +162,28 @@ async def test_a_step_that_is_refused_keeps_the_weights_and_says_why(running, co
 
 async def test_each_miner_keeps_its_slot_and_those_over_the_last_have_none(running, config):
     with running(config, dict.fromkeys(MINERS, good(1e-3))) as run:
-        seats = await run.miners.present(1)
-        assert [(slot, seat.hotkey) for seat, slot in assign_slots(run, seats, 1)] == list(enumerate(MINERS[:4]))
-        again = assign_slots(run, seats[::-1], 2)
-        assert [seat.hotkey for seat, _ in again] == MINERS[:4]
+        present = await run.collector.present(1)
+        assert [(slot, miner.hotkey) for miner, slot in assign_slots(run, present, 1)] == list(enumerate(MINERS[:4]))
+        again = assign_slots(run, present[::-1], 2)
+        assert [miner.hotkey for miner, _ in again] == MINERS[:4]
 
 
 async def test_where_every_slot_is_anothers_no_empty_rounds_are_run(running, config):
     with running(config, dict.fromkeys(MINERS, good(1e-3))) as run:
-        seats = await run.miners.present(1)
-        assign_slots(run, seats[:4], 1)
+        present = await run.collector.present(1)
+        assign_slots(run, present[:4], 1)
         with pytest.raises(NoMinersError, match="all 4 slots are leased to other miners"):
-            assign_slots(run, seats[4:], 2)
+            assign_slots(run, present[4:], 2)
 
 
 async def test_who_has_no_slot_is_nobody_to_work_with(running, config):
-    """The one at work that has a slot has let deadlines pass: it is asked all the same, for the other has none."""
+    """The only miner with a slot is suspended: it gets work all the same, since the other has no slot."""
     with running(config, dict.fromkeys(MINERS, good(1e-3))) as run:
-        seats = await run.miners.present(1)
-        assign_slots(run, seats[:4], 1)
+        present = await run.collector.present(1)
+        assign_slots(run, present[:4], 1)
         for number in (1, 2):
-            run.suspensions.add(round_record(number, [miner_record(seats[0].hotkey, reason="late")]))
-        assert [seat for seat, _ in assign_slots(run, [seats[0], seats[4]], 3)] == [seats[0]]
+            run.suspensions.add(round_record(number, [miner_record(present[0].hotkey, reason="late")]))
+        assert [miner for miner, _ in assign_slots(run, [present[0], present[4]], 3)] == [present[0]]
 
 
 class Blocked:
@@ -221,7 +222,7 @@ async def test_a_stop_while_a_loss_is_measured_before_the_step_changes_nothing(r
             await stopped_while(blocked, run)
         assert run.directory.ledger.last_round() == 0
         assert run.training.digest() == before
-        assert run.miners.receipts == []
+        assert not run.directory.outbox
 
 
 async def test_a_stop_while_a_loss_is_measured_after_the_step_loses_that_loss_only(running, config, monkeypatch):

@@ -6,8 +6,7 @@ import msgspec
 import pytest
 import torch
 
-from fedgpt2.aggregation.combine import check_rule, quorum, terms
-from fedgpt2.aggregation.registry import RULES
+from fedgpt2.aggregation.combine import RULES, check_rule, quorum, terms
 from fedgpt2.errors import UsageError
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.validator.step import SkipReason
@@ -17,25 +16,25 @@ from .conftest import FP32, MINERS, answer, gone, nan, run_row, with_settings
 
 
 def good(value=1e-3):
-    return lambda ticket: answer(ticket, value)
+    return lambda issued: answer(issued, value)
 
 
-def named(ticket, outcome):
-    """The outcome with the digest that its body now has."""
-    digest = blob_digest(FP32.header(ticket.order.model.schema()), outcome.answer.data)
-    blob = msgspec.structs.replace(outcome.answer.contribution.blob, digest=digest)
-    contribution = msgspec.structs.replace(outcome.answer.contribution, blob=blob)
-    return replace(outcome, answer=replace(outcome.answer, contribution=contribution))
+def named(issued, result):
+    """The result with the digest that its body now has."""
+    digest = blob_digest(FP32.header(issued.order.model.schema()), result.received.data)
+    blob = msgspec.structs.replace(result.received.contribution.blob, digest=digest)
+    contribution = msgspec.structs.replace(result.received.contribution, blob=blob)
+    return replace(result, received=replace(result.received, contribution=contribution))
 
 
 def noisy(seed, scale=1e-3):
     """Its own gradient, which no other resembles."""
 
-    def behave(ticket):
-        outcome = answer(ticket, 0.0)
-        values = torch.frombuffer(outcome.answer.data, dtype=torch.float32)
+    def behave(issued):
+        result = answer(issued, 0.0)
+        values = torch.frombuffer(result.received.data, dtype=torch.float32)
         values.normal_(generator=torch.Generator().manual_seed(seed)).mul_(scale)
-        return named(ticket, outcome)
+        return named(issued, result)
 
     return behave
 
@@ -56,7 +55,7 @@ def test_the_default_needs_four_miners_and_counts_those_caught(asked, faults, ru
 
 def test_the_mean_trusts_everybody_and_the_others_do_not():
     assert terms("mean", 12, 0).f == 0
-    assert all(terms(rule, 12, 0).f == 3 for rule in RULES.names if rule != "mean")
+    assert all(terms(rule, 12, 0).f == 3 for rule in RULES if rule != "mean")
 
 
 @pytest.mark.parametrize(
@@ -107,10 +106,10 @@ async def test_with_one_of_four_missing_too_few_are_left_unless_it_was_its_own_f
 async def test_one_gradient_under_two_hotkeys_is_one_cluster_with_one_vote(running, config):
     behaviours = {hotkey: noisy(i) for i, hotkey in enumerate(MINERS[:4])}
 
-    def copied(ticket):
-        outcome = noisy(0)(ticket)
-        torch.frombuffer(outcome.answer.data, dtype=torch.float32)[0] += 1e-5  # so that the bodies differ
-        return named(ticket, outcome)
+    def copied(issued):
+        result = noisy(0)(issued)
+        torch.frombuffer(result.received.data, dtype=torch.float32)[0] += 1e-5  # so that the bodies differ
+        return named(issued, result)
 
     behaviours[MINERS[3]] = copied
     with running(with_settings(config, aggregation={"rule": "default"}), behaviours) as run:

@@ -3,7 +3,7 @@
 import pytest
 
 from fedgpt2.errors import Reason, Refused
-from fedgpt2.validator.peers import ConnectedMiner, OrderResult
+from fedgpt2.link.base import ConnectedMiner, OrderResult
 from fedgpt2.validator.suspension import Suspensions
 from tests.records import miner_record, round_record
 
@@ -13,28 +13,27 @@ HERE, THERE = ConnectedMiner(MINERS[0], "127.0.0.1:1"), ConnectedMiner(MINERS[1]
 LATE = Reason.LATE.value
 
 
-def late(ticket):
-    return OrderResult(ticket, failure=Refused(Reason.LATE, "no answer by the deadline"))
-
-
 def add(suspensions, number, reasons):
     """Round `number`, in which these miners failed for these reasons, or for none."""
-    miners = [
-        miner_record(hotkey, reason=reason, status="failed" if reason else "admitted")
-        for hotkey, reason in reasons.items()
-    ]
-    record = round_record(number, miners)
+    statuses = {hotkey: "failed" if reason else "admitted" for hotkey, reason in reasons.items()}
+    record = round_record(
+        number, [miner_record(key, reason=reason, status=statuses[key]) for key, reason in reasons.items()]
+    )
     suspensions.add(record)
     return record
+
+
+def late(issued):
+    return OrderResult(issued, failure=Refused(Reason.LATE, "no answer by the deadline"))
 
 
 def at_work(reasons, rounds, *, at_least=1):
     """Rounds of `rounds` in which the first of two miners had work, if it then does what `reasons` says, in turn."""
     suspensions, turns, worked = Suspensions(), iter(reasons), []
     for number in range(1, rounds + 1):
-        seats = suspensions.active([HERE, THERE], number, at_least)
-        add(suspensions, number, {seat.hotkey: next(turns, None) if seat == HERE else None for seat in seats})
-        worked += [number] if HERE in seats else []
+        working = suspensions.active([HERE, THERE], number, at_least)
+        add(suspensions, number, {miner.hotkey: next(turns, None) if miner == HERE else None for miner in working})
+        worked += [number] if HERE in working else []
     return worked
 
 
@@ -44,16 +43,16 @@ def test_one_lapse_is_free_and_further_ones_cost_more_and_more(reason):
 
 
 def test_a_failure_that_most_share_is_nobodys_lapse():
-    suspensions, seats = (
+    suspensions, miners = (
         Suspensions(),
         [ConnectedMiner(hotkey, f"127.0.0.1:{i}") for i, hotkey in enumerate(MINERS[:3])],
     )
     for number in range(1, 5):
         add(suspensions, number, {MINERS[0]: "data_unavailable", MINERS[1]: "data_unavailable", MINERS[2]: None})
-    assert suspensions.active(seats, 5, 1) == seats
+    assert suspensions.active(miners, 5, 1) == miners
     for number in range(5, 8):
         add(suspensions, number, {MINERS[0]: "late", MINERS[1]: "late", MINERS[2]: None})
-    assert suspensions.active(seats, 8, 1) == seats[2:]
+    assert suspensions.active(miners, 8, 1) == miners[2:]
 
 
 def test_two_answers_make_up_for_a_lapse():
@@ -74,26 +73,24 @@ def test_where_too_few_would_be_left_all_have_work():
     assert at_work([LATE] * 9, 9, at_least=2) == list(range(1, 10))
 
 
-@pytest.mark.parametrize(("seated", "lapsing", "left"), [(16, 15, 16), (16, 8, 16), (16, 7, 9), (4, 2, 4), (3, 2, 1)])
-def test_an_outage_does_not_hand_the_model_to_whoever_was_spared(seated, lapsing, left):
-    seats = [ConnectedMiner(f"miner-{i}", f"127.0.0.1:{i}") for i in range(seated)]
+@pytest.mark.parametrize(("present", "lapsing", "left"), [(16, 15, 16), (16, 8, 16), (16, 7, 9), (4, 2, 4), (3, 2, 1)])
+def test_an_outage_does_not_hand_the_model_to_whoever_was_spared(present, lapsing, left):
+    miners = [ConnectedMiner(f"miner-{i}", f"127.0.0.1:{i}") for i in range(present)]
     suspensions = Suspensions()
     for number in (1, 2):
-        add(suspensions, number, {seat.hotkey: LATE if i < lapsing else None for i, seat in enumerate(seats)})
-    assert len(suspensions.active(seats, 3, 1)) == left
+        add(suspensions, number, {miner.hotkey: LATE if i < lapsing else None for i, miner in enumerate(miners)})
+    assert len(suspensions.active(miners, 3, 1)) == left
 
 
 def test_whoever_answers_after_an_outage_is_back_for_good():
-    seats = [ConnectedMiner(f"miner-{i}", f"127.0.0.1:{i}") for i in range(17)]
+    miners = [ConnectedMiner(f"miner-{i}", f"127.0.0.1:{i}") for i in range(17)]
     suspensions = Suspensions()
     for number in range(1, 9):
-        add(
-            suspensions,
-            number,
-            {seat.hotkey: LATE if i < 8 and number < 6 else None for i, seat in enumerate(seats[:16])},
+        suspensions.add(
+            number, {miner.hotkey: LATE if i < 8 and number < 6 else None for i, miner in enumerate(miners[:16])}
         )
-    assert suspensions.active(seats[:15], 9, 1) == seats[:15]  # one of them left
-    assert suspensions.active(seats, 9, 1) == seats  # or one came
+    assert suspensions.active(miners[:15], 9, 1) == miners[:15]  # one of them left
+    assert suspensions.active(miners, 9, 1) == miners  # or one came
 
 
 def test_a_resumed_run_remembers():

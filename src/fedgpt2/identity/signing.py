@@ -1,8 +1,9 @@
 """Signing messages and requests with a hotkey, and opening signed messages."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, get_args
 
-from fedgpt2.errors import Culprit, ProtocolError, Reason, Refused
+from fedgpt2.errors import Culprit, ProtocolError, Reason, Refused, blamed_on
 from fedgpt2.identity.keys import verify
 from fedgpt2.protocol.messages import Envelope, Kind, Message, decode, encode, signed_bytes
 from fedgpt2.types import Hotkey
@@ -10,8 +11,9 @@ from fedgpt2.types import Hotkey
 if TYPE_CHECKING:
     from bittensor.sp_core import Keypair
 
-__all__ = ["Signer", "open_envelope"]
+__all__ = ["Signer", "Verify", "open_envelope"]
 
+Verify = Callable[[str, bytes, bytes], bool]  # hotkey, message, signature -> whether the hotkey signed the message
 M = TypeVar("M", bound=Message)
 
 # Who writes a message of each kind, and so who is to blame if it is not one.
@@ -46,8 +48,10 @@ class Signer:
         return http_auth.sign(self._keypair, method=method, path=path, body=body, receiver_ss58=receiver)
 
 
-def open_envelope(envelope: Envelope, kind: Kind, type_: type[M], *, signer: str | None) -> M:
+def open_envelope(envelope: Envelope, kind: Kind, type_: type[M], *, signer: str | None, verify: Verify = verify) -> M:
     """The message inside, once its kind, signer and signature are right; `signer` None accepts any.
+
+    `verify` checks the signature; a simulation, whose miners have no keys, leaves that out.
 
     Raises Refused(bad_signature) for another signer, a signature that does not verify, or a message that names
     another sender than its signer; ProtocolError for another kind and for a payload that is not a `type_`. Blame
@@ -60,15 +64,9 @@ def open_envelope(envelope: Envelope, kind: Kind, type_: type[M], *, signer: str
         raise Refused(Reason.BAD_SIGNATURE, f"{kind} signed by {envelope.signer[:64]}, not {signer}", author)
     if not verify(envelope.signer, envelope.signed_bytes(), bytes.fromhex(envelope.signature)):
         raise Refused(Reason.BAD_SIGNATURE, f"signature of the {kind} does not verify", author)
-    message = _decoded(envelope.payload, type_, author)
+    with blamed_on(author):
+        message = decode(envelope.payload, type_)
     sender = getattr(message, "hotkey" if kind == "info" else "sender", None)
     if sender != envelope.signer:
         raise Refused(Reason.BAD_SIGNATURE, f"{kind} of {str(sender)[:64]} signed by {envelope.signer}", author)
     return message
-
-
-def _decoded(payload: str, type_: type[M], author: Culprit) -> M:
-    try:
-        return decode(payload, type_)
-    except ProtocolError as error:
-        raise ProtocolError(error.detail, error.reason, author) from error

@@ -19,7 +19,7 @@ from aiohttp.payload import Payload
 from yarl import URL
 
 from fedgpt2.config import PeerLimits
-from fedgpt2.errors import Culprit, NetworkError, PeerError, ProtocolError, Reason, Refused
+from fedgpt2.errors import Culprit, NetworkError, PeerError, ProtocolError, Reason, Refused, blamed_on
 from fedgpt2.identity.signing import Signer, open_envelope
 from fedgpt2.link.address import Address
 from fedgpt2.link.blobs import Blob, Incoming, pump
@@ -121,7 +121,7 @@ class AxonClient:
                 await self._get(incoming)
         finally:
             self.bytes_received += max(0, incoming.have - have)
-        with _blaming_miner():
+        with blamed_on(Culprit.MINER):
             return await incoming.finish()
 
     async def _get(self, incoming: Incoming) -> None:
@@ -130,7 +130,7 @@ class AxonClient:
         target = f"/v1/blobs/{_hex64(incoming.ref.digest)}"
         async with self._exchange("GET", target, seconds, headers=headers) as (response, limit):
             limit.reschedule(None)  # `pump` keeps the time from here on
-            with _blaming_miner():
+            with blamed_on(Culprit.MINER):
                 _check_range(response, incoming)
                 await pump(response.content, incoming, seconds, response.connection)
 
@@ -301,17 +301,8 @@ async def _refusal(response: aiohttp.ClientResponse) -> PeerError:
     return Refused(Reason(body.reason), body.detail)
 
 
-@contextmanager
-def _blaming_miner() -> Iterator[None]:
-    """What a miner sends wrongly is its fault, whatever the reason usually means."""
-    try:
-        yield
-    except ProtocolError as error:
-        raise ProtocolError(error.detail, error.reason, Culprit.MINER) from error
-
-
 def _decoded(data: bytes, kind: type[M]) -> M:
-    with _blaming_miner():
+    with blamed_on(Culprit.MINER):
         return decode(data, kind)
 
 

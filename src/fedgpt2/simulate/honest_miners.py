@@ -30,7 +30,6 @@ from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.state import FlatState
 from fedgpt2.protocol.messages import Order
 from fedgpt2.protocol.tensors import PREFIX, read_header
-from fedgpt2.simulate.arrival import Body
 from fedgpt2.types import ModelShape, Schema
 
 __all__ = ["Behaviour", "Engine", "HonestMiners", "Task", "as_asked"]
@@ -111,8 +110,12 @@ class HonestMiners:
         return FlatState(schema, which.decode(layout, schema, blob.data, out))
 
     def begin(self) -> None:
-        """A new round: nobody has answered."""
+        """Start a round, in which nobody has answered yet."""
         self._answered = []
+
+    def body(self, place: int) -> memoryview:
+        """The memory of one miner's data region."""
+        return self._bodies[place].view(torch.uint8).numpy().data
 
     def answer(
         self,
@@ -123,8 +126,8 @@ class HonestMiners:
         windows: Tokens,
         rng: torch.Generator,
         halt: threading.Event,
-    ) -> tuple[Body, float] | None:
-        """One miner's body and the loss it claims; None when it does not answer. Raises Refused as the engine does."""
+    ) -> tuple[Blob, float] | None:
+        """One miner's body and the loss it claims; None when it does not answer. Raises PeerError."""
         out = self._scratch or FlatState(self._engine.schema, self._bodies[place])
         losses: list[float] = []
 
@@ -141,7 +144,7 @@ class HonestMiners:
             out.flat.copy_(values)
         self._answered.append(place)
         data = self._answer.encode(out.flat, None if self._scratch is None else self._bodies[place])
-        return Body(self._answer.name, self._header, data), losses[-1] if losses else 0.0
+        return Blob.of(self._answer.name, self._header, data), losses[-1] if losses else 0.0
 
     def gradients(self) -> Float32[Tensor, "h d"]:
         """What those who answered sent, fp32, in order: a view of their bodies where all of them did, in fp32."""

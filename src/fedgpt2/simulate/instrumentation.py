@@ -1,4 +1,4 @@
-"""The aggregates of a run, looked at: liars know the last one, a result says how near each is to the honest mean."""
+"""Access to the aggregates of a run: attacks see the last one, a result compares each with the honest mean."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 class WatchedTraining(Training):
-    """A validator's training whose last aggregate can be looked at."""
+    """A validator's training that keeps a copy of the last aggregate."""
 
     def __init__(self, config: ValidatorConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.formed: Tensor | None = None  # [d] fp32 on the CPU, before clipping; None before the first
-        self.times = 0  # that one was formed
+        self.times = 0  # how often one was formed
         self._seen = torch.empty_like(self.weights.flat, device="cpu")
 
     def aggregate(self, form: Callable[[Tensor], T]) -> tuple[float, T]:
@@ -39,14 +39,14 @@ class WatchedTraining(Training):
 
 
 class Gauge:
-    """Cosine of a round's aggregate to the honest mean, asked for once a round."""
+    """Cosine of a round's aggregate to the honest mean; called once a round."""
 
-    def __init__(self, training: WatchedTraining, crowd: HonestMiners) -> None:
-        self._training, self._crowd, self._times = training, crowd, 0
+    def __init__(self, training: WatchedTraining, honest: HonestMiners) -> None:
+        self._training, self._honest, self._times = training, honest, 0
 
     def __call__(self) -> float | None:
         """None in a round that formed no aggregate."""
         formed, self._times = self._training.times > self._times, self._training.times
         if not formed or self._training.formed is None:
             return None
-        return self._crowd.cosine(self._training.formed)
+        return self._honest.cosine(self._training.formed)

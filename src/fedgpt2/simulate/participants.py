@@ -1,9 +1,9 @@
-"""Who takes part in a simulation, and everything in it that is drawn: all from one seed."""
+"""The participants of a simulation and its random numbers, all derived from one seed."""
 
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedgpt2.identity.signing import Signer
@@ -23,16 +23,17 @@ class Participants:
 
     @property
     def honest(self) -> tuple[int, ...]:
-        """Indices of those who do as they are asked, in order."""
+        """Indices of the honest miners, in order."""
         return tuple(i for i in range(len(self.hotkeys)) if i not in self.hostile)
 
-    def keys(self, indices: Iterable[int]) -> frozenset[Hotkey]:
-        """The hotkeys of these miners."""
-        return frozenset(self.hotkeys[i] for i in indices)
+    @property
+    def hostile_keys(self) -> frozenset[Hotkey]:
+        """Hotkeys of the hostile miners."""
+        return frozenset(self.hotkeys[i] for i in self.hostile)
 
 
 def draw_participants(miners: int, hostile: int, seed: int) -> Participants:
-    """`miners` hotkeys, valid addresses that nobody has the secret of, `hostile` of them drawn."""
+    """`miners` hotkeys, valid addresses without a secret key; `hostile` of them are drawn."""
     from bittensor.sp_core import ss58_encode
 
     hotkeys = tuple(Hotkey(ss58_encode(_bytes(seed, "miner", i), _SS58_FORMAT)) for i in range(miners))
@@ -41,20 +42,20 @@ def draw_participants(miners: int, hostile: int, seed: int) -> Participants:
 
 
 def validator_signer(seed: int) -> Signer:
-    """The validator's key: it signs orders here as anywhere."""
+    """The validator's key, which signs orders as in any run."""
     from bittensor.sp_core import Keypair
 
     return Signer(Keypair.create_from_seed(_bytes(seed, "validator")))
 
 
 def draws(seed: int) -> Callable[[int], bytes]:
-    """A source of bytes that is the same for the same seed: for what a real run draws in secret."""
+    """A source of bytes, the same for the same seed, in place of the random bytes of a real run."""
     count = itertools.count()
     return lambda size: _bytes(seed, "secret", next(count), size=size)
 
 
 def number(seed: int, *what: str | int) -> int:
-    """The seed, below 2**63, of what is drawn for `what`."""
+    """A seed below 2**63 for the random numbers named by `what`."""
     return int.from_bytes(_bytes(seed, *what, size=8), "big") >> 1
 
 

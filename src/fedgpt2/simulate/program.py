@@ -5,8 +5,8 @@ Deterministic by `--run.seed`: the same seed on the same machine gives the same 
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,9 +23,10 @@ from fedgpt2.data.manifest import build
 from fedgpt2.data.pages import PageSource, Pool
 from fedgpt2.data.sample import SampleSource
 from fedgpt2.data.sources import open_source, open_store
-from fedgpt2.errors import UsageError
+from fedgpt2.errors import NoMinersError, UsageError
 from fedgpt2.event_loop import Stop, Stopped, off_loop, until_stopped
 from fedgpt2.gradient import registry
+from fedgpt2.identity.signing import Signer
 from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.model.hardware import prepare
 from fedgpt2.observe.board import Board, Recorder
@@ -35,10 +36,11 @@ from fedgpt2.simulate.attacks.base import Attack
 from fedgpt2.simulate.attacks.registry import ATTACKS, build_attack
 from fedgpt2.simulate.honest_miners import Behaviour, Engine, HonestMiners
 from fedgpt2.simulate.instrumentation import Gauge, WatchedTraining
+from fedgpt2.simulate.miners import SimulatedMiners
 from fedgpt2.simulate.participants import Participants, draw_participants, draws, validator_signer
-from fedgpt2.simulate.peers import SimulatedMiners
 from fedgpt2.simulate.result import Result, Scribe
 from fedgpt2.storage.files import disk_errors
+from fedgpt2.validator.collector import Collector
 from fedgpt2.validator.run_directory import open_run_directory
 from fedgpt2.validator.training_loop import (
     build_context,
@@ -67,8 +69,8 @@ def simulate(
 ) -> Result:
     """Run a simulation to its end.
 
-    `behaviours`: what honest miners do otherwise than asked, by index of the miner (`simulate.crowd`); those of
-    hostile miners are not looked at. `attack`: what the hostile ones do, in place of the arena's `config.attack`.
+    `behaviours`: what honest miners do otherwise than asked, by index of the miner (`simulate.honest_miners`); those of
+    hostile miners are ignored. `attack`: what the hostile miners do, in place of `config.attack`.
     Raises a FedGPT2Error, one line, for settings that make no run, for a training that diverges, and inside an event
     loop that runs already.
     """
@@ -93,21 +95,20 @@ async def run_simulation(
     behaviours: Mapping[int, Behaviour] = _AS_ASKED,
     attack: Callable[[], Attack] | None = None,
 ) -> Result:
-    """As `simulate`, for who has an event loop; `stop` ends it early, with what there is by then."""
+    """As `simulate`, inside an event loop; `stop` ends it early, with the rounds done by then."""
     _check(config)
-    roster = draw_participants(
-        config.miners, config.byzantine if attack or config.attack != NONE else 0, config.run.seed
-    )
+    hostile = config.byzantine if attack or config.attack != NONE else 0
+    participants = draw_participants(config.miners, hostile, config.run.seed)
     with _folder(config) as folder:
         settings = _settings(config, folder)
         check_names(settings)
         device = prepare(config.device, config.run.threads)
-        play = _Play(config, settings, device, roster, _liars(config, attack), behaviours)
-        return await play.run(stop or Stop(), observer or Recorder(Board()))
+        simulation = _Simulation(config, settings, device, participants, _attack(config, attack), behaviours)
+        return await simulation.run(stop or Stop(), observer or Recorder(Board()))
 
 
 def _check(config: SimulationConfig) -> None:
-    """Raise UsageError for a cast that cannot be."""
+    """Raise UsageError for numbers of miners that do not fit, and for an unknown attack."""
     known = (NONE, ABSENT, *ATTACKS.names)
     if config.attack not in known and ":" not in config.attack:
         raise UsageError(f"--attack {config.attack}: no such attack; one of {', '.join(known)}")
@@ -118,18 +119,18 @@ def _check(config: SimulationConfig) -> None:
 
 
 @dataclass(frozen=True)
-class _Play:
+class _Simulation:
     """The parts of one simulation."""
 
     config: SimulationConfig
     settings: ValidatorConfig
     device: torch.device
-    roster: Participants
-    liars: Attack | None
+    participants: Participants
+    attack: Attack | None
     behaviours: Mapping[int, Behaviour]
 
     async def run(self, stop: Stop, observer: Observer) -> Result:
-        """Every round, or those until `stop` is set."""
+        """All rounds, or those until `stop` is set."""
         try:
             corpus = await until_stopped(stop, off_loop(_open_corpus, self.settings))
             try:
@@ -137,55 +138,72 @@ class _Play:
             finally:
                 await off_loop(corpus.close)
         except Stopped:
-            return Scribe(observer, frozenset(), lambda: None).result(self.config, self.roster, finished=False)
+            return Scribe(observer, frozenset(), lambda: None).result(self.config, self.participants, finished=False)
 
     async def _train(self, corpus: Corpus, stop: Stop, observer: Observer) -> Result:
         check_sequence(self.settings, corpus.manifest)
         config, seed = self.config, self.config.run.seed
         with open_run_directory(self.settings, corpus.manifest, draws(seed)) as directory:
             data = self.settings.data
-            directory.ledger.lease_slots(self.roster.hotkeys, 0, data.max_slots, data.lease)  # whoever else takes part
+            directory.ledger.lease_slots(self.participants.hotkeys, 0, data.max_slots, data.lease)
             training = await off_loop(WatchedTraining, self.settings, self.device)
             done = await off_loop(directory.resume, self.settings, training, observer.notice)
             report = await until_stopped(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))
-            miners = self._miners(corpus, training, directory.outbox)
-            parts = (self.settings, directory, training, corpus, validator_signer(seed), miners, report, stop)
-            ctx = await until_stopped(stop, off_loop(build_context, *parts))
-            scribe = Scribe(observer, self.roster.keys(self.roster.hostile), Gauge(training, miners.crowd))
-            axons = [seat.axon for seat in miners.seats()]
-            scribe.started(self._shown(await off_loop(run_start, ctx, axons, done)))
-            await off_loop(scribe.recall, directory.ledger)
-            unfinished = await run_rounds(ctx, done, scribe)
+            signer, miners = validator_signer(seed), self._miners(corpus, training)
+            scribe = Scribe(observer, self.participants.hostile_keys, Gauge(training, miners.honest))
+            async with _collector(miners, signer, directory.outbox, observer) as collector:
+                parts = (self.settings, directory, training, corpus, signer, collector, report, stop)
+                ctx = await until_stopped(stop, off_loop(build_context, *parts))
+                axons = [miner.axon for miner in collector.miners]
+                scribe.started(self._shown(await off_loop(run_start, ctx, axons, done)))
+                await off_loop(scribe.recall, directory.ledger)
+                unfinished = await run_rounds(ctx, done, scribe)
             scribe.ranks = {line.hotkey: line for line in ranks(ctx.ranking.table)}
             if config.run.dir:
                 await off_loop(directory.save_last, training, config.checkpoint.keep)
             scribe.finished(self._shown(run_end(ctx)))
-        return scribe.result(config, self.roster, finished=unfinished is None)
+        return scribe.result(config, self.participants, finished=unfinished is None)
 
-    def _miners(self, corpus: Corpus, training: WatchedTraining, outbox: Outbox) -> SimulatedMiners:
+    def _miners(self, corpus: Corpus, training: WatchedTraining) -> SimulatedMiners:
         engine = Engine(self.config.model.shape, registry.build(self.config.gradient, self.device), self.device)
-        honest, codecs = self.roster.honest, self.settings.codec
+        honest, codecs = self.participants.honest, self.settings.codec
         behaviours = {place: self.behaviours[i] for place, i in enumerate(honest) if i in self.behaviours}
-        crowd = HonestMiners(len(honest), engine, codec.get(codecs.state), codec.get(codecs.gradient), behaviours)
-        return SimulatedMiners(
-            roster=self.roster,
-            crowd=crowd,
-            engine=engine,
-            corpus=corpus,
+        miners = SimulatedMiners(
+            self.participants,
+            HonestMiners(len(honest), engine, codec.get(codecs.state), codec.get(codecs.gradient), behaviours),
+            engine,
+            corpus,
             rule=self.settings.aggregation.rule,
             header_limit=self.settings.limits.header_bytes,
             seed=self.config.run.seed,
-            liars=self.liars,
+            attack=self.attack,
             aggregate=lambda: training.formed,
-            outbox=outbox,
         )
+        wanted = self.settings.round.min_miners
+        if len(miners.links) < wanted:
+            raise NoMinersError(f"{len(miners.links)} miners take part, --round.min_miners is {wanted}")
+        return miners
 
     def _shown(self, event: E) -> E:
         """The event without the path of a run directory that nobody will find."""
         return event if self.config.run.dir else msgspec.structs.replace(event, run_dir="a temporary folder")
 
 
-def _liars(config: SimulationConfig, attack: Callable[[], Attack] | None) -> Attack | None:
+@asynccontextmanager
+async def _collector(
+    miners: SimulatedMiners, signer: Signer, outbox: Outbox, observer: Observer
+) -> AsyncIterator[Collector]:
+    """A collector connected to all miners. None is late: they compute one after the other on one machine."""
+    collector = Collector(signer, outbox, miners.lease, observer.notice, deadlines=False)
+    for link in miners.links:
+        collector.connect(link)
+    try:
+        yield collector
+    finally:
+        await collector.close()
+
+
+def _attack(config: SimulationConfig, attack: Callable[[], Attack] | None) -> Attack | None:
     if attack is not None:
         return attack()
     return None if config.attack in (NONE, ABSENT) else build_attack(config.attack)

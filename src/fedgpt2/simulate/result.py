@@ -139,12 +139,12 @@ class Scribe:
         """Pass it on."""
         self.observer.finished(end)
 
-    def result(self, config: SimulationConfig, roster: Participants, *, finished: bool) -> Result:
+    def result(self, config: SimulationConfig, participants: Participants, *, finished: bool) -> Result:
         """What has been written down."""
         count = max(1, len(self.rounds))
         miners = [
-            self._miner(hotkey, i in roster.hostile, self.weights.get(hotkey, 0.0) / count)
-            for i, hotkey in enumerate(roster.hotkeys)
+            self._miner(hotkey, i in participants.hostile, self.weights.get(hotkey, 0.0) / count)
+            for i, hotkey in enumerate(participants.hotkeys)
         ]
         return Result(config, tuple(self.rounds), tuple(miners), finished, self.board)
 

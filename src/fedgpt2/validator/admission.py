@@ -2,12 +2,12 @@
 
 Who could hurt the model, and where it is stopped:
 
-    another party's answer, an old answer, one over other weights     check_contribution (before a byte is fetched)
-    other names, shapes or dtypes, a wrong size                       protocol.tensors.read_header (before the data)
-    a changed body                                                    its BLAKE3, while receiving
-    NaN, Inf, a huge norm                                             check_values
-    the same gradient twice                                           admit
-    an answer after the deadline                                      the round stops waiting
+    another miner's answer, an old one, one over other weights     link.receive.check_contribution, before the body
+    other names, shapes or dtypes, a wrong size                    link.receive, from the header, before the data
+    a changed body                                                 its BLAKE3 digest (link.blobs), while receiving
+    NaN, Inf, a huge norm                                          check_values
+    the same gradient twice                                        admit
+    an answer after the deadline                                   collector: the round does not wait for it
 """
 
 import math
@@ -21,49 +21,30 @@ from fedgpt2 import codec
 from fedgpt2.config import Limits
 from fedgpt2.errors import Culprit, PeerError, Reason, Refused
 from fedgpt2.ledger.ledger import Admission
+from fedgpt2.link.base import OrderResult
 from fedgpt2.model.state import FlatState
-from fedgpt2.protocol.messages import Contribution, Order
-from fedgpt2.types import Digest, WorkId
-from fedgpt2.validator.peers import OrderResult
+from fedgpt2.types import Digest
 
-__all__ = ["AdmissionResult", "Status", "admissions", "admit", "check_contribution", "check_values"]
+__all__ = ["AdmissionResult", "Status", "admissions", "admit", "check_values"]
 
 
 class Status(StrEnum):
-    """What became of a miner's share of a round."""
+    """What became of a miner's order."""
 
     ADMITTED = "admitted"
-    REFUSED = "refused"  # an answer came and is not accepted
-    FAILED = "failed"  # no answer came
+    REFUSED = "refused"  # a contribution arrived and is not accepted
+    FAILED = "failed"  # no contribution arrived
 
 
 @dataclass(frozen=True)
 class AdmissionResult:
-    """An outcome and what was decided of it; `values` is the gradient, [d] fp32, of an admitted one."""
+    """An order's result and what was decided; `values` is the gradient, [d] fp32, of an admitted contribution."""
 
-    outcome: OrderResult
+    result: OrderResult
     status: Status
     failure: PeerError | None = None
     values: Tensor | None = None
     norm: float | None = None
-
-
-def check_contribution(order: Order, work_id: WorkId, contribution: Contribution, header_limit: int) -> None:
-    """Check what an answer says of itself against the order it answers. Raises Refused, blamed on the miner."""
-    if (contribution.run_id, contribution.round, contribution.work_id) != (order.run_id, order.round, work_id):
-        raise _refused(Reason.WRONG_ORDER, f"answers round {contribution.round}, not this order")
-    if (contribution.sender, contribution.receiver) != (order.receiver, order.sender):
-        raise _refused(Reason.WRONG_RECEIVER, "names another sender or receiver")
-    if contribution.parent != order.parent:
-        raise _refused(Reason.WRONG_PARENT, f"a gradient over {contribution.parent[:12]}, not {order.parent[:12]}")
-    blob = contribution.blob
-    if blob.codec not in order.answer_codecs:
-        raise _refused(Reason.UNSUPPORTED_CODEC, f"codec {blob.codec[:40]!r} was not offered")
-    data = codec.get(blob.codec).data_bytes(order.model.schema())
-    if blob.length > order.caps.answer_bytes:
-        raise _refused(Reason.TOO_LARGE, f"{blob.length} bytes, the cap is {order.caps.answer_bytes}")
-    if not data < blob.length <= data + 8 + header_limit:
-        raise _refused(Reason.WRONG_LENGTH, f"{blob.length} bytes cannot hold {data} bytes of tensors")
 
 
 def check_values(values: FlatState, largest_norm: float) -> float:
@@ -79,45 +60,45 @@ def check_values(values: FlatState, largest_norm: float) -> float:
     return norm
 
 
-def admit(outcomes: Sequence[OrderResult], limits: Limits) -> list[AdmissionResult]:
-    """Judge every outcome of a round; of equal bodies the one that was named first, by our clock, keeps its place."""
+def admit(results: Sequence[OrderResult], limits: Limits) -> list[AdmissionResult]:
+    """Judge every result of a round; of equal bodies the one whose digest was named first is admitted."""
     seen: set[str] = set()
-    judged = {i: _judge(outcomes[i], limits, seen) for i in _as_named(outcomes)}
-    return [judged[i] for i in range(len(outcomes))]
+    judged = {i: _judge(results[i], limits, seen) for i in _as_named(results)}
+    return [judged[i] for i in range(len(results))]
 
 
 def admissions(results: Sequence[AdmissionResult]) -> list[Admission]:
     """The admitted set, as the ledger commits it before the step."""
     return [
         Admission(
-            r.outcome.ticket.seat.hotkey,
-            r.outcome.ticket.work_id,
-            Digest(r.outcome.answer.contribution.blob.digest),
-            r.outcome.ticket.tokens,
+            each.result.issued.miner.hotkey,
+            each.result.issued.work_id,
+            Digest(each.result.received.contribution.blob.digest),
+            each.result.issued.tokens,
         )
-        for r in results
-        if r.status is Status.ADMITTED and r.outcome.answer is not None
+        for each in results
+        if each.status is Status.ADMITTED and each.result.received is not None
     ]
 
 
-def _as_named(outcomes: Sequence[OrderResult]) -> list[int]:
-    return sorted(range(len(outcomes)), key=lambda i: outcomes[i].traffic.described)
+def _as_named(results: Sequence[OrderResult]) -> list[int]:
+    return sorted(range(len(results)), key=lambda i: results[i].traffic.described)
 
 
-def _judge(outcome: OrderResult, limits: Limits, seen: set[str]) -> AdmissionResult:
-    if outcome.answer is None:
-        return AdmissionResult(outcome, Status.REFUSED if outcome.answered else Status.FAILED, outcome.failure)
-    answer, schema = outcome.answer, outcome.ticket.order.model.schema()
+def _judge(result: OrderResult, limits: Limits, seen: set[str]) -> AdmissionResult:
+    if result.received is None:
+        return AdmissionResult(result, Status.REFUSED if result.answered else Status.FAILED, result.failure)
+    received, schema = result.received, result.issued.order.model.schema()
     try:
-        decoded = codec.get(answer.contribution.blob.codec).decode(answer.layout, schema, answer.data)
+        decoded = codec.get(received.contribution.blob.codec).decode(received.layout, schema, received.data)
         norm = check_values(FlatState(schema, decoded), limits.gradient_norm)
-        digest = answer.contribution.blob.digest
+        digest = received.contribution.blob.digest
         if digest in seen:
             raise _refused(Reason.DUPLICATE, "the same body as another miner's")
         seen.add(digest)
     except Refused as failure:
-        return AdmissionResult(outcome, Status.REFUSED, failure)
-    return AdmissionResult(outcome, Status.ADMITTED, None, decoded, norm)
+        return AdmissionResult(result, Status.REFUSED, failure)
+    return AdmissionResult(result, Status.ADMITTED, None, decoded, norm)
 
 
 def _refused(reason: Reason, detail: str) -> Refused:

@@ -8,8 +8,8 @@ from fedgpt2.data.tokens import Tokens
 from fedgpt2.event_loop import Stop
 from fedgpt2.identity.signing import Signer
 from fedgpt2.ranking.table import Table
+from fedgpt2.validator.collector import Collector
 from fedgpt2.validator.orders import OrderBook
-from fedgpt2.validator.peers import Miners
 from fedgpt2.validator.run_directory import RunDirectory
 from fedgpt2.validator.suspension import Suspensions
 from fedgpt2.validator.training import Training
@@ -34,7 +34,7 @@ class RunContext:
     training: Training
     corpus: Corpus
     orders: OrderBook
-    miners: Miners
+    collector: Collector
     report: Tokens  # held-out windows of val_loss, uint16 [n, seq_len + 1]
     stop: Stop = field(default_factory=Stop)
     suspensions: Suspensions = field(default_factory=Suspensions)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from fedgpt2.errors import NoMinersError
+from fedgpt2.link.base import ConnectedMiner
 from fedgpt2.validator.context import RunContext
-from fedgpt2.validator.peers import ConnectedMiner
 
 __all__ = ["assign_slots"]
 

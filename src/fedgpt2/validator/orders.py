@@ -11,11 +11,11 @@ from fedgpt2.data.assignment import Assignment as Share
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import EmptyShareError
 from fedgpt2.identity.signing import Signer
+from fedgpt2.link.base import ConnectedMiner, IssuedOrder
 from fedgpt2.link.blobs import Blob
 from fedgpt2.protocol.digests import work_id
 from fedgpt2.protocol.messages import Assignment, BlobRef, Caps, Order
 from fedgpt2.types import Digest, ModelShape
-from fedgpt2.validator.peers import ConnectedMiner, IssuedOrder
 
 __all__ = ["OrderBook"]
 
@@ -35,20 +35,20 @@ class OrderBook:
     header_bytes: int
 
     def write(
-        self, number: int, attempt: int, parent: Digest, state: BlobRef, seats: Sequence[tuple[ConnectedMiner, int]]
+        self, number: int, attempt: int, parent: Digest, state: BlobRef, chosen: Sequence[tuple[ConnectedMiner, int]]
     ) -> list[IssuedOrder]:
-        """One signed order for each (seat, slot) whose pages hold text.
+        """One signed order for each (miner, slot) whose pages hold text.
 
         Raises CorpusError if the text cannot be read, or no slot's pages hold any.
         """
-        slots = [slot for _, slot in seats]
+        slots = [slot for _, slot in chosen]
         self.corpus.load(number, slots, self.windows)
         shares = [self._share(number, slot) for slot in slots]
         self.corpus.load_ahead(number, slots, self.windows)
-        dealt = [(seat, share) for (seat, _), share in zip(seats, shares, strict=True) if share is not None]
-        if seats and not dealt:
+        dealt = [(miner, share) for (miner, _), share in zip(chosen, shares, strict=True) if share is not None]
+        if chosen and not dealt:
             raise EmptyShareError(f"round {number}: none of the slots' pages holds text; lower --data.span")
-        return [self._ticket(number, attempt, parent, state, seat, share) for seat, share in dealt]
+        return [self._issue(number, attempt, parent, state, miner, share) for miner, share in dealt]
 
     def _share(self, number: int, slot: int) -> Share | None:
         try:
@@ -56,15 +56,15 @@ class OrderBook:
         except EmptyShareError:
             return None
 
-    def _ticket(
-        self, number: int, attempt: int, parent: Digest, state: BlobRef, seat: ConnectedMiner, share: Share
+    def _issue(
+        self, number: int, attempt: int, parent: Digest, state: BlobRef, miner: ConnectedMiner, share: Share
     ) -> IssuedOrder:
         order = Order(
             run_id=self.run_id,
             round=number,
             attempt=attempt,
             sender=self.signer.hotkey,
-            receiver=seat.hotkey,
+            receiver=miner.hotkey,
             parent=parent,
             model=self.model,
             state=(state,),
@@ -75,7 +75,7 @@ class OrderBook:
         )
         envelope = self.signer.seal("order", order)
         tokens = order.n_windows * self.corpus.manifest.seq_len
-        return IssuedOrder(seat, order, envelope, work_id(envelope.payload), tokens)
+        return IssuedOrder(miner, order, envelope, work_id(envelope.payload), tokens)
 
     def _assignment(self, share: Share) -> Assignment:
         return Assignment(

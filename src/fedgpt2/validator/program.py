@@ -17,8 +17,9 @@ from fedgpt2.link.address import Address, parse
 from fedgpt2.link.client import open_session
 from fedgpt2.model.hardware import prepare
 from fedgpt2.observe.observer import Observer
+from fedgpt2.validator.collector import Buffers, Collector
 from fedgpt2.validator.compatibility import check_miner
-from fedgpt2.validator.http_peers import DialledMiners
+from fedgpt2.validator.discovery import Discovery
 from fedgpt2.validator.run_directory import RunDirectory, open_run_directory
 from fedgpt2.validator.training import Training
 from fedgpt2.validator.training_loop import (
@@ -78,8 +79,8 @@ async def _train_on(
         report = await until_stopped(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))
         corpus.load_held_out()
         try:
-            async with _miners(config, addresses, signer, directory, observer) as miners:
-                building = off_loop(build_context, config, directory, training, corpus, signer, miners, report, stop)
+            async with _collector(config, addresses, signer, directory, observer) as collector:
+                building = off_loop(build_context, config, directory, training, corpus, signer, collector, report, stop)
                 ctx = await until_stopped(stop, building)
                 observer.started(await off_loop(run_start, ctx, [str(address) for address in addresses], done))
                 unfinished = await run_rounds(ctx, done, observer)
@@ -108,27 +109,29 @@ def _addresses(config: ValidatorConfig) -> list[Address]:
 
 
 @asynccontextmanager
-async def _miners(
+async def _collector(
     config: ValidatorConfig, addresses: list[Address], signer: Signer, directory: RunDirectory, observer: Observer
-) -> AsyncIterator[DialledMiners]:
+) -> AsyncIterator[Collector]:
+    """A collector that is connected to the miners at the addresses as they are found."""
+    ledger = directory.ledger
     reserved = {address.hotkey: str(address) for address in addresses if address.hotkey is not None}
-    book = KeyBook(directory.ledger.axon_keys(), reserved)
-    record = directory.ledger.record_axon
+    collector = Collector(
+        signer, directory.outbox, Buffers().lease, observer.notice, wait_seconds=config.axons.wait_seconds
+    )
     async with open_session(config.limits) as session:
-        miners = DialledMiners(
+        discovery = Discovery(
             session,
             signer,
             config.axons,
             addresses,
             config.limits,
-            book,
-            outbox=directory.outbox,
-            record=record,
-            notice=observer.notice,
-            check_miner=partial(check_miner, config, directory.ledger),
+            KeyBook(await off_loop(ledger.axon_keys), reserved),
+            collector,
+            record=ledger.record_axon,
+            check_miner=partial(check_miner, config, ledger),
         )
-        miners.start()
+        discovery.start()
         try:
-            yield miners
+            yield collector
         finally:
-            await miners.close()
+            await collector.close()

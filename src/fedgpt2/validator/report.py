@@ -4,10 +4,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from fedgpt2.link.base import Traffic
 from fedgpt2.protocol.round_record import Bytes, Evidence, GateRecord, MinerRecord, PhaseSeconds, RoundRecord
 from fedgpt2.types import Digest
 from fedgpt2.validator.admission import AdmissionResult, Status
-from fedgpt2.validator.peers import Traffic
 from fedgpt2.validator.step import Step
 
 __all__ = ["Clock", "miner_record", "round_record"]
@@ -87,11 +87,11 @@ def round_record(
 
 def miner_record(result: AdmissionResult, step: Step) -> MinerRecord:
     """One miner's part of the record, without its ranking."""
-    order, received, failure = result.outcome.ticket, result.outcome.answer, result.failure
-    traffic = result.outcome.traffic
+    order, received, failure = result.result.issued, result.result.received, result.failure
+    traffic = result.result.traffic
     return MinerRecord(
-        hotkey=order.seat.hotkey,
-        axon=order.seat.axon,
+        hotkey=order.miner.hotkey,
+        axon=order.miner.axon,
         slot=order.order.assignment.slot,
         work_id=order.work_id,
         status=result.status.value,
@@ -106,6 +106,6 @@ def miner_record(result: AdmissionResult, step: Step) -> MinerRecord:
         bytes_up=traffic.bytes_up,
         digest=Digest(received.contribution.blob.digest) if received else None,
         norm=result.norm if result.status is Status.ADMITTED else None,
-        cluster=step.combined.clusters.get(order.seat.hotkey),
-        weight=step.weights.get(order.seat.hotkey, 0.0),
+        cluster=step.combined.clusters.get(order.miner.hotkey),
+        weight=step.weights.get(order.miner.hotkey, 0.0),
     )

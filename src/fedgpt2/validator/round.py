@@ -58,7 +58,7 @@ async def train_round(ctx: RunContext, number: int, attempt: int) -> Round:
     config, training = ctx.config, ctx.training
 
     # 1-2  select miners; a slot each, whose slice of the text is its own
-    present = await ctx.miners.present(config.round.min_miners)
+    present = await ctx.collector.present(config.round.min_miners, give_up=number == 1)
     now = Round(number, attempt)
     miners = await now.work("snapshot", assign_slots, ctx, present, number)
 
@@ -70,11 +70,11 @@ async def train_round(ctx: RunContext, number: int, attempt: int) -> Round:
 
     # 4  order from all at once; collect until the deadline or the quorum
     enough = quorum(config.aggregation.rule, len(orders), config.round.quorum)
-    outcomes = await ctx.miners.gather(orders, blobs, deadline=config.round.deadline, quorum=enough)
-    now.clock.mark_collected([outcome.traffic for outcome in outcomes])
+    received = await ctx.collector.collect(orders, blobs, deadline=config.round.deadline, quorum=enough)
+    now.clock.mark_collected([each.traffic for each in received])
 
     # 5-6  admit; commit the admitted set before the step
-    now.results = await now.work("admit", admit, outcomes, config.limits)
+    now.results = await now.work("admit", admit, received, config.limits)
     admitted = admissions(now.results)
     await now.work("admit", ctx.directory.ledger.admit, number, attempt, admitted)
 
@@ -119,7 +119,7 @@ async def finish_round(ctx: RunContext, now: Round) -> RoundRecord:
     await _commit(ctx, record, checkpoint, rating_lines(table))
     ctx.ranking.table = table
     ctx.suspensions.add(record)
-    ctx.miners.deliver()
+    ctx.collector.deliver()
     return record
 
 

@@ -90,10 +90,12 @@ def measure(ctx: RunContext, number: int, results: Sequence[AdmissionResult], co
 def _admitted(results: Sequence[AdmissionResult]) -> list[_Admitted]:
     found = []
     for result in results:
-        answer, ticket = result.outcome.answer, result.outcome.ticket
-        if answer is not None and result.values is not None and result.norm is not None:
-            digest = Digest(answer.contribution.blob.digest)
-            found.append(_Admitted(ticket.seat.hotkey, digest, result.values, result.norm, ticket.order, ticket.tokens))
+        received, issued = result.result.received, result.result.issued
+        if received is not None and result.values is not None and result.norm is not None:
+            digest = Digest(received.contribution.blob.digest)
+            found.append(
+                _Admitted(issued.miner.hotkey, digest, result.values, result.norm, issued.order, issued.tokens)
+            )
     return found
 
 

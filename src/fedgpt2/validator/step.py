@@ -70,7 +70,7 @@ def aggregate(ctx: RunContext, number: int, verdicts: Sequence[AdmissionResult])
         norm, formed = ctx.training.aggregate(lambda out: _form(ctx, number, by, chosen, out))
     except Refused:
         return Combined(by, SkipReason.NON_FINITE)
-    hotkeys = [v.outcome.ticket.seat.hotkey for v in chosen]
+    hotkeys = [v.result.issued.miner.hotkey for v in chosen]
     clusters = {hotkeys[i]: number for number, group in enumerate(formed.groups) for i in group}
     weights = dict(zip(hotkeys, formed.weights, strict=True))
     return Combined(by, None, norm, weights, clusters, formed.gram)
@@ -93,13 +93,13 @@ def _silent(verdict: AdmissionResult) -> bool:
 def _form(ctx: RunContext, number: int, by: Terms, chosen: Sequence[AdmissionResult], out: Tensor) -> Aggregate:
     rows = [v.values for v in chosen if v.values is not None]
     norms = [v.norm for v in chosen if v.norm is not None]
-    tokens = [v.outcome.ticket.tokens for v in chosen]
+    tokens = [v.result.issued.tokens for v in chosen]
     return combine(by, rows, norms, tokens, out, _seed(ctx.key, number, chosen))
 
 
 def _seed(key: bytes, number: int, chosen: Sequence[AdmissionResult]) -> int:
     """For stages that draw: nobody knows it before the answers are in, everybody can check it after the run."""
-    digests = sorted(v.outcome.answer.contribution.blob.digest for v in chosen if v.outcome.answer is not None)
+    digests = sorted(v.result.received.contribution.blob.digest for v in chosen if v.result.received is not None)
     message = b"aggregate" + number.to_bytes(8, "big") + "".join(digests).encode("ascii")
     return int.from_bytes(hmac.digest(key, message, "sha256")[:8], "big")
 

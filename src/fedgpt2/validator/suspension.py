@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 
 from fedgpt2.aggregation.combine import SMALLEST
 from fedgpt2.errors import Reason
+from fedgpt2.link.base import ConnectedMiner
 from fedgpt2.protocol.round_record import RoundRecord
 from fedgpt2.types import Hotkey
-from fedgpt2.validator.peers import ConnectedMiner
 
 __all__ = ["Suspensions"]
 

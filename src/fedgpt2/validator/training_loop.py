@@ -3,6 +3,7 @@
 `program` puts dialled miners behind it, `fedgpt2.simulate` miners of the same process.
 """
 
+import asyncio
 import contextlib
 import resource
 from collections.abc import Sequence
@@ -24,9 +25,9 @@ from fedgpt2.protocol.messages import MANIFEST_CODEC
 from fedgpt2.protocol.round_record import RoundRecord
 from fedgpt2.ranking.budget import check_ranking
 from fedgpt2.ranking.replay import table_of
+from fedgpt2.validator.collector import Collector
 from fedgpt2.validator.context import RunContext, Standings
 from fedgpt2.validator.orders import OrderBook
-from fedgpt2.validator.peers import Miners
 from fedgpt2.validator.round import finish_round, train_round
 from fedgpt2.validator.run_directory import RunDirectory
 from fedgpt2.validator.suspension import Suspensions
@@ -35,6 +36,7 @@ from fedgpt2.validator.training import Training
 __all__ = ["build_context", "check_names", "check_sequence", "run_end", "run_round", "run_rounds", "run_start"]
 
 _UNIGRAM_PAGES = 2000  # about a second of tokenising
+_RETRY_SECONDS = 1.0
 _MAX_COMPLAINTS = 8  # shown after a round; the others after the next
 
 
@@ -61,7 +63,7 @@ def build_context(
     training: Training,
     corpus: Corpus,
     signer: Signer,
-    miners: Miners,
+    collector: Collector,
     report: Tokens,
     stop: Stop,
 ) -> RunContext:
@@ -79,7 +81,7 @@ def build_context(
     )
     with contextlib.closing(directory.ledger.reader()) as ledger:
         suspensions, ranking = Suspensions(ledger.records()), Standings(*table_of(ledger.records()))
-    return RunContext(config, directory, training, corpus, orders, miners, report, stop, suspensions, ranking)
+    return RunContext(config, directory, training, corpus, orders, collector, report, stop, suspensions, ranking)
 
 
 async def run_rounds(ctx: RunContext, done: int, observer: Observer) -> int | None:
@@ -111,7 +113,7 @@ async def run_round(ctx: RunContext, number: int, attempt: int) -> RoundRecord:
 
 
 async def _next_round(ctx: RunContext, number: int, attempt: int, observer: Observer) -> RoundRecord:
-    """One round, once miners are there. A run that has done a round waits for them; a new one gives up."""
+    """One round, once a miner has a slot. A run that has done a round waits for that; a new one gives up."""
     announced = False
     while True:
         try:
@@ -122,6 +124,7 @@ async def _next_round(ctx: RunContext, number: int, attempt: int, observer: Obse
             if not announced:
                 observer.notice(f"{error}; waiting for them")
             announced = True
+            await until_stopped(ctx.stop, asyncio.sleep(_RETRY_SECONDS))
 
 
 def _announce(ctx: RunContext, done: int, observer: Observer) -> None:

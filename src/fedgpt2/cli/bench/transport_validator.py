@@ -24,15 +24,16 @@ from fedgpt2.identity.signing import Signer
 from fedgpt2.identity.wallet import open_hotkey
 from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.link.address import parse
+from fedgpt2.link.base import OrderResult
 from fedgpt2.link.blobs import Blob
 from fedgpt2.link.client import open_session
 from fedgpt2.model.hardware import prepare
 from fedgpt2.protocol.messages import MANIFEST_CODEC
 from fedgpt2.types import Digest
 from fedgpt2.validator.admission import admit
-from fedgpt2.validator.http_peers import DialledMiners
+from fedgpt2.validator.collector import Buffers, Collector
+from fedgpt2.validator.discovery import Discovery
 from fedgpt2.validator.orders import OrderBook
-from fedgpt2.validator.peers import OrderResult
 from fedgpt2.validator.training import Training
 
 __all__ = ["main"]
@@ -59,34 +60,40 @@ async def _serve(preset: str, folder: Path, ports: list[str]) -> int:
     signer = Signer(open_hotkey(config.wallet, create=True, notice=lambda _: None))
     training = Training(config, prepare("cpu"))
     corpus = Corpus.open(config.data, config.model.shape.block_size, config.run.seed)
-    async with _peers(config, signer) as peers:
-        traveller = _Traveller(config, training, _orders(config, signer, corpus), peers)
-        await peers.present(len(ports))
+    async with _collector(config, signer) as collector:
+        trips = _Trips(config, training, _orders(config, signer, corpus), collector)
+        await collector.present(len(ports))
         built = memory()
-        await serve_async({"trip": traveller.trip, "built": lambda: built, **MEMORY})
+        await serve_async({"trip": trips.trip, "built": lambda: built, **MEMORY})
     return 0
 
 
 @asynccontextmanager
-async def _peers(config: ValidatorConfig, signer: Signer) -> AsyncIterator[DialledMiners]:
-    addresses = [parse(text) for text in config.axons.addresses]
+async def _collector(config: ValidatorConfig, signer: Signer) -> AsyncIterator[Collector]:
+    collector = Collector(
+        signer,
+        Outbox(),
+        Buffers().lease,
+        lambda line: print(line, file=sys.stderr),
+        wait_seconds=config.axons.wait_seconds,
+    )
     async with open_session(config.limits) as session:
-        peers = DialledMiners(
+        discovery = Discovery(
             session,
             signer,
             config.axons,
-            addresses,
+            [parse(text) for text in config.axons.addresses],
             config.limits,
             KeyBook({}),
-            outbox=Outbox(),
+            collector,
             record=lambda _axon, _hotkey: None,
-            notice=lambda line: print(line, file=sys.stderr),
+            check_miner=lambda _info, _connected: None,
         )
-        peers.start()
+        discovery.start()
         try:
-            yield peers
+            yield collector
         finally:
-            await peers.close()
+            await collector.close()
 
 
 def _orders(config: ValidatorConfig, signer: Signer, corpus: Corpus) -> OrderBook:
@@ -104,43 +111,43 @@ def _orders(config: ValidatorConfig, signer: Signer, corpus: Corpus) -> OrderBoo
     )
 
 
-class _Traveller:
-    """Sends the state out and brings the gradients back, as often as it is asked."""
+class _Trips:
+    """Trips of the state to the miners and of their gradients back."""
 
-    def __init__(self, config: ValidatorConfig, training: Training, orders: OrderBook, peers: DialledMiners) -> None:
+    def __init__(self, config: ValidatorConfig, training: Training, orders: OrderBook, collector: Collector) -> None:
         self._config = config
         self._training = training
         self._orders = orders
-        self._peers = peers
+        self._collector = collector
         self._attempt = 0
 
     async def trip(self, miners: int) -> Mapping[str, float]:
         """One trip to the first `miners` miners. Raises FedGPT2Error if a gradient does not come back whole."""
-        seats = await self._peers.present(len(self._config.axons.addresses))
-        seated = [(seat, slot) for slot, seat in enumerate(seats[:miners])]
+        present = await self._collector.present(len(self._config.axons.addresses))
+        chosen = [(miner, slot) for slot, miner in enumerate(present[:miners])]
         self._attempt += 1
         start = time.perf_counter()
         snapshot = await off_loop(self._training.snapshot)
-        tickets = await off_loop(self._orders.write, _ROUND, self._attempt, snapshot.model, snapshot.blob.ref, seated)
+        orders = await off_loop(self._orders.write, _ROUND, self._attempt, snapshot.model, snapshot.blob.ref, chosen)
         blobs = {Digest(blob.ref.digest): blob for blob in (snapshot.blob, self._orders.manifest)}
-        outcomes = await self._peers.gather(tickets, blobs, deadline=self._config.round.deadline, quorum=len(tickets))
+        results = await self._collector.collect(orders, blobs, deadline=self._config.round.deadline, quorum=len(orders))
         seconds = time.perf_counter() - start
-        await off_loop(self._step, outcomes)
+        await off_loop(self._step, results)
         return {
             "seconds": seconds,
-            "send": max(outcome.traffic.sent for outcome in outcomes),
-            "wait": max(outcome.traffic.described for outcome in outcomes),
-            "receive": max(outcome.traffic.received for outcome in outcomes),
+            "send": max(result.traffic.sent for result in results),
+            "wait": max(result.traffic.described for result in results),
+            "receive": max(result.traffic.received for result in results),
         }
 
-    def _step(self, outcomes: Sequence[OrderResult]) -> None:
+    def _step(self, results: Sequence[OrderResult]) -> None:
         """A step against the gradients, which changes the weights."""
-        verdicts = admit(outcomes, self._config.limits)
+        verdicts = admit(results, self._config.limits)
         for verdict in verdicts:
             if verdict.failure is not None:
-                raise FedGPT2Error(f"{verdict.outcome.ticket.seat.axon}: {verdict.failure}")
+                raise FedGPT2Error(f"{verdict.result.issued.miner.axon}: {verdict.failure}")
         values = [verdict.values for verdict in verdicts if verdict.values is not None]
-        weights = token_weights([verdict.outcome.ticket.tokens for verdict in verdicts])
+        weights = token_weights([verdict.result.issued.tokens for verdict in verdicts])
         self._training.aggregate(lambda out: weighted_mean(values, weights, out))
         self._training.step(self._training.rate(self._attempt, 0))
 

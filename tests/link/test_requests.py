@@ -14,7 +14,7 @@ from fedgpt2.link.address import Address
 from fedgpt2.link.blobs import Blob
 from fedgpt2.link.client import AxonClient, open_session
 from fedgpt2.protocol.messages import Info, RefusalBody, encode
-from tests.network.conftest import LIMITS, WORK_ID, make_blob, make_incoming, request_head, signer
+from tests.link.conftest import LIMITS, WORK_ID, make_blob, make_incoming, request_head, signer
 
 MESSAGE = signer(1).seal("order", RefusalBody(reason="any message will do"))
 

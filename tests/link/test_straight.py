@@ -10,7 +10,7 @@ from aiohttp.base_protocol import BaseProtocol
 
 from fedgpt2.errors import PeerError, Reason
 from fedgpt2.link import blobs
-from tests.network.conftest import make_blob, make_incoming, request_head
+from tests.link.conftest import make_blob, make_incoming, request_head
 
 FLOATS = 1_000_000
 

@@ -9,7 +9,7 @@ import pytest
 from fedgpt2.errors import Culprit, PeerError, Reason
 from fedgpt2.link.blobs import Blob, Incoming
 from fedgpt2.protocol.messages import RefusalBody
-from tests.network.conftest import LIMITS, make_blob, make_incoming, request_head, signer
+from tests.link.conftest import LIMITS, make_blob, make_incoming, request_head, signer
 
 FLOATS = 1_000_000  # 4 MB: more than the buffers on the way hold
 ORDER = signer(1).seal("order", RefusalBody(reason="any message will do"))
