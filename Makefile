@@ -23,7 +23,7 @@ check: $(TEST_STAMP)
 	$(BIN)/codespell
 
 unit: $(TEST_STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --durations=20 --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --fail-under=100
 
 bench: $(TEST_STAMP)

@@ -1,9 +1,9 @@
-"""What a gradient takes where another program computes on the same cores, and where none does.
+"""Measure a gradient on cores that another miner uses, and on idle cores.
 
     .venv/bin/python benchmarks/crowded.py [--preset nano] [--gradients 4] [--repeats 5] [--json]
 
-`beside` is two miners' gradients at once, each with a thread a core, as on a laptop that runs two; `alone` is one.
-`.spinning` is the same with OpenMP's own waiting, without `fedgpt2.cli.openmp`. Seconds until all are done.
+`beside` is two miners' gradients at once, each with a thread a core, as on a laptop with two miners; `alone` is one.
+`.spinning` is the same with OpenMP's default spinning, without `fedgpt2.cli.process`. Seconds until all are finished.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 
 from fedgpt2.cli.bench.report import Row, interleave, report
 from fedgpt2.cli.bench.worker import Worker
-from fedgpt2.cli.openmp import SPINS, share_cores
+from fedgpt2.cli.process import SPIN_COUNT, limit_spinning
 from fedgpt2.config import PRESETS
 
 _MODULE = "fedgpt2.cli.bench.compute_worker"
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    share_cores()
+    limit_spinning()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         path = str(_windows(Path(folder), PRESETS[arguments.preset].vocab_size))
         pairs = {
@@ -44,7 +44,7 @@ def main() -> int:
                 stack.enter_context(Worker.start("miner", _MODULE, "fedgpt2", arguments.preset, unset=unset))
                 for _ in range(2)
             ]
-            for suffix, unset in (("", ()), (".spinning", (SPINS,)))
+            for suffix, unset in (("", ()), (".spinning", (SPIN_COUNT,)))
         }
         turns: dict[str, Callable[[], None]] = {}
         for suffix, pair in pairs.items():
@@ -53,8 +53,8 @@ def main() -> int:
         seconds = interleave(turns, arguments.repeats)
         peak = float(pairs[""][0]("peak")["peak_mb"])
     rows = [Row(name, times, peak, {"gradients": float(arguments.gradients)}) for name, times in seconds.items()]
-    told = f"{arguments.preset}, {arguments.gradients} gradients a miner of {_WINDOWS} windows of {_LENGTH} tokens"
-    report("crowded", rows, as_json=arguments.json, notes=[told])
+    note = f"{arguments.preset}, {arguments.gradients} gradients a miner of {_WINDOWS} windows of {_LENGTH} tokens"
+    report("crowded", rows, as_json=arguments.json, notes=[note])
     return 0
 
 

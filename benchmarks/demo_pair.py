@@ -1,9 +1,9 @@
-"""What the demo's hostile miner costs: one seed and round count, with it and without it, measured on the same windows.
+"""Compare the demo with and without its hostile miner: same seed, same rounds, same held-out windows.
 
     .venv/bin/python benchmarks/demo_pair.py --rounds 30 --json
 
-It holds if the held-out loss with the hostile miner is within 2 % of that without it. The demo prints the loss on
-windows that its own secret key draws, others each time; here both final models are measured on the same ones.
+It holds if the held-out loss with the hostile miner is within 2 % of the loss without it. The demo's own loss is on
+windows drawn by its secret key, other ones each time; here both final models are measured on the same windows.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from fedgpt2.model.hardware import prepare
 from fedgpt2.model.loss import mean_loss
 
 LIMIT = 1.02
-WINDOWS = 128  # held-out ones
+WINDOWS = 128  # held-out windows
 KEY = b"demo_pair".ljust(32)  # draws them
-SECONDS = 900.0  # most for one demo
+SECONDS = 900.0  # time limit of one demo
 
 
 def main() -> int:
@@ -57,13 +57,13 @@ def main() -> int:
 
 
 def demo(run: Path, rounds: int, seed: int, *flags: str) -> None:
-    """One demo in `run`. Raises FedGPT2Error with its last words unless it did all rounds."""
+    """Run one demo in `run`. Raises FedGPT2Error with its last line unless it completed all rounds."""
     length = ("--rounds", str(rounds), "--seconds", str(SECONDS), "--seed", str(seed))
     command = [sys.executable, "-m", "fedgpt2", "demo", *length, "--run.dir", str(run), "--run.plain", *flags]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if rounds not in open_run(str(run)).checkpoints:
-        said = (ended.stderr or ended.stdout).strip().splitlines()
-        raise FedGPT2Error(f"the demo did not do {rounds} rounds: {said[-1] if said else 'no word'}")
+        output = (ended.stderr or ended.stdout).strip().splitlines()
+        raise FedGPT2Error(f"the demo did not complete {rounds} rounds: {output[-1] if output else 'no output'}")
 
 
 def held_out(run: Path, seed: int) -> float:
@@ -75,11 +75,11 @@ def held_out(run: Path, seed: int) -> float:
 
 
 def summary(losses: dict[str, float], hostile: Path) -> dict[str, Any]:
-    """Both losses, and what the hostile miner weighed in rounds that admitted it, beside an honest one."""
+    """Both losses, and the mean aggregation weight of the hostile and of an honest miner when admitted."""
     ratio = losses["hostile"] / losses["honest"]
     rows = [json.loads(line) for line in (hostile / "rounds.jsonl").read_text().splitlines()]
     refused = Counter(m["axon"] for row in rows for m in row["miners"] if m["status"] == "refused")
-    ((liar, times),) = refused.most_common(1)
+    ((hostile_axon, times),) = refused.most_common(1)
     admitted = [m for row in rows for m in row["miners"] if m["status"] == "admitted"]
     return {
         "bench": "demo_pair",
@@ -88,8 +88,8 @@ def summary(losses: dict[str, float], hostile: Path) -> dict[str, Any]:
         **losses,
         "ratio": ratio,
         "refused": times,
-        "weight": fmean(m["weight"] for m in admitted if m["axon"] == liar),
-        "honest_weight": fmean(m["weight"] for m in admitted if m["axon"] != liar),
+        "weight": fmean(m["weight"] for m in admitted if m["axon"] == hostile_axon),
+        "honest_weight": fmean(m["weight"] for m in admitted if m["axon"] != hostile_axon),
         "holds": ratio <= LIMIT,
     }
 

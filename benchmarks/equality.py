@@ -1,15 +1,15 @@
-"""N miners over real sockets are one big batch: the same weights as plain torch on the union of their windows.
+"""Compare N miners over real sockets with one big batch: plain torch on the union of their windows.
 
     .venv/bin/python benchmarks/equality.py --preset tiny --rounds 20 --json
 
 For N = 1, 2 and 4 a validator and N miners (real processes, fp32 arithmetic, fp32 codec, one gradient a miner and
 round, mean by assigned tokens) train from the seed's weights. The reference is one process without any of our round,
 gradient, loss, aggregation or optimizer code: torch.optim over autograd of torch's own cross-entropy on all windows of
-all miners at once. What they share is the model's forward pass, the seed's weights and the assignment of windows.
+all miners at once. Both share the model's forward pass, the seed's weights and the assignment of windows.
 
-SGD at lr 0.3 compares every parameter. AdamW compares the held-out loss: where the true gradient is zero (the bias of
-the keys: adding a constant to all of a query's scores changes no softmax) it is rounding noise, and Adam's
-normalisation makes steps of full size out of it. The difference of parameters is printed for AdamW too.
+SGD at lr 0.3 compares every parameter. AdamW compares the held-out loss: a gradient that is truly zero (the bias of the
+keys: adding a constant to all scores of a query changes no softmax) is computed as rounding noise, which Adam scales to
+steps of full size. The difference of parameters is printed for AdamW too.
 """
 
 import argparse
@@ -40,20 +40,20 @@ SGD = Optimizer(name="sgd", lr=0.3, min_lr=0.3, warmup=0, clip=0.0)
 ADAMW = Optimizer(name="adamw", lr=1e-3, min_lr=1e-3, warmup=0, clip=0.0)
 SAMPLE = Data(source="sample", seq_len=64, windows=8, span=4, max_slots=4, max_pages=4)
 LARGEST_DIFFERENCE = 1e-6  # of a parameter, SGD
-LEAST_MOVED = 0.05  # by some parameter, or the comparison says nothing
+LEAST_MOVED = 0.05  # largest movement of a parameter, below which the comparison shows nothing
 LARGEST_LOSS_DIFFERENCE = 1e-4  # of the held-out loss, AdamW
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, and on which text."""
+    """Model, rounds and text of one comparison."""
 
     preset: str = "tiny"
     rounds: int = 20
     data: Data = SAMPLE
 
     def flags(self, optimizer: Optimizer) -> Iterator[str]:
-        """The validator's."""
+        """The validator's flags."""
         yield from ("--model.preset", self.preset, "--rounds", str(self.rounds), "--codec.gradient", "fp32")
         yield from ("--aggregation.rule", "mean", "--aggregation.gate", "false", "--ranking.rule", "off")
         yield from ("--run.eval_every", str(self.rounds), "--checkpoint.every", str(self.rounds))
@@ -65,7 +65,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A federation beside one big batch, after the last round."""
+    """A federation and one big batch after the last round."""
 
     optimizer: str
     miners: int
@@ -77,14 +77,14 @@ class Comparison:
 
     @property
     def holds(self) -> bool:
-        """Whether the two are one within the bounds above."""
+        """Whether the two agree within the bounds above."""
         if abs(self.val_loss - self.val_loss_big_batch) > LARGEST_LOSS_DIFFERENCE:
             return False
         return self.optimizer != "sgd" or (self.largest_difference <= LARGEST_DIFFERENCE and self.moved >= LEAST_MOVED)
 
 
 def compare(run: Path, setting: Setting, optimizer: Optimizer, miners: int) -> Comparison:
-    """A finished run directory beside the same training in this process. Raises FedGPT2Error if a share is missing."""
+    """Compare a finished run with the same training in this process. Raises FedGPT2Error if a gradient is missing."""
     rounds = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     check_complete(rounds, setting, miners)
     facts = json.loads((run / "config.json").read_text())
@@ -92,7 +92,7 @@ def compare(run: Path, setting: Setting, optimizer: Optimizer, miners: int) -> C
     shape, seed = Model(setting.preset).shape, Run().seed
     corpus = Corpus.open(setting.data, shape.block_size, seed)
     if corpus.manifest.digest() != facts["manifest_digest"]:
-        raise FedGPT2Error("the run dealt out other text than this setting")
+        raise FedGPT2Error("the run assigned other text than this setting")
     start = initialise(shape, seed)
     ours = big_batch(start.clone(), GPT2(shape), corpus, setting, optimizer, miners)
     report = corpus.report(bytes.fromhex(facts["evaluation_key"]), facts["settings"]["run"]["eval_windows"])
@@ -110,7 +110,7 @@ def compare(run: Path, setting: Setting, optimizer: Optimizer, miners: int) -> C
 def big_batch(
     weights: FlatState, model: GPT2, corpus: Corpus, setting: Setting, optimizer: Optimizer, miners: int
 ) -> FlatState:
-    """`weights` after as many steps, each on all windows of all miners at once; plain torch."""
+    """Train `weights` for as many steps, each on all windows of all miners at once, in plain torch."""
     model.bind(weights, weights.empty_like())
     stepper = torch_optimizer(model, optimizer)
     for number in range(1, setting.rounds + 1):
@@ -124,7 +124,7 @@ def big_batch(
 
 
 def torch_optimizer(model: GPT2, optimizer: Optimizer) -> torch.optim.Optimizer:
-    """torch's own optimizer of the same settings; matrices decay, vectors do not."""
+    """torch's optimizer with the same settings; matrices decay, vectors do not."""
     if optimizer.name == "sgd":
         return torch.optim.SGD(model.parameters(), lr=optimizer.lr)
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
@@ -138,7 +138,7 @@ def torch_optimizer(model: GPT2, optimizer: Optimizer) -> torch.optim.Optimizer:
 
 
 def check_complete(rounds: Sequence[Mapping[str, Any]], setting: Setting, miners: int) -> None:
-    """Raise FedGPT2Error unless every round had every miner's gradient and made its step."""
+    """Raise FedGPT2Error unless every round admitted every miner's gradient and took its step."""
     if len(rounds) != setting.rounds:
         raise FedGPT2Error(f"{len(rounds)} rounds, not {setting.rounds}")
     for row in rounds:
@@ -153,7 +153,7 @@ def largest(values: Tensor) -> float:
 
 
 def main() -> int:
-    """Compare, print; 0 when all is equal within the bounds."""
+    """Compare, print; 0 when all comparisons hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--rounds", type=int, default=20)

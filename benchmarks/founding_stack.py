@@ -1,11 +1,11 @@
-"""The founding design's round trip and ours, side by side in one run: bittensor 10.5's axon and dendrite, and fedgpt2.
+"""Compare round trips of the founding design (bittensor 10.5's axon and dendrite) and of fedgpt2 in one run.
 
     .venv/bin/python benchmarks/founding_stack.py --preset small --repeats 3 --json
 
 bittensor 10.5.0 is the last release with axon and dendrite; it and the 11.x that this package uses share an import
-name, so it gets a virtual environment of its own (.venv-founding, made on the first run). Both ways send the model's
-state to one miner and bring as many bytes of gradient back, over loopback, between real processes, without computing;
-both sides end with tensors. What the founding side needs to work at this size at all is told in founding/peer.py.
+name, so it has a virtual environment of its own (.venv-founding, created on the first run). Both send the model's state
+to one miner and return as many bytes of gradient, over loopback, between real processes, without computing; both sides
+end with tensors. founding/peer.py lists what the founding side needs to work at this size.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 from fedgpt2.cli.bench.report import Row, interleave, report
 from fedgpt2.cli.bench.transport import ours
-from fedgpt2.cli.demo_miners import draw
+from fedgpt2.cli.demo_miners import free_ports
 from fedgpt2.config import Model
 from fedgpt2.errors import FedGPT2Error, SetupError
 from fedgpt2.protocol.tensors import data_bytes
@@ -33,7 +33,7 @@ PACKAGES = ("bittensor==10.5.0", "torch==2.13.0", "numpy==2.4.6")
 
 
 class Peer:
-    """A process of the founding side: it answers each line it is given with a JSON line."""
+    """A process of the founding side: it answers each line with a JSON line."""
 
     def __init__(self, role: str, *arguments: str) -> None:
         self._role = role
@@ -47,26 +47,26 @@ class Peer:
         self.ready = self._answer()
 
     def ask(self) -> dict[str, Any]:
-        """Its next answer. Raises SetupError when it fails or has died."""
+        """Send a line and return the answer. Raises SetupError when the process fails or has ended."""
         if self._process.stdin is not None:
             print(file=self._process.stdin, flush=True)
         return self._answer()
 
     def close(self) -> None:
-        """End it."""
+        """Kill the process."""
         self._process.kill()
         self._process.communicate()
 
     def _answer(self) -> dict[str, Any]:
         line = self._process.stdout.readline() if self._process.stdout else ""
-        answer = json.loads(line) if line else {"error": "it ended without a word"}
+        answer = json.loads(line) if line else {"error": "it ended without an answer"}
         if "error" in answer:
             raise SetupError(f"founding {self._role}: {answer['error']}")
         return answer
 
 
 def main() -> int:
-    """Measure and print; the exit code."""
+    """Measure and print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="small")
     parser.add_argument("--repeats", type=int, default=3)
@@ -81,7 +81,7 @@ def main() -> int:
 
 
 def make_environment() -> None:
-    """The founding side's virtual environment, if it is not there. Raises SetupError."""
+    """Create the founding side's virtual environment if it is missing. Raises SetupError."""
     done = VENV / ".installed"
     if done.exists():
         return
@@ -94,7 +94,7 @@ def make_environment() -> None:
 
 
 def measure(preset: str, repeats: int, *, as_json: bool) -> int:
-    """One warm-up each, then `repeats` turns."""
+    """Take one unmeasured turn each, then `repeats` turns, and report."""
     schema = Model(preset).shape.schema()
     body = data_bytes(schema, "F32")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -128,8 +128,8 @@ def row(name: str, times: Sequence[float], validator: float, miner: float) -> Ro
 
 @contextlib.contextmanager
 def founding(folder: Path) -> Iterator[tuple[Peer, Peer]]:
-    """An axon and a dendrite."""
-    common = (str(folder / "schema.json"), str(folder / "founding-wallets"), str(draw(1, 0, hostile=False).ports[0]))
+    """Start an axon and a dendrite."""
+    common = (str(folder / "schema.json"), str(folder / "founding-wallets"), str(free_ports(1)[0]))
     miner = Peer("miner", *common)
     try:
         validator = Peer("validator", *common, str(miner.ready["hotkey"]))

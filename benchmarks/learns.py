@@ -1,9 +1,9 @@
-"""Ten minutes of learning: a validator and four miners train `nano` on the embedded text, over loopback.
+"""Train `nano` for ten minutes: a validator and four miners on the embedded text, over loopback.
 
     .venv/bin/python benchmarks/learns.py --seconds 600 --json
 
-It holds if the held-out loss ends at least 0.5 nats a token below that of a unigram model fitted to the text the miners
-are given: the model has then learned more than how often words occur. Both are measured on the same held-out windows.
+It holds if the held-out loss ends at least 0.5 nats a token below that of a unigram model of the assigned text, on the
+same held-out windows: the model has then learned more than the frequencies of tokens.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import FedGPT2Error
 
 MINERS = 4
-MARGIN = 0.5  # nats a token below the unigram
+MARGIN = 0.5  # required nats a token below the unigram model
 PRESET, WINDOWS, SPAN, EVAL_WINDOWS = "nano", 4, 4, 64
 VALIDATOR = (
     *("--model.preset", PRESET, "--data.windows", str(WINDOWS), "--data.span", str(SPAN), "--run.threads", "1"),
@@ -55,16 +55,16 @@ def main() -> int:
 
 
 def unigram(run: Path) -> float:
-    """Held-out loss of a unigram model of the assigned text, on the run's own held-out windows."""
+    """Held-out loss of a unigram model of the assigned text, on the run's held-out windows."""
     corpus = Corpus.open(Data(source="sample", windows=WINDOWS, span=SPAN), Model(PRESET).shape.block_size, Run().seed)
     facts = json.loads((run / "config.json").read_text())
     if corpus.manifest.digest() != facts["manifest_digest"]:
-        raise FedGPT2Error("the run dealt out other text than this recipe says")
+        raise FedGPT2Error("the run assigned other text than this recipe")
     return corpus.unigram(corpus.report(bytes.fromhex((run / "evaluation.key").read_text()), EVAL_WINDOWS))
 
 
 def summary(stay: Stay, unigram_loss: float) -> dict[str, Any]:
-    """The loss curve and what came of it; seconds are those of rounds."""
+    """The loss curve and the margin; seconds are those of the rounds."""
     seconds = accumulate(row["seconds"]["total"] for row in stay.rounds)
     tokens = accumulate(row["tokens"] for row in stay.rounds)
     curve = [

@@ -1,4 +1,4 @@
-"""Run a benchmark and keep what it prints, with date, command and a word on the circumstances.
+"""Run a benchmark and write its output to a record, with date, command and log.
 
     .venv/bin/python benchmarks/record.py NAME [--log TEXT] -- COMMAND --json
 
@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-_LONG = 100_000  # characters
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -45,18 +44,15 @@ def main() -> int:
 
 
 def write(name: str, document: Mapping[str, Any], now: datetime) -> Path:
-    """Keep a record of this day; returns where."""
+    """Write a record of this day; return its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}-{now:%Y-%m-%d}.json"
-    text = json.dumps(document, indent=2)
-    if len(text) > _LONG:  # a study's numbers: nobody reads them line by line
-        text = json.dumps(document, separators=(",", ":"))
-    path.write_text(text + "\n")
+    path.write_text(json.dumps(document, indent=2) + "\n")
     return path
 
 
 def resolved(command: Sequence[str]) -> list[str]:
-    """The command with this interpreter for `python` and for `fedgpt2`."""
+    """Replace `python` and `fedgpt2` by this interpreter."""
     first, *rest = command
     module = {"python": [], "fedgpt2": ["-m", "fedgpt2"]}
     return [sys.executable, *module[first], *rest] if first in module else [first, *rest]

@@ -38,8 +38,8 @@ def main() -> None:
     lines = [line for path in sorted((args.package / "data").glob("*.json")) for line in address(path)]
     raw = ("\n".join(lines) + "\n").encode()
     args.output.write_bytes(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME))
-    print(f"size {len(raw)} sha256 {hashlib.sha256(raw).hexdigest()}")  # noqa: T201
-    print(f"{len(lines)} lines, {args.output.stat().st_size} bytes compressed")  # noqa: T201
+    print(f"size {len(raw)} sha256 {hashlib.sha256(raw).hexdigest()}")
+    print(f"{len(lines)} lines, {args.output.stat().st_size} bytes compressed")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedgpt2.aggregation.pipeline import PIPELINES
+from fedgpt2.aggregation.registry import RULES
 from fedgpt2.cli.bench.byzfl_rules import VERSION, byzfl_rules
 
 CASES = ((4, 1), (5, 0), (5, 1), (7, 2), (10, 3), (13, 3), (13, 4))  # n, f
@@ -27,7 +27,7 @@ def case(n: int, f: int) -> dict[str, object]:
     rows = torch.from_numpy((rng.standard_normal((n, D)) * rng.uniform(0.5, 2.0, (n, 1)) + 0.5).astype(np.float32))
     clip = float(np.median(np.linalg.norm(rows.double().numpy(), axis=1)))
     rules = byzfl_rules(f, clip, smoothing=1e-7, iterations=20_000)
-    expected = {name: rules[name](rows.clone()).tolist() for name in ("mean", *PIPELINES) if name in rules}
+    expected = {name: rules[name](rows.clone()).tolist() for name in RULES.names if name in rules}
     return {"f": f, "rows": rows.tolist(), "expected": expected}
 
 

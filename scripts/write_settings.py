@@ -1,6 +1,6 @@
-"""Write docs/settings.md from the settings themselves: `python scripts/write_settings.py`; a test holds it current."""
+"""Write docs/settings.md from the settings: `python scripts/write_settings.py`; a test checks that it is current."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedgpt2.cli.benches import Bench, ComputeBench, DataBench, RoundBench
@@ -33,24 +33,27 @@ PROGRAMS: Mapping[str, type] = {
     "bench data": DataBench,
 }
 
-_ENDLESS = 2**53 - 1  # the largest number that JSON carries exactly: no bound a person would look up
+_COMPLETE = ("miner", "validator")  # programs that list all their settings; the others refer to these
+_FEW = 3  # settings of another program that are listed again
+_NO_BOUND = 2**53 - 1  # the largest integer that JSON carries exactly; not worth stating
 
 _HEAD = """\
 # Settings
 
-Every flag of every command, made from the settings themselves (`make docs`).
+Every flag of every command, generated from the settings (`make docs`). `fedgpt2 COMMAND --help` shows the settings in
+**bold**, `--help-all` all of them.
 
-A setting comes from its flag, else from the environment, else from the TOML file named by `--config` (or
-`FEDGPT2_CONFIG`), else from its default. Names are never abbreviated; an unknown one is an error wherever it stands.
-`--round.deadline 30`, `FEDGPT2_ROUND__DEADLINE=30` and
+The value of a setting is taken from its flag, else from the environment, else from the TOML file named by `--config`
+(or `FEDGPT2_CONFIG`), else it is the default. Names are never abbreviated; an unknown name is an error, in the file and
+in the environment too. These three are equivalent: `--round.deadline 30`, `FEDGPT2_ROUND__DEADLINE=30` and
 
     [round]
     deadline = 30
 
-say the same thing. Lists take several words on the command line, one string of words in the environment, a list in
-TOML. A switch needs no value: `--axons.accept_new`. One TOML file may serve miner and validator: each takes what it
-knows. `--axons 8091 8092` is `addresses` under `[axons]`, or `axons = [8091, 8092]` at the top of the file,
-and `FEDGPT2_AXONS__ADDRESSES` in the environment.
+A list takes several words on the command line, one string of words in the environment, and a list in TOML. A switch
+needs no value: `--axons.accept_new`. One TOML file can serve miner and validator: each ignores the other's settings.
+`--axons 8091 8092` is `addresses` under `[axons]`, or `axons = [8091, 8092]` at the top of the file, and
+`FEDGPT2_AXONS__ADDRESSES` in the environment.
 """
 
 
@@ -61,22 +64,40 @@ def main() -> None:
 
 def document() -> str:
     """The whole document."""
-    return "\n".join([_HEAD, *(_section(name, settings) for name, settings in PROGRAMS.items())])
+    listed: dict[Flag, str] = {}  # the complete section that lists a setting
+    sections = []
+    for name, settings in PROGRAMS.items():
+        flags = flags_of(settings)
+        sections.append(_section(name, flags, {} if name in _COMPLETE else listed))
+        if name in _COMPLETE:
+            listed |= dict.fromkeys(flags, name)
+    return "\n".join([_HEAD, *sections])
 
 
-def _section(name: str, settings: type) -> str:
-    lines = [f"## `fedgpt2 {name}`", "", "| flag | default | what |", "|---|---|---|"]
-    return "\n".join([*lines, *(_row(flag) for flag in flags_of(settings)), ""])
+def _section(name: str, flags: Sequence[Flag], listed: Mapping[Flag, str]) -> str:
+    same = {other: [flag for flag in flags if listed.get(flag) == other] for other in _COMPLETE}
+    elsewhere = {other: found for other, found in same.items() if len(found) > _FEW}
+    new = [flag for flag in flags if not any(flag in found for found in elsewhere.values())]
+    lines = [f"## `fedgpt2 {name}`", "", "| flag | default | what |", "|---|---|---|", *map(_row, new), ""]
+    for other, found in elsewhere.items():
+        lines += [f"As under [`fedgpt2 {other}`](#fedgpt2-{other}): {', '.join(map(_name, found))}.", ""]
+    return "\n".join(lines)
 
 
 def _row(flag: Flag) -> str:
-    kind = {"str": "TEXT", "int": "N", "float": "X", "bool": ""}[flag.kind.__name__] + (" ..." if flag.many else "")
-    shown = f"`{flag.name} {kind}`".replace(" `", "`")
-    return f"| {shown} | {flag.shown_default} | {flag.help}{_range(flag)} |".replace("\n", " ")
+    note = f". {flag.note.removesuffix('.')}" if flag.note else ""
+    return f"| {_name(flag, flag.metavar)} | {flag.shown_default} | {flag.help}{_range(flag)}{note} |".replace(
+        "\n", " "
+    )
+
+
+def _name(flag: Flag, metavar: str = "") -> str:
+    text = f"`{flag.name} {metavar}".rstrip() + "`"
+    return (f"**{text}**" if flag.common else text).replace("|", "\\|")
 
 
 def _range(flag: Flag) -> str:
-    most = None if flag.most is None or flag.most >= _ENDLESS else flag.most
+    most = None if flag.most is None or flag.most >= _NO_BOUND else flag.most
     if flag.least is None and most is None:
         return ""
     return f" (at least {flag.least:g})" if most is None else f" ({flag.least:g} to {most:.10g})"

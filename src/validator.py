@@ -2,8 +2,8 @@
 
 import sys
 
-from fedgpt2.cli.exit import leave
 from fedgpt2.cli.main import main
+from fedgpt2.cli.process import exit_process
 
 if __name__ == "__main__":
-    leave(main(["validator", *sys.argv[1:]]))
+    exit_process(main(["validator", *sys.argv[1:]]))

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 os.environ["USE_TORCH"] = "1"
-replies = os.fdopen(os.dup(1), "w")  # bittensor prints what it likes on standard output
+replies = os.fdopen(os.dup(1), "w")  # bittensor prints on standard output
 os.dup2(2, 1)
 
 import bittensor as bt  # noqa: E402
@@ -37,23 +37,23 @@ class Gradients(bt.Synapse):
 
 
 def pack(tensors: Tensors) -> dict[str, bt.Tensor]:
-    """Tensors as the synapse carries them: msgpack in base64 in JSON."""
+    """Encode tensors as the synapse carries them: msgpack in base64 in JSON."""
     return {name: bt.Tensor.serialize(tensor) for name, tensor in tensors.items()}
 
 
 def unpack(packed: dict[str, bt.Tensor]) -> Tensors:
-    """The tensors again."""
+    """Decode `pack`."""
     return {name: tensor.deserialize() for name, tensor in packed.items()}
 
 
 def random_tensors(schema: dict[str, list[int]], seed: int) -> Tensors:
-    """A state or gradient of the schema."""
+    """Random tensors of the schema: a state or a gradient."""
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(shape, generator=generator) for name, shape in schema.items()}
 
 
 def wallet_of(folder: str, name: str) -> bt.Wallet:
-    """A plain wallet, made if it is not there."""
+    """Open the wallet, or create it without a password."""
     wallet = bt.Wallet(name=name, hotkey="default", path=folder)
     if not wallet.hotkey_file.exists_on_device():
         wallet.create_new_coldkey(use_password=False, overwrite=False, suppress=True)
@@ -70,7 +70,7 @@ def memory_mb(field: str) -> float:
 
 
 def reply(**fields: object) -> None:
-    """One line to the parent."""
+    """Write one JSON line to the parent."""
     print(json.dumps(fields), file=replies, flush=True)
 
 
@@ -96,7 +96,7 @@ def miner(schema: dict[str, list[int]], wallets: str, port: int) -> None:
 
 
 def validator(schema: dict[str, list[int]], wallets: str, port: int, hotkey: str) -> None:
-    """One round trip a line of standard input."""
+    """Make one round trip for each line of standard input."""
     import asyncio
     import time
 
@@ -118,7 +118,7 @@ def validator(schema: dict[str, list[int]], wallets: str, port: int, hotkey: str
 
     async def serve() -> None:
         reply(built_mb=memory_mb("VmRSS"))
-        for _ in sys.stdin:  # blocking is fine: between two lines nothing is under way
+        for _ in sys.stdin:  # may block: nothing runs between two lines
             await round_trip()
         await dendrite.aclose_session()
 
@@ -126,7 +126,7 @@ def validator(schema: dict[str, list[int]], wallets: str, port: int, hotkey: str
 
 
 def main() -> None:
-    """Take a role."""
+    """Run the role that the arguments name."""
     networking.get_external_ip = lambda: "127.0.0.1"
     role, schema_file, wallets, port, *rest = sys.argv[1:]
     torch.set_num_threads(1)

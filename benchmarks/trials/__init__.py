@@ -1,1 +1,1 @@
-"""What benchmarks/robustness.py is made of."""
+"""Many runs of `fedgpt2 simulate`, one a cell of a table: what robustness.py and ranking_arena.py share."""

@@ -1,7 +1,6 @@
-"""Which trainings the robustness record is made of.
+"""The cells of a table: one `fedgpt2 simulate` each, with a rule, the loss gate on or off, an attack and a seed.
 
-A cell is one `fedgpt2 simulate`: a rule, the loss gate on or off, what three of twelve miners do, a seed. Its name says
-nothing of commit or machine, so that what is finished stays finished.
+A cell's name holds neither commit nor machine, so a finished cell stays finished.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,11 +24,11 @@ __all__ = [
 
 MINERS, BYZANTINE = 12, 3
 SEEDS = (1, 2, 3)
-NONE, ABSENT = "none", "absent"  # nobody lies: all twelve are honest; the nine honest ones are alone, with their text
+NONE, ABSENT = "none", "absent"  # all 12 miners honest; the 9 honest miners alone, with their own text
 REFERENCES = (NONE, ABSENT)
-CONTROLS = ("sign_flip", "ipm_100", "scale")  # what a plain mean must not survive
-COMPARED = ("sign_flip", "alie", "ipm_100", "min_max")  # rules are compared by these
-RULES = ("mean", "median", "krum")  # compared with the default, without a gate
+CONTROLS = ("sign_flip", "ipm_100", "scale")  # attacks that must break a plain mean
+COMPARED = ("sign_flip", "alie", "ipm_100", "min_max")  # attacks by which rules are compared
+RULES = ("mean", "median", "krum")  # compared with the default rule, without the gate
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,16 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What its result is filed under."""
+        """Key of its row in the table."""
         return f"{self.rule}-{'gate' if self.gate else 'bare'}-{self.attack}-{self.seed}"
 
     @property
     def twin(self) -> "Cell":
-        """The same with the gate on."""
+        """The same cell with the gate on."""
         return replace(self, gate=True)
 
     def flags(self) -> tuple[str, ...]:
-        """Those of `fedgpt2 simulate` that differ from cell to cell."""
+        """Flags of `fedgpt2 simulate` that differ between cells."""
         return (
             *("--miners", str(MINERS), "--byzantine", str(BYZANTINE)),
             *("--attack", self.attack, "--run.seed", str(self.seed)),
@@ -61,10 +60,10 @@ class Cell:
 
 
 def plan(attacks: Sequence[str]) -> list[Cell]:
-    """All cells, each once, in the order in which they tell most: references and controls before the rest.
+    """All cells of the robustness table, each once, references and controls first.
 
-    The default with its gate: every attack, three seeds. Without the gate: every attack, one seed. Mean, Median and
-    Krum: the attacks they are compared by, and for the mean those it must not survive.
+    Default rule with the gate: every attack, three seeds. Without the gate: every attack, one seed. Mean, Median and
+    Krum: the attacks of COMPARED, for the mean also those of CONTROLS.
     """
     first = SEEDS[:1]
     groups = (
@@ -79,7 +78,7 @@ def plan(attacks: Sequence[str]) -> list[Cell]:
 
 
 def quick(attacks: Sequence[str]) -> list[Cell]:
-    """A handful of cells that touches every kind of row."""
+    """A few cells that cover every kind of row."""
     few = [attack for attack in attacks if attack in {*CONTROLS, "min_max", "nan"}]
     kept = {*REFERENCES, *few}
     return [

@@ -1,7 +1,7 @@
-"""Ledgers of finished cells, kept: a changed rule of ranking is judged by them in seconds.
+"""Keep the ledgers of finished cells, so that a changed ranking rule is applied to them in seconds.
 
-What a ledger holds was measured in a run of the rule as it was then: who was audited, and what was weighed. A replay by
-another rule says what it makes of the same evidence, not what its own run would have been; a record is made of runs.
+A ledger's evidence was measured under the rule of its run, which chose the audited miners and the weights. A replay
+says how another rule ranks the same evidence, not how its own run would have gone; records are made of runs.
 """
 
 import contextlib
@@ -16,30 +16,30 @@ from fedgpt2.ranking.replay import replay
 from fedgpt2.ranking.table import ranks
 from fedgpt2.simulate.participants import draw_participants
 from trials.cells import BYZANTINE, MINERS, Cell
-from trials.running import Result
+from trials.table import Result
 
-__all__ = ["Ledgers"]
+__all__ = ["KeptLedgers"]
 
 
 @dataclass(frozen=True)
-class Ledgers:
-    """A folder of them, one a cell of `whole` rounds: a `trials.running.Place` in which none is begun."""
+class KeptLedgers:
+    """A folder of ledgers, one a cell of `whole` rounds; implements `trials.running.RunDirectories`."""
 
     folder: Path
     whole: int
     rounds: int = 0
 
     def prepare(self, seeds: Sequence[int], say: Callable[[str], None]) -> None:
-        """Make the folder."""
+        """Create the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def flags(self, cell: Cell) -> tuple[str, ...]:
-        """Where the cell runs: in a folder of its own."""
+        """Flags that name an empty run directory for the cell."""
         shutil.rmtree(self._run(cell), ignore_errors=True)
         return ("--run.dir", str(self._run(cell)))
 
-    def drop(self, cell: Cell) -> None:
-        """Keep the ledger of a cell that is over, and remove what else there is."""
+    def release(self, cell: Cell) -> None:
+        """Keep the ledger of a finished cell and remove its run directory."""
         file = self._run(cell) / "ledger.sqlite"
         if file.exists():
             with contextlib.closing(Ledger(file)) as ledger:
@@ -48,8 +48,8 @@ class Ledgers:
                 file.replace(self._path(cell))
         shutil.rmtree(self._run(cell), ignore_errors=True)
 
-    def judged(self, cell: Cell) -> Result | None:
-        """Ranks and pay of the cell by the rule as it is now; None where its ledger is not there."""
+    def replayed(self, cell: Cell) -> Result | None:
+        """Ranks and pay of the cell under today's rule; None without a ledger."""
         if not self._path(cell).exists():
             return None
         with contextlib.closing(Ledger(self._path(cell), reading=True)) as ledger:
@@ -57,8 +57,8 @@ class Ledgers:
         roster = draw_participants(MINERS, BYZANTINE, cell.seed)
         sides = {"hostile": sorted(roster.hostile), "honest": roster.honest}
         found = {side: [lines.get(roster.hotkeys[i]) for i in indices] for side, indices in sides.items()}
-        places = {side: [line.rank if line else None for line in told] for side, told in found.items()}
-        pay = {side: [line.weight if line else 0.0 for line in told] for side, told in found.items()}
+        places = {side: [line.rank if line else None for line in each] for side, each in found.items()}
+        pay = {side: [line.weight if line else 0.0 for line in each] for side, each in found.items()}
         return Result(cell.name, None, [], None, commit(), 0.0, 0.0, hardware(), places, pay)
 
     def _path(self, cell: Cell) -> Path:

@@ -1,14 +1,14 @@
-"""The record as Markdown, put between two markers of a page."""
+"""The robustness table as Markdown, written between two markers of a page."""
 
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from fedgpt2.simulate.attacks.names import ADAPTIVE
+from fedgpt2.simulate.attacks.registry import ADAPTIVE
 from trials.cells import BYZANTINE, COMPARED, MINERS, SEEDS
 from trials.verdicts import LIMIT, LIMIT_ADAPTIVE, WORSE, Control, Measured, Row, percent
 
-__all__ = ["BEGIN", "END", "attack_free", "comparison", "controls", "section", "table", "woven"]
+__all__ = ["BEGIN", "END", "attack_free", "comparison", "controls", "insert", "section", "table"]
 
 BEGIN, END = "<!-- robustness: written by benchmarks/robustness.py -->", "<!-- /robustness -->"
 
@@ -20,7 +20,7 @@ def section(
     held: Sequence[Control],
     about: Mapping[str, str],
 ) -> str:
-    """All of it. `about` has the cells' commits and hardware, the date, the flags and the CPU minutes, as text."""
+    """The whole section. `about` holds, as text, commits, hardware, date, flags, CPU minutes and rounds before."""
     lines = [
         *_method(about),
         "",
@@ -32,7 +32,7 @@ def section(
         "",
         "![Final loss of each attack](robustness-attacks.svg)",
         "",
-        f"**Control.** Without robustness an attack must hurt, at least {percent(WORSE)}, or its row shows nothing:",
+        f"**Control.** An attack must raise the loss of a plain mean by {percent(WORSE)} or its row shows nothing:",
         "",
         *controls(held),
         "",
@@ -49,7 +49,7 @@ def section(
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """Attack by what came of it."""
+    """One line an attack."""
     body = []
     for row in rows:
         bare = row.bare
@@ -70,7 +70,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def controls(held: Sequence[Control]) -> list[str]:
-    """What the plain mean made of the attacks it must not survive."""
+    """One line a positive control."""
     return _table(
         ["mean under", "loss", ""],
         [[each.attack, percent(each.ratio), "void" if each.void else "hurts"] for each in held],
@@ -78,7 +78,7 @@ def controls(held: Sequence[Control]) -> list[str]:
 
 
 def comparison(rules: Mapping[str, Mapping[str, Measured]]) -> list[str]:
-    """Rule by attack."""
+    """One line a rule, one column an attack."""
     body = []
     for rule, measured in rules.items():
         cells = [measured.get(attack) for attack in COMPARED]
@@ -87,14 +87,14 @@ def comparison(rules: Mapping[str, Mapping[str, Measured]]) -> list[str]:
 
 
 def attack_free(references: Sequence[Mapping[str, object]]) -> list[str]:
-    """What everything is compared with, a row for each rule, gate and seed."""
+    """The attack-free losses, one line a rule, gate and seed."""
     names = ["rule", "gate", "seed", "unigram", "all honest", "honest alone"]
     keys = ["rule", "gate", "seed", "unigram", "none", "absent"]
     return _table(names, [[_reference(reference[key]) for key in keys] for reference in references])
 
 
-def woven(text: str, part: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
-    """`text` with `part` between two markers. Raises ValueError unless both are there, once."""
+def insert(text: str, part: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
+    """Replace what stands between two markers of `text`. Raises ValueError unless each occurs once."""
     begin, end = markers
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"the page needs the lines {begin} and {end}, once each")
@@ -105,19 +105,22 @@ def woven(text: str, part: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
 def _method(about: Mapping[str, str]) -> list[str]:
     alone = MINERS - BYZANTINE
     return [
-        f"{MINERS} miners, {BYZANTINE} of them hostile, `nano` on the embedded text; each number is of a run of",
-        f"`fedgpt2 simulate`; its first {about['before']} rounds are without liars and the same for all of a seed.",
-        "Attack-free is the better of two runs of the same seed: all honest, and the",
-        f"{alone} honest ones alone. Limits: {percent(LIMIT)} for fixed attacks, {percent(LIMIT_ADAPTIVE)} for those",
-        f"that answer to the defence (marked *). All are the worst of {len(SEEDS)} seeds, but without the gate, where",
-        f"only seed {SEEDS[0]} was run. Loss: the final held-out loss above the",
-        "attack-free one; to alone: above that of the honest ones alone, who lack the liars' part of the text too.",
-        "Share: the part of the weight in what was applied that liars had (their number is a quarter); cosine: of what",
-        "was applied with the honest mean; both as means over rounds. Kept are rounds without a step, halved those of",
-        "half a step, as means over seeds. Nobody is ranked here: docs/ranking.md.",
+        f"{MINERS} miners, {BYZANTINE} of them hostile, `nano` on the embedded text. Each number comes from runs of",
+        f"`fedgpt2 simulate`; all runs of a seed share {about['before']} attack-free rounds and then differ.",
         "",
-        "`--limits.gradient_norm` is raised in every run, so that the rule is tested and not the bound of admission.",
-        f"Flags: `{about['flags']}`.",
+        "| column | meaning |",
+        "| --- | --- |",
+        f"| loss | final held-out loss over the attack-free one, worst of {len(SEEDS)} seeds; attack-free is the lower "
+        f"of all {MINERS} honest and the {alone} honest miners alone |",
+        "| to alone | the same over the loss of the honest miners alone, who also lack the hostile miners' text |",
+        "| share | part of the aggregation weight that the hostile miners had, mean over rounds; they are a quarter |",
+        "| cosine | between the aggregate and the honest mean, mean over rounds |",
+        "| kept / halved | rounds without a step and with half a step, means over seeds |",
+        f"| loss, no gate | loss without the loss gate, seed {SEEDS[0]} only |",
+        "",
+        f"Limits on loss: {percent(LIMIT)} for fixed attacks, {percent(LIMIT_ADAPTIVE)} for adaptive ones (marked *).",
+        "Miners are not ranked in these runs. `--limits.gradient_norm` is raised, so that the rule is tested and not",
+        f"the bound of admission. Flags: `{about['flags']}`.",
     ]
 
 
@@ -128,7 +131,7 @@ def _reference(value: object) -> str:
 
 
 def _rounds(seeds: Sequence[Measured]) -> str:
-    """Rounds without a step and with half of one, as means over seeds."""
+    """Rounds without a step and with half a step, means over seeds."""
     if not seeds:
         return ""
     return " / ".join(f"{fmean(values):.3g}" for values in ([s.kept for s in seeds], [s.halved for s in seeds]))

@@ -1,8 +1,7 @@
-"""Where the cells of a seed begin: after rounds in which nobody lies, trained once and copied for each of them.
+"""Start the cells of a seed from one attack-free training, copied for each.
 
-What liars can do to a model that knows nothing yet is one question, what they can do to one that learns from faint
-gradients another, and the harder: noise is what they hide in. The second is asked here; and a cell need not repeat
-what is the same in all of them.
+Attacks on an untrained model are easier to resist: its gradients are large and noise hides little. The cells attack a
+model that learns from small gradients, and share the rounds before.
 """
 
 import shutil
@@ -15,28 +14,28 @@ from pathlib import Path
 from fedgpt2.errors import SetupError
 from trials.cells import NONE, Cell
 
-__all__ = ["Starts"]
+__all__ = ["AttackFreeStarts"]
 
 
 @dataclass(frozen=True)
-class Starts:
-    """Run directories under `folder`: one a seed, after `rounds` rounds, and a copy for each running cell."""
+class AttackFreeStarts:
+    """Run directories under `folder`: one a seed after `rounds` rounds, and a copy for each running cell."""
 
     folder: Path
     common: tuple[str, ...]
     rounds: int
 
     def prepare(self, seeds: Sequence[int], say: Callable[[str], None]) -> None:
-        """Train those that are not there, side by side. Raises SetupError with the last words of one that fails."""
+        """Train the missing seeds side by side. Raises SetupError with the last line of one that fails."""
         missing = [seed for seed in seeds if not self._base(seed).exists()]
         if missing:
-            say(f"training {self.rounds} rounds without liars for seed {', '.join(map(str, missing))}")
+            say(f"training {self.rounds} attack-free rounds for seed {', '.join(map(str, missing))}")
         children = {seed: self._train(seed) for seed in missing}
         try:
             for seed, child in children.items():
-                _, said = child.communicate()
+                _, err = child.communicate()
                 if child.returncode:
-                    raise SetupError(f"seed {seed}: {(said.strip().splitlines() or ['no word'])[-1]}")
+                    raise SetupError(f"seed {seed}: {(err.strip().splitlines() or ['no output'])[-1]}")
                 self._part(seed).rename(self._base(seed))
         finally:
             for child in children.values():
@@ -44,12 +43,12 @@ class Starts:
                 child.wait()
 
     def flags(self, cell: Cell) -> tuple[str, ...]:
-        """Where the cell runs: in a copy of its own."""
-        self.drop(cell)
+        """Copy the start for the cell and return the flags that name the copy."""
+        self.release(cell)
         shutil.copytree(self._base(cell.seed), self._copy(cell))
         return ("--run.dir", str(self._copy(cell)))
 
-    def drop(self, cell: Cell) -> None:
+    def release(self, cell: Cell) -> None:
         """Remove the cell's copy, if there is one."""
         shutil.rmtree(self._copy(cell), ignore_errors=True)
 

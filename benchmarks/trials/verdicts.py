@@ -1,7 +1,7 @@
-"""What the cells show: each attack's loss against the attack-free one, and whether that keeps its limit.
+"""Compare the cells: each attack's final loss against the attack-free one, and against its limit.
 
-Attack-free is the better of two trainings of the same seed, rule and gate: all twelve miners honest, and the nine
-honest ones alone. A positive control is measured against the worse of the two.
+The attack-free loss is the lower of two trainings with the same seed, rule and gate: all 12 miners honest, and the 9
+honest miners alone. A positive control is compared with the higher of the two.
 """
 
 import math
@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from fedgpt2.simulate.attacks.names import ADAPTIVE
+from fedgpt2.simulate.attacks.registry import ADAPTIVE
 from trials.cells import ABSENT, COMPARED, CONTROLS, REFERENCES, RULES, SEEDS, Cell
-from trials.running import Result
+from trials.table import Result
 
 __all__ = ["LIMIT", "LIMIT_ADAPTIVE", "WORSE", "Control", "Measured", "Row", "baseline", "compared", "control", "judge"]
 
 LIMIT, LIMIT_ADAPTIVE = 1.02, 1.05  # final loss over the attack-free one
-WORSE = 1.10  # what a control has to reach
+WORSE = 1.10  # least ratio of a positive control
 
 Results = Mapping[Cell, Result]
 
@@ -28,29 +28,29 @@ class Measured:
     seed: int
     loss: float  # at the end, nats a token; infinite if it diverged
     ratio: float  # to the attack-free loss; NaN without a reference
-    alone: float  # ratio to the loss of the honest ones alone; NaN without it
-    share: float | None  # of the weight in what was applied, given to those who lie: mean over rounds
-    cosine: float | None  # of what was applied with the honest mean: mean over rounds
-    kept: int  # rounds whose weights stayed as they were
-    halved: int  # rounds of half a step
+    alone: float  # ratio to the loss of the honest miners alone; NaN without it
+    share: float | None  # of the aggregation weight that hostile miners had, mean over rounds
+    cosine: float | None  # of the aggregate with the honest mean, mean over rounds
+    kept: int  # rounds without a step
+    halved: int  # rounds with half a step
 
 
 @dataclass(frozen=True)
 class Control:
-    """Whether a plain mean suffered from an attack, as it must if the attack is one."""
+    """An attack on a plain mean, which must raise the loss."""
 
     attack: str
     ratio: float
 
     @property
     def void(self) -> bool:
-        """True if it did not: the attack's row then shows nothing."""
+        """Whether the loss did not rise, so that the attack's row shows nothing."""
         return not self.ratio >= WORSE
 
 
 @dataclass(frozen=True)
 class Row:
-    """An attack on the default rule: with the gate on every seed, and without it on one."""
+    """An attack on the default rule: with the gate on every seed, without it on one."""
 
     attack: str
     seeds: tuple[Measured, ...]
@@ -64,37 +64,37 @@ class Row:
 
     @property
     def worst(self) -> float:
-        """The largest ratio of all seeds; NaN while there is none."""
+        """The largest ratio of all seeds; NaN without one."""
         return _worst(each.ratio for each in self.seeds)
 
     @property
     def alone(self) -> float:
-        """The largest ratio to the honest ones alone; NaN while there is none."""
+        """The largest ratio to the honest miners alone; NaN without one."""
         return _worst(each.alone for each in self.seeds)
 
     @property
     def share(self) -> float | None:
-        """The largest share of the weight, of all seeds."""
+        """The largest weight share of all seeds."""
         return max(_known(each.share for each in self.seeds), default=None)
 
     @property
     def cosine(self) -> float | None:
-        """The smallest cosine, of all seeds."""
+        """The smallest cosine of all seeds."""
         return min(_known(each.cosine for each in self.seeds), default=None)
 
     @property
     def holds(self) -> bool:
-        """Whether every seed is measured and keeps the limit, and the control is not void."""
+        """Whether every seed is measured and within the limit, and the control is not void."""
         return len(self.seeds) == len(SEEDS) and self.worst <= self.limit and not self.void
 
     @property
     def void(self) -> bool:
-        """Whether the control says that this attack is none."""
+        """Whether the control is void."""
         return self.control is not None and self.control.void
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The row's last cell."""
         if self.void and self.control is not None:
             return f"void: the mean ended at {percent(self.control.ratio)} too"
         if not self.seeds:
@@ -111,12 +111,12 @@ class Row:
 
 
 def baseline(results: Results, like: Cell) -> float:
-    """Attack-free loss for a cell's rule, gate and seed: the lower of the two; NaN while one is missing."""
+    """Attack-free loss for a cell's rule, gate and seed: the lower of the two; NaN if one is missing."""
     return min(_references(results, like), default=math.nan)
 
 
 def judge(results: Results, attacks: Sequence[str]) -> list[Row]:
-    """A row an attack, in the order given."""
+    """One row an attack, in the order given."""
     controls = {attack: control(results, attack) for attack in CONTROLS}
     rows = []
     for attack in attacks:
@@ -134,7 +134,7 @@ def judge(results: Results, attacks: Sequence[str]) -> list[Row]:
 
 
 def control(results: Results, attack: str) -> Control | None:
-    """The attack on a plain mean, against the worse of the attack-free ones; None while that is not known."""
+    """The attack on a plain mean against the higher attack-free loss; None if a result is missing."""
     cell = Cell("mean", False, attack, SEEDS[0])
     references = _references(results, cell)
     if cell not in results or not references:
@@ -143,7 +143,7 @@ def control(results: Results, attack: str) -> Control | None:
 
 
 def compared(results: Results) -> dict[str, dict[str, Measured]]:
-    """The attacks that rules are compared by, for each rule without a gate: rule -> attack -> what came of it."""
+    """Rule -> attack -> measurement, for every rule without the gate."""
     table = {}
     for rule in ("default", *RULES):
         cells = [Cell(rule, False, attack, SEEDS[0]) for attack in (*COMPARED, *CONTROLS)]
@@ -152,7 +152,7 @@ def compared(results: Results) -> dict[str, dict[str, Measured]]:
 
 
 def measure(results: Results, cell: Cell) -> Measured:
-    """The cell's training against its reference."""
+    """Compare the cell's training with its reference."""
     result = results[cell]
     loss = _loss(result)
     alone = replace(cell, attack=ABSENT)
@@ -170,14 +170,14 @@ def measure(results: Results, cell: Cell) -> Measured:
 
 
 def percent(ratio: float) -> str:
-    """A ratio of losses as what it is above one: +1.3 %."""
+    """A ratio of losses as its excess over one: +1.3 %."""
     if math.isnan(ratio):
         return "?"
     return "diverged" if math.isinf(ratio) else f"{100 * (ratio - 1):+.1f} %"
 
 
 def _references(results: Results, like: Cell) -> list[float]:
-    """Both attack-free losses, or none."""
+    """Both attack-free losses, or an empty list."""
     cells = [Cell(like.rule, like.gate, attack, like.seed) for attack in REFERENCES]
     return [_loss(results[cell]) for cell in cells] if all(cell in results for cell in cells) else []
 
@@ -188,7 +188,7 @@ def _loss(result: Result) -> float:
 
 
 def _worst(ratios: Iterable[float]) -> float:
-    """The largest; NaN if there is none, or one is NaN."""
+    """The largest; NaN if there is none or one is NaN."""
     known = list(ratios)
     return math.nan if any(map(math.isnan, known)) else max(known, default=math.nan)
 

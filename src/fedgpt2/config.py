@@ -1,7 +1,7 @@
-"""Every setting, its default and what it means: one frozen dataclass a group, no I/O.
+"""Every setting with its default and its meaning: one frozen dataclass per group, no I/O.
 
-A field's metadata carries the text of `--help` and of docs/settings.md; a test holds them together.
-Where a setting comes from (flag > environment > file > default) is the business of `fedgpt2.cli`.
+A field's metadata holds the text of `--help` and docs/settings.md. `fedgpt2.cli` reads settings from flags, the
+environment and files.
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,16 @@ __all__ = [
     "Checkpoint",
     "Codec",
     "Data",
+    "DataSource",
     "Gradient",
     "Limits",
     "MinerConfig",
+    "MinerLimits",
+    "MinerModel",
+    "MinerRun",
     "Model",
     "Optimizer",
+    "PeerLimits",
     "Ranking",
     "Round",
     "Run",
@@ -44,19 +49,22 @@ PRESETS: Mapping[str, ModelShape] = {
     "xl": ModelShape(n_layer=48, n_head=25, n_embd=1600, block_size=1024),
 }
 
+_DEVICE = "device of the tensors: cpu, cuda or cuda:N"
 
-def setting(default: Any, text: str, **more: float | str) -> Any:  # noqa: ANN401  (the field's annotation types it)
-    """A dataclass field with its help text.
 
-    Bounds (`least`, `most`) are checked where the command line is read; `flag` is its name there, if another.
+def setting(default: Any, text: str, *, common: bool = False, note: str = "", **more: float | str) -> Any:  # noqa: ANN401
+    """A dataclass field with its help text: one phrase of at most 90 characters.
+
+    `--help` shows the `common` settings, `--help-all` the rest; `note` appears in docs/settings.md only. The command
+    line checks the bounds (`least`, `most`); `flag` is the name of the flag, if it differs from the field's.
     """
-    return field(default=default, metadata={"help": text, **more})
+    return field(default=default, metadata={"help": text, "common": common, "note": note, **more})
 
 
 def path_of(flag: str, text: str) -> Path:
-    """The path that a setting names, `~` written out. Raises UsageError for an empty one and an unknown home directory.
+    """Path of a setting, with `~` expanded. Raises UsageError for an empty path and an unknown home directory.
 
-    Empty is a variable of a shell that was not set, and would be the current folder.
+    An empty path usually comes from an unset shell variable; it would mean the current folder.
     """
     if not text:
         raise UsageError(f"{flag} is empty: name a path, or leave it out")
@@ -68,75 +76,103 @@ def path_of(flag: str, text: str) -> Path:
 
 @dataclass(frozen=True)
 class Wallet:
-    """The Bittensor wallet whose hotkey signs every message."""
+    """Bittensor wallet whose hotkey signs every message."""
 
-    name: str = setting("default", "wallet (coldkey) name")
-    hotkey: str = setting("default", "hotkey name inside the wallet")
+    name: str = setting("default", "wallet (coldkey) name", common=True)
+    hotkey: str = setting("default", "hotkey name inside the wallet", common=True)
     path: str = setting("~/.bittensor/wallets", "folder that holds the wallets")
 
 
 @dataclass(frozen=True)
 class Axon:
-    """Where a miner listens, and to whom."""
+    """Address a miner listens on, and whom it accepts."""
 
-    port: int = setting(8091, "port the miner listens on; 0 takes a free one", least=0, most=65535)
-    host: str = setting("127.0.0.1", "address to bind; anything but loopback requires --axon.validators")
-    validators: tuple[str, ...] = setting((), "hotkeys of the validators this miner works for; empty: any, on loopback")
-    proxies: bool = setting(False, "accept requests that came through a proxy (Forwarded, X-Forwarded-*, Via)")
+    port: int = setting(8091, "port to listen on; 0 takes a free one", common=True, least=0, most=65535)
+    host: str = setting("127.0.0.1", "address to bind; any but loopback requires --axon.validators", common=True)
+    validators: tuple[str, ...] = setting(
+        (), "hotkeys of the validators to work for; on loopback empty allows any", common=True
+    )
+    proxies: bool = setting(False, "accept requests that passed a proxy (Forwarded, X-Forwarded-* or Via header)")
 
 
 @dataclass(frozen=True)
 class Axons:
-    """The miners a validator works with."""
+    """Miners a validator works with."""
 
-    addresses: tuple[str, ...] = setting((), "miners: PORT, HOST:PORT or HOTKEY@HOST:PORT")
-    accept_new: bool = setting(False, "accept another hotkey on an axon whose first key is on record")
-    wait_seconds: float = setting(60.0, "how long to wait for a miner before giving up", least=0)
+    addresses: tuple[str, ...] = setting((), "miners to train with: PORT, HOST:PORT or HOTKEY@HOST:PORT", common=True)
+    accept_new: bool = setting(False, "accept a new hotkey on an axon whose first hotkey is on record")
+    wait_seconds: float = setting(60.0, "seconds to wait for enough miners before giving up", least=0)
 
 
 @dataclass(frozen=True)
 class Model:
-    """Which GPT-2."""
+    """Size of the GPT-2."""
 
-    preset: str = setting("small", "tiny, nano, small (124M), medium, large or xl")
+    preset: str = setting("small", "model size: tiny, nano, small (124M), medium, large or xl", common=True)
 
     @property
     def shape(self) -> ModelShape:
-        """Shape of the preset. Raises UsageError for a name that is none."""
+        """Shape of the preset. Raises UsageError for an unknown name."""
         if self.preset not in PRESETS:
             raise UsageError(f"--model.preset {self.preset}: no such preset; one of {', '.join(PRESETS)}")
         return PRESETS[self.preset]
 
 
 @dataclass(frozen=True)
-class Data:
-    """The text, and how it is dealt out."""
+class MinerModel:
+    """Model sizes a miner accepts."""
 
-    source: str = setting("refinedweb", "refinedweb, sample (embedded), parquet:GLOB or text:GLOB")
-    revision: str = setting("", "commit of a hub source; empty: RefinedWeb's pinned one, elsewhere what main is now")
-    column: str = setting("content", "column of parquet:GLOB that holds the text")
+    preset: str = setting("", "accept only this size (tiny, nano, small, medium, large, xl); empty: any")
+
+    @property
+    def shape(self) -> ModelShape | None:
+        """Shape of the preset; None for any. Raises UsageError for an unknown name."""
+        return Model(self.preset).shape if self.preset else None
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where the training text comes from and where it is cached."""
+
+    source: str = setting(
+        "refinedweb", "training text: refinedweb, sample (embedded), parquet:GLOB or text:GLOB", common=True
+    )
+    revision: str = setting(
+        "",
+        "commit of a dataset on the hub; empty: the default",
+        note="The default is a pinned commit for refinedweb and the newest commit of main for other datasets.",
+    )
+    column: str = setting("content", "column that holds the text, for parquet:GLOB")
     cache: str = setting("~/.cache/fedgpt2", "folder for tokenised pages")
-    cache_gb: float = setting(20.0, "size of that folder (GB); the least recently used pages go first", least=0.1)
-    seq_len: int = setting(0, "tokens a training window; 0: the model's block size", least=0)
-    windows: int = setting(8, "windows each miner is assigned a round", least=1)
+    cache_gb: float = setting(20.0, "size limit of the cache, in GB; least recently used pages go first", least=0.1)
+
+
+@dataclass(frozen=True)
+class Data(DataSource):
+    """Training text and how it is split among the miners."""
+
+    seq_len: int = setting(0, "tokens per training window; 0: the model's block size", least=0)
+    windows: int = setting(8, "windows assigned to each miner in a round", common=True, least=1)
     span: int = setting(
         0,
-        "rounds over which a page is used up, one slice of its windows a round; 0: what the size of pages asks for",
+        "rounds over which a page is used up; 0: chosen from the page size",
+        note="Each round uses one slice of the windows of the page.",
         least=0,
     )
-    max_slots: int = setting(16, "miners that can be given disjoint pages at once", least=1, most=2**20)
-    lease: int = setting(100, "rounds after which the slot of an absent miner is given to another", least=1)
-    max_pages: int = setting(8, "most pages a miner is assigned a round", least=1, most=4096)
+    max_slots: int = setting(16, "miners that can hold disjoint pages at the same time", least=1, most=2**20)
+    lease: int = setting(100, "rounds after which the slot of an absent miner is free again", least=1)
+    max_pages: int = setting(8, "maximum number of pages assigned to a miner in a round", least=1, most=4096)
 
 
 @dataclass(frozen=True)
 class Round:
-    """The clock of a round."""
+    """Timing of a round."""
 
-    deadline: float = setting(600.0, "seconds a miner has for one round, transfers included", least=0.1)
+    deadline: float = setting(600.0, "seconds a miner has for a round, transfers included", common=True, least=0.1)
     quorum: float = setting(
         1.0,
-        "share of the miners whose answers end the wait; never fewer than the rule needs",
+        "share of the miners whose answers end the wait",
+        note="The wait never ends before the aggregation rule has as many answers as it needs.",
         least=0,
         most=1,
     )
@@ -145,55 +181,55 @@ class Round:
 
 @dataclass(frozen=True)
 class Gradient:
-    """How this miner computes."""
+    """How a miner computes its gradient."""
 
     strategy: str = setting("exact", "exact (autograd over the assigned windows) or plugin")
-    plugin: str = setting("", "package.module:function for strategy plugin, as examples/plugin_gradient.py")
-    micro_batch: int = setting(8, "windows a forward and backward pass holds at once", least=1)
-    precision: str = setting(
-        "auto", "arithmetic: bf16 (autocast), fp32, or auto: bf16 where the device has instructions for it"
+    plugin: str = setting(
+        "",
+        "package.module:function that computes the gradient, for strategy plugin",
+        note="Example: `examples/plugin_gradient.py`.",
     )
+    micro_batch: int = setting(8, "windows per forward and backward pass", least=1)
+    precision: str = setting("auto", "bf16 (autocast), fp32, or auto: bf16 if the device has instructions for it")
 
 
 @dataclass(frozen=True)
 class Codec:
-    """How tensors travel."""
+    """Encoding of the tensors in transfers."""
 
-    state: str = setting("fp32", "codec of the weights sent to miners: fp32 or bf16")
-    gradient: str = setting("fp32", "codec of the gradients sent back: fp32 or bf16")
+    state: str = setting("fp32", "encoding of the weights sent to miners: fp32 or bf16")
+    gradient: str = setting("fp32", "encoding of the gradients sent back: fp32 or bf16")
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The only optimizer; it lives on the validator."""
+    """The validator's optimizer."""
 
     name: str = setting("adamw", "adamw or sgd")
-    lr: float = setting(1e-3, "peak learning rate", least=0)
-    min_lr: float = setting(1e-4, "learning rate at the end of the cosine", least=0)
+    lr: float = setting(1e-3, "peak learning rate", common=True, least=0)
+    min_lr: float = setting(1e-4, "learning rate at the end of the cosine decay", least=0)
     warmup: int = setting(10, "rounds of linear warm-up", least=0)
-    horizon: int = setting(
-        0, "rounds after which the cosine reaches min_lr; 0: --rounds, or constant without it", least=0
-    )
-    beta1: float = setting(0.9, "decay of Adam's first moment", least=0, most=0.9999)
-    beta2: float = setting(0.95, "decay of Adam's second moment", least=0, most=0.999999)
+    horizon: int = setting(0, "round at which the cosine reaches min_lr; 0: --rounds, or constant without it", least=0)
+    beta1: float = setting(0.9, "decay rate of Adam's first moment", least=0, most=0.9999)
+    beta2: float = setting(0.95, "decay rate of Adam's second moment", least=0, most=0.999999)
     eps: float = setting(1e-8, "Adam's epsilon", least=0)
-    weight_decay: float = setting(0.1, "decoupled weight decay of matrices (biases and gains have none)", least=0)
-    clip: float = setting(1.0, "largest norm of the aggregate; 0: no clipping", least=0)
+    weight_decay: float = setting(0.1, "decoupled weight decay of matrices; biases and gains have none", least=0)
+    clip: float = setting(1.0, "maximum norm of the aggregate; 0: no clipping", least=0)
 
 
 @dataclass(frozen=True)
 class Aggregation:
-    """How admitted gradients become one."""
+    """How admitted gradients are combined into one."""
 
     rule: str = setting(
         "default",
-        "default (norm clipping, NNM, geometric median; below 4 miners the clipped mean), mean (by assigned tokens, "
-        "trusts everybody), or another of docs/aggregation.md",
+        "aggregation rule: default, mean, or another one of docs/aggregation.md",
+        common=True,
+        note="`default` is norm clipping, NNM and the geometric median, and below 4 miners the clipped mean. `mean` "
+        "weights by assigned tokens; its breakdown point is 0: a single hostile miner controls it.",
     )
-    gate: bool = setting(
-        True, "take a step only if it does not raise the loss on held-out windows; else a part of it, or none"
-    )
-    tolerance: float = setting(0.05, "how far a step may raise that loss, nats a token", least=0)
+    gate: bool = setting(True, "reduce or skip a step that raises the loss on held-out windows")
+    tolerance: float = setting(0.05, "largest rise of that loss that the gate allows, in nats per token", least=0)
 
 
 @dataclass(frozen=True)
@@ -213,49 +249,67 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is kept on disk."""
+    """Checkpoints on disk."""
 
-    every: int = setting(1, "rounds between checkpoints; a restart goes on from the last one", least=1)
-    keep: int = setting(2, "checkpoints kept", least=1)
+    every: int = setting(1, "rounds between checkpoints", note="A restart continues from the last one.", least=1)
+    keep: int = setting(2, "number of checkpoints to keep", least=1)
 
 
 @dataclass(frozen=True)
 class Run:
     """One run and its folder."""
 
-    dir: str = setting("runs/default", "run directory; one that holds a run is resumed")
-    seed: int = setting(
-        1337, "seed of the weights, the manifest and everything drawn at random", least=0, most=2**53 - 1
+    dir: str = setting(
+        "runs/default",
+        "run directory; a run found there is resumed",
+        common=True,
+        note="Without one, `fedgpt2 simulate` uses a temporary folder.",
     )
-    threads: int = setting(0, "threads of tensor arithmetic; 0: one a core", least=0, most=1024)
-    eval_every: int = setting(10, "rounds between measurements of the held-out loss", least=1)
-    eval_windows: int = setting(16, "held-out windows measured", least=1)
-    score_windows: int = setting(4, "windows of the score pool on which the validator measures train_loss", least=1)
-    plain: bool = setting(False, "plain lines instead of the live console")
+    seed: int = setting(
+        1337, "seed of the initial weights, the data assignment and other draws", least=0, most=2**53 - 1
+    )
+    threads: int = setting(0, "CPU threads for tensor arithmetic; 0: one per core", least=0, most=1024)
+    eval_every: int = setting(10, "rounds between evaluations of the held-out loss", least=1)
+    eval_windows: int = setting(16, "held-out windows per evaluation", least=1)
+    score_windows: int = setting(4, "windows of the score pool on which train_loss is measured", least=1)
+    plain: bool = setting(False, "print plain lines instead of the live console")
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a peer can make this process spend."""
+class MinerRun:
+    """A miner's folder and threads."""
 
-    message_bytes: int = setting(1 << 20, "largest JSON message", least=4096)
-    header_bytes: int = setting(1 << 20, "largest safetensors header", least=4096)
-    model_parameters: int = setting(2_000_000_000, "largest model, in parameters, that a miner takes on", least=1)
-    gradient_norm: float = setting(1e3, "largest norm of an admitted gradient", least=0, most=1e36)
-    request_seconds: float = setting(10.0, "time to answer one control request", least=0.1)
-    progress_seconds: float = setting(30.0, "time a transfer may stand still", least=0.1)
+    dir: str = setting(
+        "~/.fedgpt2/miner",
+        "folder for the journal of accepted orders",
+        common=True,
+        note="Each hotkey has a folder of its own in it.",
+    )
+    threads: int = setting(0, "CPU threads for tensor arithmetic; 0: one per core", common=True, least=0, most=1024)
 
 
 @dataclass(frozen=True)
-class OnlyModel:
-    """Which GPT-2 a miner works for."""
+class PeerLimits:
+    """What any peer can make this process spend."""
 
-    preset: str = setting("", "only this one: tiny, nano, small (124M), medium, large or xl; empty: whichever is asked")
+    message_bytes: int = setting(1 << 20, "maximum size of a JSON message, in bytes", least=4096)
+    header_bytes: int = setting(1 << 20, "maximum size of a safetensors header, in bytes", least=4096)
+    request_seconds: float = setting(10.0, "seconds allowed for one control request", least=0.1)
+    progress_seconds: float = setting(30.0, "seconds a transfer may make no progress", least=0.1)
 
-    @property
-    def shape(self) -> ModelShape | None:
-        """Shape of the preset; None for any. Raises UsageError for a name that is none."""
-        return Model(self.preset).shape if self.preset else None
+
+@dataclass(frozen=True)
+class MinerLimits(PeerLimits):
+    """What a validator can make a miner spend."""
+
+    model_parameters: int = setting(2_000_000_000, "largest model to accept, in parameters", least=1)
+
+
+@dataclass(frozen=True)
+class Limits(PeerLimits):
+    """What a miner can make a validator spend."""
+
+    gradient_norm: float = setting(1e3, "maximum norm of an admitted gradient", least=0, most=1e36)
 
 
 @dataclass(frozen=True)
@@ -264,12 +318,12 @@ class MinerConfig:
 
     wallet: Wallet = Wallet()
     axon: Axon = Axon()
-    model: OnlyModel = OnlyModel()
-    data: Data = Data()
+    model: MinerModel = MinerModel()
+    data: DataSource = DataSource()
     gradient: Gradient = Gradient()
-    limits: Limits = Limits()
-    run: Run = Run(dir="~/.fedgpt2/miner")
-    device: str = setting("cuda:0", "where tensors live: cpu, cuda or cuda:N")
+    limits: MinerLimits = MinerLimits()
+    run: MinerRun = MinerRun()
+    device: str = setting("cuda:0", _DEVICE, common=True)
 
 
 @dataclass(frozen=True)
@@ -288,23 +342,26 @@ class ValidatorConfig:
     checkpoint: Checkpoint = Checkpoint()
     limits: Limits = Limits()
     run: Run = Run()
-    device: str = setting("cuda:0", "where tensors live: cpu, cuda or cuda:N")
-    rounds: int = setting(0, "rounds to train; 0: until stopped", least=0)
+    device: str = setting("cuda:0", _DEVICE, common=True)
+    rounds: int = setting(0, "rounds to train; 0: until stopped", common=True, least=0)
 
 
 @dataclass(frozen=True)
 class SimulationConfig:
-    """Settings of `fedgpt2 simulate`: a validator's, but for what only sockets and wallets need."""
+    """Settings of `fedgpt2 simulate`: a validator's without sockets and wallets, and the miners."""
 
-    miners: int = setting(8, "miners that take part, hostile ones included", least=1)
+    miners: int = setting(8, "miners that take part, hostile ones included", common=True, least=1)
     attack: str = setting(
         "none",
-        "what the hostile ones do: an attack of docs/aggregation.md, none (they are honest too) or absent (they are "
-        "not there)",
+        "what hostile miners send: none, absent, or an attack of docs/aggregation.md",
+        common=True,
+        note="With `none` they behave as honest miners; with `absent` they take no part.",
     )
-    byzantine: int = setting(0, "how many of the miners are hostile; which ones is drawn by --run.seed", least=0)
-    rounds: int = setting(30, "rounds to train", least=1)
-    device: str = setting("cpu", "where tensors live: cpu, cuda or cuda:N")
+    byzantine: int = setting(
+        0, "number of hostile miners", common=True, note="`--run.seed` draws which ones they are.", least=0
+    )
+    rounds: int = setting(30, "rounds to train", common=True, least=1)
+    device: str = setting("cpu", _DEVICE, common=True)
     model: Model = Model(preset="nano")
     data: Data = Data(source="sample", windows=2)
     round: Round = Round()

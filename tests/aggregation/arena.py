@@ -1,11 +1,10 @@
-"""Every rule against every attack on made-up gradients: how robust it shows itself.
+"""Every rule against every attack on synthetic gradients.
 
-The setting of research on such rules: n independent gradients = signal + noise, the noise of each 3 times as long as
-the signal; f of them are replaced by the attack's.
+The setting of the literature: n independent gradients = signal + noise, the noise of each 3 times as long as the
+signal; f of them are replaced by the attack's rows.
 
-`kappa` is |aggregate - honest mean|^2 over the mean squared distance of honest gradients from their mean: the least
-kappa of the (f, kappa)-robustness of arXiv 2302.01772, definition 2, that the attack leaves possible. `cosine` is to
-the signal, the true gradient.
+`kappa` is |aggregate - honest mean|^2 over the mean squared distance of honest gradients from their mean: a lower bound
+of the kappa of (f, kappa)-robustness (arXiv 2302.01772, definition 2). `cosine` is to the signal, the true gradient.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,22 +12,39 @@ from functools import partial
 
 import torch
 
-from fedgpt2.aggregation.mean import weighted_mean
-from fedgpt2.aggregation.pipeline import PIPELINES
+from fedgpt2.aggregation.registry import RULES
 from fedgpt2.simulate.attacks import formulas as attacks
 
 N, F, D = 16, 4, 1024
 NOISE = 3.0
-RULES = ("mean", *PIPELINES)
 
 
-def equal(attack: attacks.Attack) -> Callable[..., torch.Tensor]:
+Attack = Callable[[torch.Tensor, int, torch.Generator], torch.Tensor]
+
+
+def gaussian(honest: torch.Tensor, f: int, rng: torch.Generator, strength: float = 1.0) -> torch.Tensor:
+    """Independent noise, `strength` times as long as an honest gradient."""
+    noise = torch.randn(f, honest.shape[1], generator=rng).div_(honest.shape[1] ** 0.5)
+    return noise * (strength * float(honest.norm(dim=1).median()))
+
+
+def zero(honest: torch.Tensor, f: int, rng: torch.Generator) -> torch.Tensor:
+    """Zeros."""
+    return torch.zeros(f, honest.shape[1])
+
+
+def scale(honest: torch.Tensor, f: int, rng: torch.Generator) -> torch.Tensor:
+    """A million times the honest mean."""
+    return (honest.mean(0) * 1e6).expand(f, -1).clone()
+
+
+def equal(attack: Attack) -> Callable[..., torch.Tensor]:
     """Ignores the defence."""
     return lambda honest, f, rng, defence: attack(honest, f, rng)
 
 
-def spread(attack: attacks.Attack) -> Callable[..., torch.Tensor]:
-    """Ignores the defence, dodges the clusters."""
+def spread(attack: Attack) -> Callable[..., torch.Tensor]:
+    """Ignores the defence; noise keeps the rows out of one cluster."""
     return lambda honest, f, rng, defence: attacks.apart(attack(honest, f, rng), honest, rng)
 
 
@@ -44,11 +60,11 @@ ATTACKS: Mapping[str, Callable[..., torch.Tensor]] = {
     "min_max": spread(attacks.min_max),
     "mimic": spread(attacks.mimic),
     "mimic, copies": equal(attacks.mimic),
-    "gaussian": equal(attacks.gaussian),
-    "gaussian 100": equal(partial(attacks.gaussian, strength=100.0)),
-    "zero": equal(attacks.zero),
-    "scale 1e6": spread(attacks.scale),
-    "huge": equal(partial(attacks.gaussian, strength=1e30)),
+    "gaussian": equal(gaussian),
+    "gaussian 100": equal(partial(gaussian, strength=100.0)),
+    "zero": equal(zero),
+    "scale 1e6": spread(scale),
+    "huge": equal(partial(gaussian, strength=1e30)),
 }
 
 
@@ -64,13 +80,11 @@ def gradients(count: int, rng: torch.Generator) -> torch.Tensor:
 
 
 def defence(rule: str) -> attacks.Defence:
-    """The rule as liars know it."""
+    """The rule as a function of rows and f."""
 
     def aggregate(rows: torch.Tensor, f: int) -> torch.Tensor:
         out = torch.empty(rows.shape[1])
-        if rule == "mean":
-            return weighted_mean(list(rows), [1 / len(rows)] * len(rows), out)
-        PIPELINES[rule](list(rows), None, f, out)
+        RULES[rule](list(rows), None, f, out)
         return out
 
     return aggregate

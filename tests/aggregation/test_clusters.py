@@ -53,7 +53,7 @@ def test_miners_who_agree_are_no_copies(noise):
     assert groups(honest(16, noise)) == []
 
 
-def test_nor_are_they_all_tied_together_by_liars_between_them():
+def test_nor_are_they_all_tied_together_by_hostile_rows_between_them():
     """The centre of near gradients is nearer to each than they are to each other."""
     x = honest(16, 0.02)
     x[12:] = x[:12].mean(0)

@@ -17,12 +17,12 @@ def span_of(x: np.ndarray):
     return gram(rows, [norm(row) for row in rows])
 
 
-def error(x: np.ndarray, liars: tuple[int, ...] = ()) -> float:
-    """Largest relative error of a squared distance, but for those between liars."""
+def error(x: np.ndarray, hostile: tuple[int, ...] = ()) -> float:
+    """Largest relative error of a squared distance, but for those between hostile."""
     wide = np.asarray(x, dtype=np.float32).astype(np.float64)
     exact = np.square(wide[:, None] - wide[None]).sum(2)
     off = ~np.eye(len(x), dtype=bool)
-    off[np.ix_(liars, liars)] = False
+    off[np.ix_(hostile, hostile)] = False
     return float(np.abs(span_of(x).distances() ** 2 / np.where(off, exact, 1.0) - 1.0)[off].max())
 
 
@@ -37,12 +37,12 @@ def test_what_all_share_costs_no_digits(updates):
     assert error(updates) < 2e-5
 
 
-def test_a_liar_of_median_norm_costs_none_either(updates):
+def test_a_hostile_row_of_median_norm_costs_none_either(updates):
     """A flipped sign as the centre, and everything would lie far from it."""
     order = np.argsort(np.linalg.norm(updates, axis=1))
-    liars = (int(order[0]), int(order[3]))
-    updates[list(liars)] *= -1
-    assert error(updates, liars) < 2e-5
+    hostile = (int(order[0]), int(order[3]))
+    updates[list(hostile)] *= -1
+    assert error(updates, hostile) < 2e-5
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-12, 1.0, 1e12, 1e30])

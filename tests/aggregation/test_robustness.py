@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedgpt2.aggregation.registry import RULES
 from tests.aggregation import arena
 
 ROOT = Path(__file__).parents[2]
@@ -18,13 +19,13 @@ GOLDEN = ROOT / "tests" / "golden" / "robustness.json"
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[str, dict[str, float]]]:
-    values = {rule: {attack: arena.measure(rule, attack) for attack in arena.ATTACKS} for rule in arena.RULES}
+    values = {rule: {attack: arena.measure(rule, attack) for attack in arena.ATTACKS} for rule in RULES.names}
     if os.environ.get("FEDGPT2_WRITE_GOLDEN") == "1":
         GOLDEN.write_text(json.dumps(values, indent=1) + "\n")
     return values
 
 
-@pytest.mark.parametrize("rule", arena.RULES)
+@pytest.mark.parametrize("rule", RULES.names)
 def test_no_rule_is_less_robust_than_recorded(measured, rule):
     recorded = json.loads(GOLDEN.read_text())[rule]
     assert set(recorded) == set(arena.ATTACKS)
@@ -66,7 +67,7 @@ def test_the_document_shows_what_was_measured():
 
 
 def test_kappa_and_cosine_are_those_of_their_definitions(monkeypatch):
-    """Two honest gradients, a mean, and a liar who sends zero, by hand."""
+    """Two honest gradients, the mean, and a hostile miner that sends zero, by hand."""
     monkeypatch.setattr(arena, "N", 3)
     monkeypatch.setattr(arena, "F", 1)
     cell = arena.measure("mean", "zero")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedgpt2.aggregation.pipeline import PIPELINES
+from fedgpt2.aggregation.registry import RULES
 from fedgpt2.cli.bench import aggregation, aggregation_worker
 from fedgpt2.cli.bench.byzfl_rules import byzfl_rules, installed
 from fedgpt2.cli.bench.report import Row, ratios
@@ -28,7 +28,7 @@ def test_contributions_are_a_signal_noise_and_a_quarter_of_flipped_signs(tmp_pat
 
 def test_every_pipeline_is_a_candidate_and_runs():
     candidates = aggregation_worker.fedgpt2_candidates(list(torch.randn(6, 50)))
-    assert set(candidates) == {"mean", "read", *PIPELINES}
+    assert set(candidates) == {"read", *RULES.names}
     for run in candidates.values():
         run()
     assert list(candidates) == list(aggregation._OURS)

@@ -7,7 +7,8 @@ import pytest
 
 import ranking_arena
 from trials.cells import Cell
-from trials.running import Failed, Result, condense
+from trials.running import Failed, condense
+from trials.table import Result
 
 
 def result(cell: Cell, hostile: list[int | None], honest: list[int | None], pay: list[float]) -> Result:
@@ -25,7 +26,7 @@ def test_one_hostile_miner_above_an_honest_one_breaks_the_row() -> None:
         cell("alie", 2): result(cell("alie", 2), [3, None], [1, 2, 4], [0.1, 0.0, 0.3, 0.3, 0.3]),
         cell("zero"): result(cell("zero"), [4, 5], [1, 2, 3], [0.0, 0.0, 0.4, 0.3, 0.3]),
     }
-    rows = ranking_arena.judged(found)
+    rows = ranking_arena.judge(found)
     assert [(row.attack, row.seeds, row.above, row.best, row.holds) for row in rows] == [
         ("alie", 2, 1, 3, False),
         ("zero", 1, 0, 4, True),
@@ -36,7 +37,7 @@ def test_one_hostile_miner_above_an_honest_one_breaks_the_row() -> None:
 @pytest.mark.parametrize(("attack", "holds"), [("copy", False), ("sybils_pool", False), ("tiny_batch", True)])
 def test_sharers_of_one_gradient_are_paid_for_one(attack: str, holds: bool) -> None:
     found = {cell(attack): result(cell(attack), [4, 5], [1, 2, 3], [0.2, 0.2, 0.2, 0.2, 0.2])}
-    (row,) = ranking_arena.judged(found)
+    (row,) = ranking_arena.judge(found)
     assert (row.together, row.beside) == (pytest.approx(2.0), pytest.approx(1.0))
     assert row.holds is holds
 
@@ -52,7 +53,7 @@ def test_sharers_of_one_gradient_are_paid_for_one(attack: str, holds: bool) -> N
     ],
 )
 def test_one_name_of_sybils_may_have_an_honest_miners_luck(pay: list[float], holds: bool) -> None:
-    (row,) = ranking_arena.judged({cell("sybils"): result(cell("sybils"), [2, 5], [1, 3, 4], pay)})
+    (row,) = ranking_arena.judge({cell("sybils"): result(cell("sybils"), [2, 5], [1, 3, 4], pay)})
     assert row.holds is holds
 
 
@@ -61,7 +62,7 @@ def test_each_seed_is_judged_by_itself() -> None:
         cell("sybils"): result(cell("sybils"), [3, 5], [1, 2, 4], [0.05, 0.05, 0.4, 0.3, 0.2]),
         cell("sybils", 2): result(cell("sybils", 2), [2, 5], [1, 3, 4], [0.35, 0.0, 0.4, 0.2, 0.05]),
     }
-    (row,) = ranking_arena.judged(found)
+    (row,) = ranking_arena.judge(found)
     assert row.together > 1.0
     assert row.beside > 0.0
     assert row.holds
@@ -71,9 +72,9 @@ def test_each_seed_is_judged_by_itself() -> None:
 def test_of_sybils_who_computed_one_gradient_one_may_stand_among_the_honest(hostile: list[int], holds: bool) -> None:
     honest = sorted({1, 2, 3, 4, 5} - {*hostile})
     found = {cell("sybils"): result(cell("sybils"), [*hostile], honest, [0.1, 0.0, 0.3, 0.3, 0.3])}
-    (row,) = ranking_arena.judged(found)
+    (row,) = ranking_arena.judge(found)
     assert row.holds is holds
-    (other,) = ranking_arena.judged({cell("copy"): result(cell("copy"), [*hostile], honest, [0.1, 0.0, 0.3, 0.3, 0.3])})
+    (other,) = ranking_arena.judge({cell("copy"): result(cell("copy"), [*hostile], honest, [0.1, 0.0, 0.3, 0.3, 0.3])})
     assert not other.holds
 
 

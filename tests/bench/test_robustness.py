@@ -1,4 +1,4 @@
-"""The robustness record: which cells it has, how they run and resume, what is made of them."""
+"""The robustness table: its cells, how they run and resume, what is computed from them."""
 
 import json
 import math
@@ -7,16 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import robustness
-from trials import page, plots, running
+from fedgpt2.errors import UsageError
+from trials import page, running
 from trials.cells import ABSENT, CONTROLS, NONE, SEEDS, Cell, plan, quick
-from trials.running import Failed, Result, Store, condense
-from trials.twins import completed, differing, spared
+from trials.running import Failed, condense
+from trials.table import Result, ResultTable
+from trials.twins import completed, differing, known_from_twin
 from trials.verdicts import baseline, compared, control, judge, percent
 
 ATTACKS = ("sign_flip", "alie", "ipm_100", "min_max", "scale", "zero")
@@ -29,7 +31,7 @@ def result(cell: Cell, loss: float | None, **row: object) -> Result:
 
 
 def results(**losses: float | None) -> dict[Cell, Result]:
-    """A whole plan: every cell ends at 6.06, but attack-free ones at 6.0 and 6.03 and those named."""
+    """A whole plan: attack-free cells end at 6.0 and 6.03, those in `losses` as named, all others at 6.06."""
     ends = {NONE: 6.03, ABSENT: 6.0, **losses}
     return {
         cell: result(cell, 7.0 if cell.rule == "mean" and cell.attack in CONTROLS else ends.get(cell.attack, 6.06))
@@ -58,7 +60,7 @@ def test_the_quick_subset_is_small_and_has_a_control() -> None:
     assert Cell("mean", False, "sign_flip", SEEDS[0]) in cells
 
 
-def test_flags_say_who_lies_and_how() -> None:
+def test_flags_name_the_attack_and_the_rule() -> None:
     flags = " ".join(Cell("median", False, "alie", 2).flags())
     assert flags == (
         "--miners 12 --byzantine 3 --attack alie --run.seed 2 --aggregation.rule median --aggregation.gate false"
@@ -68,7 +70,7 @@ def test_flags_say_who_lies_and_how() -> None:
 # running
 
 CELL = Cell("default", True, "alie", 1)
-SAID = {
+OUTPUT = {
     "settings": {"ranking": {"tokens": 64}},
     "final_val_loss": 6.5,
     "unigram_loss": 6.6,
@@ -80,19 +82,32 @@ SAID = {
 }
 
 
-def test_a_result_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
-    store = Store.open(tmp_path, ["--rounds", "4"])
-    assert store.get(CELL) is None
-    store.path(CELL).with_suffix(".part").write_text("{half")
-    assert store.get(CELL) is None
-    store.put(CELL, result(CELL, 6.5))
-    assert store.get(CELL) == result(CELL, 6.5)
-    assert Store.open(tmp_path, ["--rounds", "4"]).get(CELL) == result(CELL, 6.5)
-    assert Store.open(tmp_path, ["--rounds", "5"]).get(CELL) is None, "other flags, other results"
+def test_a_table_keeps_whole_rows_only(tmp_path: Path) -> None:
+    path, flags = tmp_path / "cells.jsonl", ["--rounds", "4"]
+    other = Cell("default", True, "zero", 1)
+    table = ResultTable.open(path, flags)
+    assert table.get(CELL) is None
+    table.add(result(CELL, 6.5))
+    table.add(replace(result(other, None), rounds=[]))
+    assert ResultTable.open(path, flags).rows == table.rows
+    path.write_text(path.read_text()[:-3])  # as an interruption leaves it
+    resumed = ResultTable.open(path, flags)
+    assert resumed.finished([CELL, other]) == {CELL: result(CELL, 6.5)}
+    resumed.add(result(other, 7.0))
+    assert ResultTable.read(path).rows == resumed.rows
+    with pytest.raises(UsageError, match="other flags"):
+        ResultTable.open(path, ["--rounds", "5"])
 
 
-def test_what_a_process_said_becomes_a_result() -> None:
-    found = condense(CELL, 0, json.dumps(SAID), "", (1.0, 2.0))
+@pytest.mark.parametrize("name", ["robustness", "ranking-arena-tokens-512"])
+def test_recorded_tables_are_readable(name: str) -> None:
+    table = ResultTable.read(BENCHMARKS / "results" / f"{name}.jsonl")
+    assert len(table.rows) > 100
+    assert all(row.commit and row.hardware and row.date for row in table.rows.values())
+
+
+def test_the_output_of_a_process_becomes_a_result() -> None:
+    found = condense(CELL, 0, json.dumps(OUTPUT), "", (1.0, 2.0))
     assert isinstance(found, Result)
     assert found.final_val_loss == 6.5
     assert found.rounds[0]["cosine"] == 1.0
@@ -106,45 +121,45 @@ def test_what_a_process_said_becomes_a_result() -> None:
     )
 
 
-def _stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+def _replace_command(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Cells run `code` instead of a simulation."""
     monkeypatch.setattr(running, "command", lambda cell, common: ["-c", code, cell.name])
 
 
-def test_cells_run_once_and_what_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = f"import sys; sys.exit('no luck') if 'zero' in sys.argv[1] else print({json.dumps(SAID)!r})"
-    _stand_in(monkeypatch, code)
-    store, cells, heard = Store.open(tmp_path, []), [CELL, Cell("default", True, "zero", 1)], []
-    failed = running.run(cells, [], store, 2, lambda now, ended: heard.append((len(now), ended)))
+def test_cells_run_once_and_failures_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"import sys; sys.exit('no luck') if 'zero' in sys.argv[1] else print({json.dumps(OUTPUT)!r})"
+    _replace_command(monkeypatch, code)
+    table, cells, changes = ResultTable.open(tmp_path / "t", []), [CELL, Cell("default", True, "zero", 1)], []
+    failed = running.run(cells, [], table, 2, lambda now, ended: changes.append((len(now), ended)))
     assert failed == [Failed("default-gate-zero-1", "no luck")]
-    assert store.finished(cells).keys() == {CELL}
-    assert max(count for count, _ in heard) == 2
-    assert sum(ended is not None for _, ended in heard) == 2
-    again = running.run([CELL], [], store, 2, lambda now, ended: pytest.fail("it ran twice"))
+    assert table.finished(cells).keys() == {CELL}
+    assert max(count for count, _ in changes) == 2
+    assert sum(ended is not None for _, ended in changes) == 2
+    again = running.run([CELL], [], table, 2, lambda now, ended: pytest.fail("it ran twice"))
     assert again == []
 
 
 def test_a_cell_that_takes_too_long_is_ended_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "_LIMIT", 0.3)
-    _stand_in(monkeypatch, "import time; time.sleep(60)")
+    _replace_command(monkeypatch, "import time; time.sleep(60)")
     cells = [CELL, Cell("default", True, "zero", 1)]
-    failed = running.run(cells, [], Store.open(tmp_path, []), 2, lambda now, ended: None)
-    assert {(each.name, each.said) for each in failed} == {(cell.name, "exit code -9") for cell in cells}
+    failed = running.run(cells, [], ResultTable.open(tmp_path / "t", []), 2, lambda now, ended: None)
+    assert {(each.name, each.error) for each in failed} == {(cell.name, "exit code -9") for cell in cells}
 
 
 def test_an_interruption_ends_running_cells_and_keeps_the_finished(tmp_path: Path) -> None:
     script = (
         "import signal, sys; sys.path.insert(0, sys.argv[1])\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a script's shell may have had it ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits it ignored
         "from pathlib import Path\n"
-        "from trials import running\nfrom trials.cells import Cell\n"
+        "from trials import running\nfrom trials.cells import Cell\nfrom trials.table import ResultTable\n"
         "running.command = lambda cell, common: ['-c', 'import time; print(1, flush=True); time.sleep(60)']\n"
-        "store = running.Store.open(Path(sys.argv[2]), [])\n"
-        "told = lambda now, ended: print('begun', flush=True)\n"
-        "running.run([Cell('default', True, 'alie', 1)], [], store, 1, told)\n"
+        "table = ResultTable.open(Path(sys.argv[2]), [])\n"
+        "on_change = lambda now, ended: print('begun', flush=True)\n"
+        "running.run([Cell('default', True, 'alie', 1)], [], table, 1, on_change)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(BENCHMARKS), str(tmp_path)],
+        [sys.executable, "-c", script, str(BENCHMARKS), str(tmp_path / "table.jsonl")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parent / "src")},
@@ -159,7 +174,7 @@ def test_an_interruption_ends_running_cells_and_keeps_the_finished(tmp_path: Pat
         process.kill()
         process.communicate()
     assert time.monotonic() - began < 20, "the cell was not ended"
-    assert not list(tmp_path.rglob("*alie*.json"))
+    assert ResultTable.read(tmp_path / "table.jsonl").rows == {}
 
 
 # twins
@@ -167,16 +182,16 @@ def test_an_interruption_ends_running_cells_and_keeps_the_finished(tmp_path: Pat
 
 def test_a_run_without_the_gate_is_known_where_the_gate_never_acted() -> None:
     bare = Cell("default", False, "alie", 1)
-    assert not spared(bare, {}), "not known yet"
-    assert spared(bare, {CELL: result(CELL, 6.1)})
-    assert not spared(bare, {CELL: result(CELL, 6.1, reason="halved")})
-    assert not spared(bare, {CELL: result(CELL, 6.1, applied=False, reason="loss_gate")})
-    assert not spared(CELL, {CELL: result(CELL, 6.1)}), "it has a gate"
+    assert not known_from_twin(bare, {}), "not known yet"
+    assert known_from_twin(bare, {CELL: result(CELL, 6.1)})
+    assert not known_from_twin(bare, {CELL: result(CELL, 6.1, reason="halved")})
+    assert not known_from_twin(bare, {CELL: result(CELL, 6.1, applied=False, reason="loss_gate")})
+    assert not known_from_twin(CELL, {CELL: result(CELL, 6.1)}), "it has a gate"
     reference = Cell("default", False, NONE, 1)
-    assert not spared(reference, {reference.twin: result(reference.twin, 6.0)}), "run as proof"
+    assert not known_from_twin(reference, {reference.twin: result(reference.twin, 6.0)}), "run as a check"
 
 
-def test_a_twin_stands_in_for_what_did_not_run() -> None:
+def test_a_twin_replaces_a_cell_that_did_not_run() -> None:
     bare = Cell("default", False, "alie", 1)
     found = completed({CELL: result(CELL, 6.1)}, [CELL, bare])
     assert found[bare] == found[CELL]
@@ -185,9 +200,10 @@ def test_a_twin_stands_in_for_what_did_not_run() -> None:
     assert differing(found) == [bare.name]
 
 
-def test_a_spared_cell_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _stand_in(monkeypatch, "raise SystemExit('it ran')")
-    assert running.run([CELL], [], Store.open(tmp_path, []), 1, lambda now, ended: None, lambda cell: True) == []
+def test_a_known_cell_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _replace_command(monkeypatch, "raise SystemExit('it ran')")
+    table = ResultTable.open(tmp_path / "t", [])
+    assert running.run([CELL], [], table, 1, lambda now, ended: None, lambda cell: True) == []
 
 
 # verdicts
@@ -263,7 +279,6 @@ def test_the_record_is_json_and_holds_only_with_everything(monkeypatch: pytest.M
     assert document["cells"] == len(found)
     assert [row["attack"] for row in document["rows"]] == list(ATTACKS)
     assert {each["attack"] for each in document["controls"]} == set(CONTROLS)
-    assert document["curves"]["default, nobody lies"] == [[1.0, 6.03]]
 
 
 @pytest.mark.parametrize(
@@ -281,35 +296,29 @@ def test_the_record_does_not_hold(worse: dict[Cell, float | None], monkeypatch: 
     assert not json.loads(json.dumps(robustness.summary(found, []), allow_nan=False))["holds"]
 
 
-def test_the_record_is_written_with_its_tables_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_are_written_into_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(robustness, "NAMES", ATTACKS)
-    monkeypatch.setattr(robustness, "DOCS", tmp_path)
-    monkeypatch.setattr(robustness.record, "RESULTS", tmp_path / "results")
-    (tmp_path / "aggregation.md").write_text(f"above\n{page.BEGIN}\n{page.END}\nbelow\n")
+    monkeypatch.setattr(robustness, "PAGE", tmp_path / "aggregation.md")
+    robustness.PAGE.write_text(f"above\n{page.BEGIN}\n{page.END}\nbelow\n")
     document = robustness.summary(results(), ["--rounds", "2"])
-    paths = robustness.write(document, results(), ["--rounds", "2"])
-    assert [path.name.partition("-2")[0] for path in paths[:2]] == ["robustness", "aggregation.md"]
-    assert json.loads(paths[0].read_text())["command"] == "python benchmarks/robustness.py"
-    assert f"Cells of commits {', '.join(document['cell_commits'])}, " in paths[1].read_text()  # not the writer's
-    assert paths[1].read_text().startswith("above\n")
-    for path in paths[2:]:
-        assert path.name in paths[1].read_text()
-        ET.parse(path)  # noqa: S314  (our own)
+    robustness.write(document, results(), ["--rounds", "2"])
+    assert f"Cells of commits {', '.join(document['cell_commits'])}, " in robustness.PAGE.read_text()  # not HEAD
+    assert robustness.PAGE.read_text().startswith("above\n")
 
 
 def test_the_page_has_its_markers() -> None:
     text = (BENCHMARKS.parent / "docs" / "aggregation.md").read_text()
-    assert page.woven(text, "new").count("new") >= 1
+    assert page.insert(text, "new").count("new") >= 1
 
 
-# page and pictures
+# page
 
 
 def test_the_tables_go_between_the_markers() -> None:
     text = f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n"
-    assert page.woven(text, "new") == f"before\n{page.BEGIN}\nnew\n{page.END}\nafter\n"
+    assert page.insert(text, "new") == f"before\n{page.BEGIN}\nnew\n{page.END}\nafter\n"
     with pytest.raises(ValueError, match="once each"):
-        page.woven("no markers", "new")
+        page.insert("no markers", "new")
 
 
 def test_the_page_has_every_attack_and_rule() -> None:
@@ -334,15 +343,3 @@ def _tables(text: str) -> list[tuple[list[str], list[str]]]:
         if cells and head:
             pairs.append((head, cells))
     return pairs
-
-
-def test_the_pictures_are_svg_with_a_dot_a_seed() -> None:
-    rows = judge(results(zero=None), ATTACKS)
-    tree = ET.fromstring(plots.dots(rows))  # noqa: S314  (our own)
-    circles = [each for each in tree.iter() if each.tag.endswith("circle")]
-    assert len(circles) == sum(len(row.seeds) + 1 for row in rows)
-    curves = plots.curves({"a < b": [(0, 10.0), (10, 6.0)], "diverged": [(0, 10.0), (5, math.inf)]}, 6.6)
-    words = [each.text for each in ET.fromstring(curves).iter() if each.tag.endswith("text")]  # noqa: S314
-    assert "a < b" in words
-    assert "unigram 6.60" in words
-    assert "no finite loss" in plots.curves({}, None)

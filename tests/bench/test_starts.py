@@ -1,4 +1,4 @@
-"""Where the cells of the robustness record begin: trained once, copied for each, gone when it is done."""
+"""The common start of a seed's cells: trained once, copied for each cell, removed when the cell ends."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import pytest
 from fedgpt2.errors import SetupError
 from trials import running
 from trials.cells import Cell
-from trials.running import Store
-from trials.starts import Starts
+from trials.starts import AttackFreeStarts
+from trials.table import ResultTable
 
 CELL = Cell("default", True, "alie", 3)
 COMMON = (
@@ -17,23 +17,24 @@ COMMON = (
 )
 
 
-def test_a_cell_goes_on_from_rounds_without_liars(tmp_path: Path) -> None:
-    said: list[str] = []
-    starts = Starts(tmp_path / "starts", COMMON, 1)
-    starts.prepare([3], said.append)
-    assert said == ["training 1 rounds without liars for seed 3"]
+def test_a_cell_continues_attack_free_rounds(tmp_path: Path) -> None:
+    lines: list[str] = []
+    starts = AttackFreeStarts(tmp_path / "starts", COMMON, 1)
+    starts.prepare([3], lines.append)
+    assert lines == ["training 1 attack-free rounds for seed 3"]
     starts.prepare([3], pytest.fail)
-    store = Store.open(tmp_path / "cells", COMMON)
-    assert running.run([CELL], (*COMMON, "--rounds", "2"), store, 1, lambda now, ended: None, place=starts) == []
-    found = store.get(CELL)
+    flags = (*COMMON, "--rounds", "2")
+    table = ResultTable.open(tmp_path / "table.jsonl", flags)
+    assert running.run([CELL], flags, table, 1, lambda now, ended: None, directories=starts) == []
+    found = table.get(CELL)
     assert found is not None
     assert [row["round"] for row in found.rounds] == [2]
-    assert found.ranks == {}, "nobody was scored"
+    assert found.ranks == {}, "nobody was ranked"
     assert [path.name for path in (tmp_path / "starts").iterdir()] == ["start-3"]
 
 
-def test_what_a_start_fails_by_is_said_and_leaves_nothing_half_made(tmp_path: Path) -> None:
-    starts = Starts(tmp_path, ("--model.preset", "giant"), 1)
+def test_a_failed_start_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
+    starts = AttackFreeStarts(tmp_path, ("--model.preset", "giant"), 1)
     with pytest.raises(SetupError, match=r"seed 3: .*no such preset"):
         starts.prepare([3], lambda line: None)
     assert not (tmp_path / "start-3").exists()

@@ -56,7 +56,7 @@ def test_verify_finds_damage_in_the_cache(hub: LoopbackHub, tmp_path: Path, caps
     page.write_bytes(b"damaged")
     capsys.readouterr()
     assert main(["data", "verify", "--pages", "0", *flags(tmp_path)]) == 0
-    assert "; 1 were damaged and are removed" in capsys.readouterr().out
+    assert "; 1 were damaged and removed" in capsys.readouterr().out
     assert not page.exists()
 
 
@@ -92,7 +92,7 @@ def test_the_embedded_corpus_is_shown_too(tmp_path: Path, capsys: pytest.Capture
     said = capsys.readouterr().out
     assert "485 assign, 26 score, 26 report" in said
     assert "round 1, slot 0: 4 windows" in said
-    assert "kept in nowhere: this text is not cached" in said
+    assert " shares; this text is not cached" in said
 
 
 def test_slots_without_text_are_counted(serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]):  # noqa: F811
@@ -108,9 +108,9 @@ def test_slots_without_text_are_counted(serve, tmp_path: Path, capsys: pytest.Ca
         (["data"], 2, ""),
         (["data", "look"], 2, "unknown action look; one of verify, prefetch, show"),
         (["data", "prefetc"], 2, "did you mean prefetch?"),
-        (["data", "show"], 2, "two whole numbers are needed"),
-        (["data", "show", "3", "-1"], 2, "two whole numbers are needed"),
-        (["data", "show", "3", "x"], 2, "two whole numbers are needed"),
+        (["data", "show"], 2, "give two whole numbers"),
+        (["data", "show", "3", "-1"], 2, "give two whole numbers"),
+        (["data", "show", "3", "x"], 2, "give two whole numbers"),
         (
             ["data", "show", "3", "9", "--data.source", "sample", "--data.max_slots", "4"],
             2,

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from fedgpt2.cli import main as entry
-from fedgpt2.cli.demo import _interrupts as interrupts
-from fedgpt2.cli.demo_miners import ADMISSIBLE, CYCLE, Cast, draw
-from fedgpt2.cli.demo_report import EXPECTED, judge
+from fedgpt2.cli.demo import _interruptible as interruptible
+from fedgpt2.cli.demo_miners import ADMISSIBLE, CYCLE, DemoMiners, choose_miners
+from fedgpt2.cli.demo_report import EXPECTED_REFUSALS, evaluate
 from fedgpt2.observe.board import Board
-from fedgpt2.observe.rows import RoundRow, read_row
+from fedgpt2.protocol.round_record import RoundRecord
 from tests.cli.conftest import Shown, demo, running
+from tests.records import miner_record, round_record
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -27,13 +28,12 @@ def test_the_demo_shows_what_it_promises(shown: Shown) -> None:
     assert "is not below 6.9" in missed[0]
     assert shown.code == 1
     assert "a unigram model of the same text: 6." in shown.out
-    assert "it says:\n    The people of the United States" in shown.out
+    assert "sample:\n    The people of the United States" in shown.out
     refusals = "wrong_shape 1x, non_finite 1x, wrong_parent 1x, norm_bound 1x"
     assert (
-        f"refused in 4 of 6 rounds: {refusals}\n    admitted in 2, by sign_flip and scale_bound, with weight "
-        in shown.out
+        f"refused in 4 of 6 rounds: {refusals}\n    admitted in 2 (sign_flip and scale_bound) with weight " in shown.out
     )
-    assert f"the run lies in {shown.folder}" in " ".join(shown.out.split())
+    assert f"run directory: {shown.folder}" in " ".join(shown.out.split())
 
 
 def test_its_rounds_are_those_of_four_honest_miners(shown: Shown) -> None:
@@ -78,7 +78,7 @@ def test_whatever_ends_the_demo_ends_its_children(number: signal.Signals, tmp_pa
         assert time.monotonic() - asked < 10  # 5 on a machine that has nothing else to do
     if number != signal.SIGKILL:
         assert child.returncode == 130
-        assert err == f"interrupted; what was committed lies in {folder}\n"
+        assert err == f"interrupted; committed rounds are in {folder}\n"
 
 
 def within(seconds: float, true: Callable[[], bool]) -> bool:
@@ -93,7 +93,7 @@ def within(seconds: float, true: Callable[[], bool]) -> bool:
 def test_under_nohup_it_outlives_the_terminal() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with interrupts():
+        with interruptible():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
     finally:
@@ -101,80 +101,72 @@ def test_under_nohup_it_outlives_the_terminal() -> None:
 
 
 def test_the_hostile_miners_place_is_drawn_by_seed() -> None:
-    places = {cast.ports.index(cast.hostile or 0) for cast in (draw(4, seed, hostile=True) for seed in range(40))}
+    places = {
+        miners.ports.index(miners.hostile or 0)
+        for miners in (choose_miners(4, seed, hostile=True) for seed in range(40))
+    }
     assert places == {0, 1, 2, 3, 4}
-    alone = draw(4, 0, hostile=False)
+    alone = choose_miners(4, 0, hostile=False)
     assert (len(alone.ports), alone.hostile, alone.hostile_axon) == (4, None, None)
 
 
-def rows(reasons: list[str | None], losses: list[float], weight: float) -> list[RoundRow]:
+def rows(reasons: list[str | None], losses: list[float], weight: float) -> list[RoundRecord]:
     """Rounds of the hostile miner and, with a weight of 0.25, an honest one."""
-    honest = {"hotkey": "g", "axon": "127.0.0.1:1", "status": "admitted", "weight": 0.25}
+    honest = miner_record("g", axon="127.0.0.1:1", weight=0.25)
+    hostile = [miner_record("h", axon="127.0.0.1:2", reason=why, weight=0.0 if why else weight) for why in reasons]
     return [
-        read_row(
-            {
-                "round": number,
-                "applied": True,
-                "train_loss": 10.8,
-                "val_loss": loss,
-                "miners": [
-                    honest,
-                    {"hotkey": "h", "axon": "127.0.0.1:2", "status": "refused" if reason else "admitted"}
-                    | ({"reason": reason} if reason else {"weight": weight}),
-                ],
-            }
-        )
-        for number, (reason, loss) in enumerate(zip(reasons, losses, strict=True), 1)
+        round_record(number, [honest, miner], val_loss=loss)
+        for number, (miner, loss) in enumerate(zip(hostile, losses, strict=True), 1)
     ]
 
 
-ALL: list[str | None] = [reason.value for reason in EXPECTED]
-CAST = Cast((1, 2), 2)
+ALL: list[str | None] = [reason.value for reason in EXPECTED_REFUSALS]
+MINERS = DemoMiners((1, 2), 2)
 SHAPE = "the hostile miner was never refused for wrong_shape"
-ONCE = "the hostile miner was admitted 2 times, of 1 answers that only the rule can judge"
+ONCE = "the hostile miner was admitted 2 times, with 1 answers that admission cannot refuse"
 
 
 @pytest.mark.parametrize(
-    ("reasons", "losses", "weight", "cast", "missed"),
+    ("reasons", "losses", "weight", "miners", "missed"),
     [
-        (ALL, [9.0, 8.0, 7.0, 6.5], 0.0, CAST, []),
-        (ALL, [9.0, 8.0, 7.0, 6.9], 0.0, CAST, ["the held-out loss 6.900 is not below 6.9"]),
+        (ALL, [9.0, 8.0, 7.0, 6.5], 0.0, MINERS, []),
+        (ALL, [9.0, 8.0, 7.0, 6.9], 0.0, MINERS, ["the held-out loss 6.900 is not below 6.9"]),
         (
             ALL[:2],
             [9.0, 6.5],
             0.0,
-            CAST,
+            MINERS,
             [f"the hostile miner was never refused for {reason}" for reason in ("wrong_parent", "norm_bound")],
         ),
-        ([*ALL[:3], None, ALL[3], None], [9.0, 8.0, 8.0, 7.0, 7.0, 6.5], 0.25, CAST, []),
+        ([*ALL[:3], None, ALL[3], None], [9.0, 8.0, 8.0, 7.0, 7.0, 6.5], 0.25, MINERS, []),
         (
             [*ALL[:3], None, ALL[3], None],
             [9.0, 8.0, 8.0, 7.0, 7.0, 6.5],
             0.26,
-            CAST,
+            MINERS,
             ["the hostile miner weighed 0.260 in rounds that admitted it, an honest one 0.250"],
         ),
         (
             [*ALL[1:], None, None],
             [9.0, 8.0, 7.0, 7.0, 6.5],
             0.0,
-            CAST,
+            MINERS,
             [ONCE, SHAPE],
         ),
         (
             [],
             [],
             0.0,
-            CAST,
-            ["no held-out loss was measured; give it more --seconds", "the hostile miner never took part"],
+            MINERS,
+            ["no held-out loss was measured; raise --seconds", "the hostile miner never took part"],
         ),
-        ([None], [6.5], 0.0, Cast((1,), None), []),
+        ([None], [6.5], 0.0, DemoMiners((1,), None), []),
     ],
 )
 def test_the_verdict_says_what_was_missed(
-    reasons: list[str | None], losses: list[float], weight: float, cast: Cast, missed: list[str]
+    reasons: list[str | None], losses: list[float], weight: float, miners: DemoMiners, missed: list[str]
 ) -> None:
     board = Board()
     for row in rows(reasons, losses, weight):
         board.add(row)
-    assert list(judge(board, cast).missed) == missed
+    assert list(evaluate(board, miners).missed) == missed

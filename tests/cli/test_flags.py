@@ -1,12 +1,13 @@
 """Where a setting comes from, and what a wrong one is answered with."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from fedgpt2.cli.flags import flags_of
 from fedgpt2.cli.parsing import parse
-from fedgpt2.config import MinerConfig, ValidatorConfig
+from fedgpt2.config import MinerConfig, SimulationConfig, ValidatorConfig
 from fedgpt2.errors import UsageError
 
 
@@ -189,9 +190,58 @@ def test_every_flag_says_what_it_is(settings: type) -> None:
     assert all(flag.help and flag.kind in (str, int, float, bool) for flag in flags)
 
 
-def test_help_shows_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("settings", [MinerConfig, ValidatorConfig, SimulationConfig])
+def test_a_help_line_is_one_short_phrase(settings: type) -> None:
+    for flag in flags_of(settings):
+        if flag.group != "ranking":
+            assert len(flag.help) <= 90, flag
+            assert not flag.help.endswith("."), flag
+
+
+def shown(settings: type, word: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The flags that a help text lists."""
     with pytest.raises(SystemExit) as caught:
-        validator("--help")
+        parse(settings, [word], prog="fedgpt2 x", about="")
     assert caught.value.code == 0
+    return re.findall(r"^  (--[\w.-]+)", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("settings", [MinerConfig, ValidatorConfig, SimulationConfig])
+def test_help_shows_the_common_flags_and_help_all_shows_all(settings: type, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = flags_of(settings)
+    common = [flag.name for flag in flags if flag.common]
+    assert 9 <= len(common) <= 13
+    assert shown(settings, "--help", capsys) == shown(settings, "-h", capsys) == common
+    everything = shown(settings, "--help-all", capsys)
+    assert len(everything) == len(flags) + 2
+    assert set(everything) == {flag.name for flag in flags} | {"--config", "--help-all"}
+
+
+def test_help_all_groups_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        validator("--help-all")
     text = capsys.readouterr().out
-    assert all(flag.name in text for flag in flags_of(ValidatorConfig))
+    data = text[text.index("\ndata:\n") : text.index("\nround:\n")]
+    assert re.findall(r"^  --(\w+)", data, re.MULTILINE) == ["data"] * 10
+
+
+def test_help_needs_no_valid_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDGPT2_ZZZ", "1")
+    with pytest.raises(SystemExit):
+        validator("--rounds", "x", "--config", "/no/such/file", "--help")
+
+
+def test_a_miner_has_no_settings_of_a_validator() -> None:
+    keys = {flag.key for flag in flags_of(MinerConfig)}
+    assert {key for key in keys if key.startswith("data.")} == {
+        f"data.{name}" for name in ("source", "revision", "column", "cache", "cache_gb")
+    }
+    assert {key for key in keys if key.startswith("run.")} == {"run.dir", "run.threads"}
+    assert "limits.gradient_norm" not in keys
+    assert "limits.model_parameters" not in {flag.key for flag in flags_of(ValidatorConfig)}
+    with pytest.raises(UsageError, match=r"^unknown flag --data\.windows; it is a setting of fedgpt2 validator$"):
+        miner("--data.windows", "3")
+    with pytest.raises(
+        UsageError, match=r"^unknown flag --limits\.model_parameters; it is a setting of fedgpt2 miner$"
+    ):
+        validator("--limits.model_parameters", "3")

@@ -1,6 +1,8 @@
 """Commands, their help, and how failures leave."""
 
+import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +15,15 @@ import pytest
 
 from fedgpt2 import __version__
 from fedgpt2.cli import main as entry
-from fedgpt2.cli.exit import leaving_at_once
+from fedgpt2.cli.benches import Bench
+from fedgpt2.cli.data import Prefetch, Show, Verify
+from fedgpt2.cli.demo import Demo
+from fedgpt2.cli.export import Export
+from fedgpt2.cli.parsing import parse
+from fedgpt2.cli.process import exit_on_interrupt
+from fedgpt2.cli.sample import Sample
+from fedgpt2.cli.simulate import Simulate
+from fedgpt2.config import MinerConfig, ValidatorConfig
 from fedgpt2.errors import CorpusError, UsageError
 
 SRC = Path(__file__).parents[2] / "src"
@@ -144,14 +154,39 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.main([]) == 2
 
 
+@pytest.mark.parametrize("word", ["-h", "--help", "--help-all"])
 @pytest.mark.parametrize("name", entry.COMMANDS)
-def test_every_listed_command_exists_and_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert entry.main([name, "--help"]) == 0
+def test_every_listed_command_exists_and_has_help(name: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main([name, word]) == 0
     assert f"usage: fedgpt2 {name}" in capsys.readouterr().out
 
 
+EXAMPLES: dict[str, tuple[type, int]] = {
+    "miner": (MinerConfig, 0),
+    "validator": (ValidatorConfig, 0),
+    "simulate": (Simulate, 0),
+    "demo": (Demo, 0),
+    "sample": (Sample, 0),
+    "export": (Export, 0),
+    "data verify": (Verify, 0),
+    "data prefetch": (Prefetch, 0),
+    "data show": (Show, 2),
+    "bench transport": (Bench, 0),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_example_of_a_command_is_a_valid_command_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    settings, numbers = EXAMPLES[name]
+    assert entry.main([*name.split(), "--help"]) == 0
+    example = re.search(rf"^example: fedgpt2 {name} (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert example is not None
+    words = shlex.split(example[1])[numbers:]
+    assert parse(settings, words, prog="", about="") != settings()
+
+
 @pytest.mark.parametrize(
-    "line", ["-m fedgpt2 --help", "-m fedgpt2 miner --help", "-m fedgpt2 simulate --help", "validator.py --help"]
+    "line", ["-m fedgpt2 --help", "-m fedgpt2 miner --help", "-m fedgpt2 simulate --help-all", "validator.py --help"]
 )
 def test_help_answers_in_half_a_second(line: str) -> None:
     """Counted in seconds of the processor, for other tests run beside this one."""
@@ -208,9 +243,9 @@ def test_a_thread_at_work_does_not_hold_the_exit_nor_break_it() -> None:
     work = "a = torch.randn(3000, 3000)\nwhile True: a = (a @ a).tanh()"
     code = (
         "import sys, threading, time, torch\n"
-        "from fedgpt2.cli.exit import leave\n"
+        "from fedgpt2.cli.process import exit_process\n"
         f"threading.Thread(target=exec, args=({work!r}, {{'torch': torch}}), daemon=True).start()\n"
-        "time.sleep(0.3); print('done', end=''); leave(3)"
+        "time.sleep(0.3); print('done', end=''); exit_process(3)"
     )
     started = time.monotonic()
     answer = python("-c", code)
@@ -219,7 +254,7 @@ def test_a_thread_at_work_does_not_hold_the_exit_nor_break_it() -> None:
 
 
 def test_a_process_without_other_threads_ends_the_usual_way() -> None:
-    code = "import atexit; from fedgpt2.cli.exit import leave; atexit.register(print, 'bye'); leave(0)"
+    code = "import atexit; from fedgpt2.cli.process import exit_process; atexit.register(print, 'bye'); exit_process(0)"
     assert python("-c", code).stdout == "bye\n"
 
 
@@ -250,7 +285,7 @@ def test_an_interrupt_that_is_ignored_stays_so() -> None:
     for before in (signal.SIG_IGN, signal.default_int_handler):
         kept = signal.signal(signal.SIGINT, before)
         try:
-            with leaving_at_once():
+            with exit_on_interrupt():
                 assert (signal.getsignal(signal.SIGINT) is before) == (before is signal.SIG_IGN)
             assert signal.getsignal(signal.SIGINT) is before
         finally:

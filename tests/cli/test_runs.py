@@ -13,7 +13,7 @@ from fedgpt2.cli import main as entry
 from fedgpt2.cli.runs import open_run
 from fedgpt2.data.tokenizer import encode
 from fedgpt2.errors import CheckpointError, RunDirectoryError
-from fedgpt2.observe.rows import read_row
+from fedgpt2.protocol.round_record import decode_record
 from tests.cli.conftest import Shown
 
 pytestmark = pytest.mark.timeout(240)
@@ -102,7 +102,7 @@ def test_the_rounds_of_a_run_are_those_of_its_ledger(shown: Shown, tmp_path: Pat
     (copy / "rounds.jsonl").unlink()
     if derived is not None:
         (copy / "rounds.jsonl").write_text(derived)
-    assert list(open_run(str(copy)).rounds()) == [read_row(line) for line in lines]
+    assert list(open_run(str(copy)).records()) == [decode_record(line) for line in lines]
 
 
 def test_rounds_without_a_checkpoint_and_damage_are_named(shown: Shown, tmp_path: Path) -> None:
@@ -121,8 +121,8 @@ def test_rounds_without_a_checkpoint_and_damage_are_named(shown: Shown, tmp_path
         open_run(str(copy)).load_model()
     with closing(sqlite3.connect(copy / "ledger.sqlite", isolation_level=None)) as db:
         db.execute("UPDATE entries SET body = '{}' WHERE kind = 'round' AND round = 2")
-    with pytest.raises(RunDirectoryError, match="row of round 2 is damaged"):
-        list(open_run(str(copy)).rounds())
+    with pytest.raises(RunDirectoryError, match="record of round 2 is damaged"):
+        list(open_run(str(copy)).records())
     (copy / "config.json").write_text("{}")
     with pytest.raises(RunDirectoryError, match="damaged"):
         open_run(str(copy))

@@ -20,9 +20,12 @@ from fedgpt2.cli.simulate import Simulate
 from fedgpt2.cli.simulate_report import show
 from fedgpt2.config import SimulationConfig
 from fedgpt2.observe.board import Board, Recorder
+from fedgpt2.observe.observer import RunStart
+from fedgpt2.protocol.round_record import PhaseSeconds
 from fedgpt2.simulate.participants import Participants
 from fedgpt2.simulate.result import Result, Scribe
 from fedgpt2.types import Hotkey
+from tests.records import miner_record, round_record
 
 SRC = Path(__file__).parents[2] / "src"
 SMALL = ("--model.preset", "tiny", "--data.windows", "1", "--data.seq_len", "32", "--run.threads", "1")
@@ -105,7 +108,7 @@ def test_bad_usage_is_one_line_and_exit_2(words: str, line: str, capsys: pytest.
 
 
 def test_help_needs_nothing_heavy() -> None:
-    code = "import sys; from fedgpt2.cli.main import main; main(['simulate', '--help']); print(*sys.modules)"
+    code = "import sys; from fedgpt2.cli.main import main; main(['simulate', '--help-all']); print(*sys.modules)"
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(SRC)}, check=True
     )
@@ -129,21 +132,29 @@ def ended(miners: int, rounds: int, *, finished: bool = True) -> Result:
         tuple(Hotkey(f"5Key{i:04d}{'x' * 40}") for i in range(miners)), frozenset(range(0, miners, 4))
     )
     scribe = Scribe(Recorder(Board()), roster.keys(roster.hostile), lambda: 0.5)
-    scribe.started({"unigram_loss": 6.5, "rounds": rounds})
+    scribe.started(RunStart(unigram_loss=6.5, rounds=rounds))
     for number in range(1, rounds + 1):
-        shares = [
-            {
-                "hotkey": hotkey,
-                "axon": f"miner-{i}",
-                "status": "refused" if i in roster.hostile else "admitted",
-                "reason": "non_finite" if i in roster.hostile else None,
-                "weight": 0.0 if i in roster.hostile else 0.25,
-            }
+        miners = [
+            miner_record(
+                hotkey,
+                axon=f"miner-{i}",
+                reason="non_finite" if i in roster.hostile else None,
+                weight=0.0 if i in roster.hostile else 0.25,
+            )
             for i, hotkey in enumerate(roster.hotkeys)
         ]
-        measured = 9.0 - number / 8 if number % 2 == 0 else None
-        row = {"round": number, "applied": number > 1, "reason": None if number > 1 else "loss_gate"}
-        scribe.round_done({**row, "train_loss": 9.5, "val_loss": measured, "seconds": {"total": 1.0}, "miners": shares})
+        applied = number > 1
+        scribe.round_done(
+            round_record(
+                number,
+                miners,
+                applied=applied,
+                reason=None if applied else "loss_gate",
+                train_loss=9.5,
+                val_loss=9.0 - number / 8 if number % 2 == 0 else None,
+                seconds=PhaseSeconds(total=1.0),
+            )
+        )
     return scribe.result(SimulationConfig(miners=miners, byzantine=1, attack="nan"), roster, finished=finished)
 
 

@@ -124,5 +124,5 @@ def test_a_run_that_can_only_be_read(write: Write, read_only: Callable[[Path], N
         assert entry.main([command[0], "--run.dir", str(folder), *command[1:]]) == 0
     run = open_run(str(folder))
     assert digest(run.load_model()[0].weights) == digest(kept)
-    assert [row.round for row in run.rounds()] == [1]
+    assert [record.round for record in run.records()] == [1]
     assert {path.suffix for path in folder.glob("ledger*")} == {".sqlite"}

@@ -3,8 +3,8 @@
 import os
 import sys
 
-from fedgpt2.cli.exit import leave
 from fedgpt2.cli.main import main as real_main
+from fedgpt2.cli.process import exit_process
 
 
 def main(argv):
@@ -13,4 +13,4 @@ def main(argv):
     sys.stdout.close()
     os.dup2(writer, 1)
     sys.stdout = os.fdopen(1, "w")
-    leave(real_main(argv))
+    exit_process(real_main(argv))

@@ -86,7 +86,7 @@ CASES = {
     "a strategy that is none": (
         ["miner", *SAMPLE, "--gradient.strategy", "x"],
         2,
-        "--gradient.strategy x: one of exact",
+        "--gradient.strategy x: no such strategy; one of exact",
     ),
     "a plugin that cannot be imported": (
         ["miner", *SAMPLE, "--gradient.strategy", "plugin", "--gradient.plugin", "none:f"],

@@ -10,7 +10,7 @@ import torch
 from bittensor.sp_core import Keypair
 
 from fedgpt2 import codec
-from fedgpt2.config import Axon, Data, Gradient, Limits, MinerConfig
+from fedgpt2.config import Axon, Data, Gradient, Limits, MinerConfig, MinerLimits
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.manifest import build as build_manifest
 from fedgpt2.data.sample import SampleSource
@@ -168,7 +168,7 @@ def rig(tmp_path, source, corpus, signers):
 
     @asynccontextmanager
     async def start(strategy=EXACT, packer=None, limits=None, validators=()):
-        config = MinerConfig(axon=Axon(port=0, validators=validators), limits=limits or Limits(), device="cpu")
+        config = MinerConfig(axon=Axon(port=0, validators=validators), limits=limits or MinerLimits(), device="cpu")
         tools = MinerContext(signers[0], MinerCorpus(source), Trainer(CPU, strategy), packer or HonestEncoder())
         stop, said, listening = Stop(), [], asyncio.Event()
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from aiohttp import ClientSession
 
-from fedgpt2.config import Limits
+from fedgpt2.config import MinerLimits
 from fedgpt2.errors import Culprit, PeerError, Reason, Refused
 from fedgpt2.link.blobs import Blob
 from fedgpt2.link.http_server import Server
@@ -27,7 +27,7 @@ async def test_info_names_what_the_miner_speaks(rig):
         assert info.versions == (1,)
         assert info.state_codecs == info.gradient_codecs == ("fp32", "bf16")
         assert info.strategies == ("mean_gradient",)
-        assert info.message_bytes == Limits().message_bytes
+        assert info.message_bytes == MinerLimits().message_bytes
 
 
 async def request(miner, method, target, body=b"", headers=None, signer=1):
@@ -188,7 +188,7 @@ async def test_blobs_no_order_names_are_refused(rig):
 
 
 async def test_a_message_over_the_limit_is_refused_before_it_is_read(rig):
-    async with rig(limits=Limits(message_bytes=1000)) as miner:
+    async with rig(limits=MinerLimits(message_bytes=1000)) as miner:
         body = b"x" * 1001
         assert await request(miner, "POST", "/v1/work", body) == (413, "too_large")
 

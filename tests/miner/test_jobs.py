@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import torch
 
-from fedgpt2.config import Limits
+from fedgpt2.config import MinerLimits
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.manifest import build as build_manifest
 from fedgpt2.data.store import Store
@@ -558,7 +558,7 @@ async def test_a_full_disk_ends_the_program_with_its_line(rig, monkeypatch):
 
 
 async def test_orders_that_cannot_be_met_are_refused_when_posted(rig):
-    async with rig(limits=Limits(model_parameters=100)) as miner:
+    async with rig(limits=MinerLimits(model_parameters=100)) as miner:
         validator = miner.validator()
         await refused(validator.post(validator.order()), Reason.UNSUPPORTED_MODEL)
     async with rig() as miner:
@@ -628,7 +628,7 @@ async def test_the_text_of_an_order_that_was_called_off_is_not_read_on(source, s
     whole = Corpus(source, build_manifest(source, DATA, SHAPE.block_size, 7))
     tools = MinerContext(signers[0], MinerCorpus(text), Trainer(CPU, EXACT), HonestEncoder())
     journal = OrderJournal(tmp_path / "miner")
-    miner = Miner(tools, journal, Limits(), lambda _: None)
+    miner = Miner(tools, journal, MinerLimits(), lambda _: None)
     validator = Validator(signers[1], signers[0], whole, client=None)
     order = validator.order(n=10_000)
     assert len(order.assignment.pages) == 2

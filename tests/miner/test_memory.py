@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedgpt2 import codec
-from fedgpt2.config import Limits
+from fedgpt2.config import MinerLimits
 from fedgpt2.errors import ProtocolError, Reason, Refused
 from fedgpt2.miner.delivery import BlobCache
 from fedgpt2.miner.memory import Memory, StateReceiver
@@ -74,7 +74,7 @@ def test_no_memory_for_a_body_is_a_refusal(monkeypatch):
 
 
 async def test_a_shelf_keeps_what_the_next_order_names_again():
-    shelf = BlobCache(Limits())
+    shelf = BlobCache(MinerLimits())
     state, manifest = shelf.state(PLAN), shelf.manifest(PLAN)
     assert (shelf.state(PLAN), shelf.manifest(PLAN)) == (state, manifest)
     with pytest.raises(Refused) as refusal:
@@ -85,7 +85,7 @@ async def test_a_shelf_keeps_what_the_next_order_names_again():
 async def test_another_state_takes_over_the_buffer_and_shuts_the_older_upload_out():
     import msgspec
 
-    shelf = BlobCache(Limits())
+    shelf = BlobCache(MinerLimits())
     older = shelf.state(PLAN)
     turn = older.incoming.claim()
     other = msgspec.structs.replace(ORDER, state=(msgspec.structs.replace(ORDER.state[0], digest="7" * 64),))

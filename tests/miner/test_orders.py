@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgpt2 import codec
-from fedgpt2.config import PRESETS, Limits, OnlyModel
+from fedgpt2.config import PRESETS, MinerLimits, MinerModel
 from fedgpt2.errors import Culprit, Reason, Refused, UsageError
 from fedgpt2.miner.orders import (
     MANIFEST_BYTES,
@@ -45,7 +45,7 @@ ORDER = Order(
 
 
 def check(order, memory=1 << 40, limits=None):
-    return check_order(order, "e" * 64, me="M", limits=limits or Limits(), memory=memory)
+    return check_order(order, "e" * 64, me="M", limits=limits or MinerLimits(), memory=memory)
 
 
 def changed(**fields):
@@ -134,7 +134,7 @@ def test_a_model_beyond_memory_or_limit_is_refused():
     assert refusal.value.reason is Reason.UNSUPPORTED_MODEL
     check(ORDER, memory=2 * FP32.data_bytes(SCHEMA))
     with pytest.raises(Refused, match=r"--limits\.model_parameters"):
-        check(ORDER, limits=Limits(model_parameters=1000))
+        check(ORDER, limits=MinerLimits(model_parameters=1000))
 
 
 def test_a_bf16_state_needs_room_beside_the_weights():
@@ -190,7 +190,7 @@ def test_physical_memory_is_plausible(monkeypatch):
 
 def test_a_miner_may_work_for_one_model_alone():
     order, others = changed(model=SHAPE), model(n_layer=SHAPE.n_layer + 1)
-    here = {"me": "M", "limits": Limits(), "memory": 1 << 40}
+    here = {"me": "M", "limits": MinerLimits(), "memory": 1 << 40}
     assert check_order(order, "e" * 64, **here, only=SHAPE).order == order
     with pytest.raises(Refused, match=r"--model.preset has \d+") as refused:
         check_order(others, "e" * 64, **here, only=SHAPE)
@@ -198,7 +198,7 @@ def test_a_miner_may_work_for_one_model_alone():
 
 
 def test_the_preset_of_a_miner_is_any_or_one_that_exists():
-    assert OnlyModel().shape is None
-    assert OnlyModel("tiny").shape == PRESETS["tiny"]
+    assert MinerModel().shape is None
+    assert MinerModel("tiny").shape == PRESETS["tiny"]
     with pytest.raises(UsageError, match="no such preset"):
-        _ = OnlyModel("giant").shape
+        _ = MinerModel("giant").shape

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedgpt2.config import Axon, Data, Gradient, MinerConfig, Run, Wallet
+from fedgpt2.config import Axon, DataSource, Gradient, MinerConfig, MinerRun, Wallet
 from fedgpt2.errors import CorpusError, DeviceError, PortInUseError, UsageError
 from fedgpt2.event_loop import Stop
 from fedgpt2.miner.program import run_miner
@@ -34,8 +34,8 @@ def config(tmp_path, monkeypatch):
     return MinerConfig(
         wallet=Wallet(path=str(tmp_path / "wallets")),
         axon=Axon(port=0),
-        data=Data(source="sample"),
-        run=Run(dir=str(tmp_path / "miner")),
+        data=DataSource(source="sample"),
+        run=MinerRun(dir=str(tmp_path / "miner")),
         device="cpu",
     )
 
@@ -57,7 +57,7 @@ async def test_what_is_wrong_is_said_in_order(config, tmp_path):
             device="cuda:99",
             axon=Axon(host="0.0.0.0", port=port),
             gradient=Gradient(strategy="guess"),
-            data=Data(source="refinedweb:no"),
+            data=DataSource(source="refinedweb:no"),
             wallet=replace(config.wallet, hotkey="../escape"),
         )
         await refused(all_wrong, DeviceError, "--device cpu")
@@ -69,9 +69,9 @@ async def test_what_is_wrong_is_said_in_order(config, tmp_path):
         await refused(better, UsageError, r"--gradient\.strategy")
         better = replace(better, gradient=Gradient())
         await refused(better, UsageError, r"--data\.source")
-        better = replace(better, data=Data(source=f"text:{tmp_path}/none/*"))
+        better = replace(better, data=DataSource(source=f"text:{tmp_path}/none/*"))
         await refused(better, CorpusError, str(tmp_path))
-        better = replace(better, data=Data(source="sample"))
+        better = replace(better, data=DataSource(source="sample"))
         await refused(better, UsageError, r"--wallet\.hotkey")
         better = replace(better, wallet=config.wallet)
         await refused(better, PortInUseError, str(port))

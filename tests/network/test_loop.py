@@ -12,6 +12,7 @@ from fedgpt2.event_loop import Stop, run
 
 PROGRAM = """
 import asyncio, sys, time
+from fedgpt2.event_loop import run
 
 
 async def main(stop):
@@ -26,12 +27,17 @@ sys.exit(run(main))
 
 
 def start(then: str, *before: str) -> subprocess.Popen[str]:
+    """The program, with SIGHUP as a terminal leaves it, also where the tests themselves run under nohup."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": ""}
     command = [*before, sys.executable, "-c", PROGRAM.format(then=then)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, preexec_fn=heed_hangup)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
+
+
+def heed_hangup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

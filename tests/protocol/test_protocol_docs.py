@@ -162,7 +162,7 @@ def test_protocol_document_states_the_limits() -> None:
     assert stated["gradient norm"] == f"{limits.gradient_norm:g}"
     assert stated["a control request, until its answer"].startswith(f"{limits.request_seconds:g} s")
     assert stated["a transfer without a byte of progress"].startswith(f"{limits.progress_seconds:g} s")
-    assert limits.model_parameters == 2 * 10**9
+    assert config.MinerLimits().model_parameters == 2 * 10**9
     assert stated["model"].startswith("2,000,000,000 parameters")
 
 

@@ -1,4 +1,4 @@
-"""A round for liars to lie in: made-up gradients, real orders, the validator's own checks."""
+"""A round for attacks: synthetic gradients, real orders, the validator's own checks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from fedgpt2 import codec
-from fedgpt2.aggregation.pipeline import PIPELINES, Pipeline
+from fedgpt2.aggregation.pipeline import Pipeline
+from fedgpt2.aggregation.registry import pipeline
 from fedgpt2.config import Limits
 from fedgpt2.errors import PeerError, Reason
 from fedgpt2.protocol.digests import blob_digest
@@ -21,21 +22,22 @@ from fedgpt2.validator.peers import ConnectedMiner, IssuedOrder, OrderResult, Re
 SHAPE = ModelShape(n_layer=1, n_head=1, n_embd=8, block_size=16, vocab_size=64)
 SCHEMA = SHAPE.schema()
 D = codec.get("fp32").data_bytes(SCHEMA) // 4
+DEFAULT = pipeline("default")
 WORK = WorkId("e" * 64)
 
 
-def order(number: int, liar: int, answer: str = "fp32") -> Order:
-    """The order of a liar in a round."""
+def order(number: int, miner: int, answer: str = "fp32") -> Order:
+    """The order of a hostile miner in a round."""
     return Order(
         run_id="a" * 64,
         round=number,
         attempt=0,
         sender="validator",
-        receiver=f"liar {liar}",
+        receiver=f"hostile {miner}",
         parent=f"{number:064x}",
         model=SHAPE,
         state=(BlobRef(digest="b" * 64, length=100, codec="fp32"),),
-        assignment=Assignment(manifest="c" * 64, manifest_length=2, slot=liar, pages=(0,), windows=((0, 1),)),
+        assignment=Assignment(manifest="c" * 64, manifest_length=2, slot=miner, pages=(0,), windows=((0, 1),)),
         answer_codecs=(answer,),
         caps=Caps(answer_bytes=codec.get(answer).data_bytes(SCHEMA) + 4096),
         budget_seconds=10.0,
@@ -44,12 +46,12 @@ def order(number: int, liar: int, answer: str = "fp32") -> Order:
 
 @dataclass
 class Stage:
-    """Rounds of 9 honest miners and 3 liars; every gradient asked for is noted."""
+    """Rounds of 9 honest and 3 hostile miners; records every gradient that an attack computes."""
 
     f: int = 3
     h: int = 9
     noise: float = 2.0
-    pipeline: Pipeline | None = PIPELINES["default"]
+    pipeline: Pipeline | None = DEFAULT
     answer: str = "fp32"
     asked: list[tuple[torch.Tensor, np.ndarray]] = field(default_factory=list)
 
@@ -59,7 +61,7 @@ class Stage:
         return torch.stack(steps).sum(0)
 
     def aggregate(self, number: int) -> torch.Tensor:
-        """What round `number` came to."""
+        """The aggregate of round `number`."""
         return self._drawn(200 + number)
 
     def honest(self, number: int) -> torch.Tensor:
@@ -67,16 +69,16 @@ class Stage:
         signal = self._drawn(300 + number)
         return torch.stack([signal + self.noise * self._drawn(1000 * number + 400 + i) for i in range(self.h)])
 
-    def windows(self, liar: int) -> np.ndarray:
+    def windows(self, miner: int) -> np.ndarray:
         """Two windows of 16 tokens."""
-        return np.arange(34, dtype=np.uint16).reshape(2, 17) + liar
+        return np.arange(34, dtype=np.uint16).reshape(2, 17) + miner
 
     def gradient(self, weights: torch.Tensor, windows: np.ndarray) -> torch.Tensor:
         """Some function of both."""
         self.asked.append((weights, windows))
         return self._drawn(int(windows.astype(np.int64).sum()) * 7 + windows.size) + 0.01 * weights
 
-    def scene(self, number: int, shares: Sequence[float] | None = None) -> RoundView:
+    def view(self, number: int, shares: Sequence[float] | None = None) -> RoundView:
         """Round `number`, from 1."""
         return RoundView(
             round=number,
@@ -96,7 +98,7 @@ class Stage:
     def defend(self, rows: torch.Tensor, f: int) -> torch.Tensor:
         """The rule as a function."""
         out = torch.empty(rows.shape[1])
-        (self.pipeline or PIPELINES["default"])(list(rows), None, f, out)
+        (self.pipeline or DEFAULT)(list(rows), None, f, out)
         return out
 
     @staticmethod
@@ -113,9 +115,9 @@ def rows(replies: Sequence[Submission | PeerError]) -> torch.Tensor:
     return torch.stack([torch.frombuffer(reply.data, dtype=dtype).float() for reply in sent])
 
 
-def play(liars: Attack, stage: Stage, rounds: int) -> list[torch.Tensor]:
-    """What is sent in each of so many rounds."""
-    return [rows(liars(stage.scene(number))) for number in range(1, rounds + 1)]
+def play(attack: Attack, stage: Stage, rounds: int) -> list[torch.Tensor]:
+    """The rows sent in each of so many rounds."""
+    return [rows(attack(stage.view(number))) for number in range(1, rounds + 1)]
 
 
 def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -123,9 +125,9 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=0))
 
 
-def judged(scene: RoundView, replies: Sequence[Submission | PeerError]) -> list[Reason | None]:
-    """What the validator makes of each answer: a reason, or None for one it admits."""
-    outcomes = [_received(order, reply) for order, reply in zip(scene.orders, replies, strict=True)]
+def judged(view: RoundView, replies: Sequence[Submission | PeerError]) -> list[Reason | None]:
+    """The reason for which the validator refuses each submission, or None."""
+    outcomes = [_received(order, reply) for order, reply in zip(view.orders, replies, strict=True)]
     verdicts = admit(outcomes, Limits())
     return [verdict.failure.reason if verdict.failure else None for verdict in verdicts]
 
@@ -162,9 +164,9 @@ def _opened(order: Order, reply: Submission) -> ReceivedContribution:
     return ReceivedContribution(contribution, layout, reply.data)
 
 
-def moved(scene: RoundView, **changes: object) -> RoundView:
-    """The scene with something else in it."""
-    return replace(scene, **changes)
+def moved(view: RoundView, **changes: object) -> RoundView:
+    """The view with other values."""
+    return replace(view, **changes)
 
 
 __all__ = ["SCHEMA", "SHAPE", "D", "Digest", "Stage", "cosine", "judged", "moved", "order", "play", "rows"]

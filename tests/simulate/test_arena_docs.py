@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedgpt2.simulate.attacks.names import ALONE, PROFILES
+from fedgpt2.simulate.attacks.registry import ATTACKS, NAMES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "aggregation.md"
 
@@ -10,9 +10,10 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "aggregation.md"
 def table() -> str:
     """A line an attack: Markdown."""
     lines = ["| name | what is sent | from | kind |", "|---|---|---|---|"]
-    for name, profile in PROFILES.items():
-        kind = ("adaptive" if profile.adaptive else "fixed") + ("" if name in ALONE else ", not alone")
-        lines.append(f"| `{name}` | {profile.about} | {profile.source} | {kind} |")
+    for name in NAMES:
+        attack = ATTACKS[name]
+        kind = ("adaptive" if attack.adaptive else "fixed") + ("" if attack.alone else ", not alone")
+        lines.append(f"| `{name}` | {attack.about} | {attack.source} | {kind} |")
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedgpt2.aggregation.pipeline import PIPELINES
+from fedgpt2.aggregation.registry import RULES
 from fedgpt2.cli.demo_miners import ADMISSIBLE, CYCLE
 from fedgpt2.config import Gradient, Limits
 from fedgpt2.errors import PeerError, Reason, Refused, UsageError
@@ -17,7 +17,7 @@ from fedgpt2.model.gpt2 import GPT2, initialise
 from fedgpt2.model.state import FlatState
 from fedgpt2.protocol.messages import Assignment, BlobRef, Caps, Contribution, Order
 from fedgpt2.protocol.tensors import PREFIX, read_header
-from fedgpt2.simulate.attacks.names import ALONE, NAMES
+from fedgpt2.simulate.attacks.registry import ALONE, NAMES
 from fedgpt2.simulate.hostile import Hostile
 from fedgpt2.types import ModelShape, WorkId
 from fedgpt2.validator.admission import check_contribution, check_values
@@ -60,12 +60,12 @@ def weights(number: int) -> FlatState:
     return initialise(SHAPE, number)
 
 
-def ask(liar: Hostile, number: int, stop: threading.Event | None = None) -> tuple[Contribution, Blob]:
+def ask(hostile: Hostile, number: int, stop: threading.Event | None = None) -> tuple[Contribution, Blob]:
     """One order, as a miner's compute thread goes about it."""
     out = FlatState(SHAPE.schema())
     work = WorkId(f"{number + 1:064x}")
-    result = liar(GPT2(SHAPE, weights(number)), TEXT, out=out, stop=stop or threading.Event())
-    return liar.pack(order(number), work, ComputeResult(result.loss, result.tokens, 0.1), out)
+    result = hostile(GPT2(SHAPE, weights(number)), TEXT, out=out, stop=stop or threading.Event())
+    return hostile.pack(order(number), work, ComputeResult(result.loss, result.tokens, 0.1), out)
 
 
 def sent(blob: Blob) -> torch.Tensor:
@@ -90,22 +90,22 @@ def gradient(at: FlatState, windows: np.ndarray) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ALONE)
 def test_each_attack_meets_what_stops_it(name):
-    liar, stop = Hostile([name], EXACT), threading.Event()
+    hostile, stop = Hostile([name], EXACT), threading.Event()
     said: list[Reason | None] = []
     for number in (1, 2):
         if name == "late":
             stop.set()
             with pytest.raises(Refused) as caught:
-                ask(liar, number, stop)
+                ask(hostile, number, stop)
             said.append(caught.value.reason)
         else:
-            said.append(judge(number, *ask(liar, number)))
+            said.append(judge(number, *ask(hostile, number)))
     assert said == [REFUSED.get(name)] * 2
 
 
 def test_the_demos_cycle_is_one_of_each_kind():
-    liar = Hostile(CYCLE, EXACT)
-    said = [judge(number, *ask(liar, number)) for number in range(1, len(CYCLE) + 2)]
+    hostile = Hostile(CYCLE, EXACT)
+    said = [judge(number, *ask(hostile, number)) for number in range(1, len(CYCLE) + 2)]
     assert said == [*(REFUSED.get(name) for name in CYCLE), Reason.WRONG_SHAPE]
     assert {name for name in CYCLE if name not in REFUSED} == ADMISSIBLE
     assert set(CYCLE) <= set(ALONE)
@@ -125,16 +125,16 @@ def test_who_sends_no_gradient_computes_none():
 
 
 def test_a_stale_answer_names_the_order_before():
-    liar = Hostile(["stale"], EXACT)
-    ask(liar, 1)
-    assert ask(liar, 2)[0].parent == order(1).parent
+    hostile = Hostile(["stale"], EXACT)
+    ask(hostile, 1)
+    assert ask(hostile, 2)[0].parent == order(1).parent
 
 
 def test_a_flipped_sign_is_that_of_its_own_gradient():
     own = gradient(weights(1), TEXT)
     flipped = sent(ask(Hostile(["sign_flip"], EXACT), 1)[1])
     assert float(torch.cosine_similarity(flipped, -own, dim=0)) > 0.95
-    assert float(flipped.norm() / own.norm()) == pytest.approx(5.0, rel=0.1)  # of one liar among five
+    assert float(flipped.norm() / own.norm()) == pytest.approx(5.0, rel=0.1)  # of one hostile among five
 
 
 def test_a_scaled_gradient_is_of_random_tokens():
@@ -145,9 +145,9 @@ def test_a_scaled_gradient_is_of_random_tokens():
 
 
 def test_what_it_replays_is_what_it_was_sent():
-    liar = Hostile(["replay_update", "replay_aggregate"], EXACT)
-    ask(liar, 1)
-    replayed = sent(ask(liar, 2)[1])
+    hostile = Hostile(["replay_update", "replay_aggregate"], EXACT)
+    ask(hostile, 1)
+    replayed = sent(ask(hostile, 2)[1])
     update = weights(1).flat - weights(2).flat
     assert float(torch.cosine_similarity(replayed, update, dim=0)) > 0.9999
     assert float(replayed.norm()) == pytest.approx(median_norm(2), rel=1e-4)
@@ -164,7 +164,7 @@ def test_an_adaptive_one_takes_its_own_parts_for_the_honest():
     limit = float(torch.cdist(parts, parts).max())
     assert float((parts - row).norm(dim=1).max()) == pytest.approx(limit, rel=0.1)
     out = torch.empty(len(row))
-    assert len(PIPELINES["default"]([*parts, row], None, 1, out).groups) == 5
+    assert len(RULES["default"]([*parts, row], None, 1, out).groups) == 5
 
 
 def test_a_dripping_answer_gives_every_connection_a_sip():

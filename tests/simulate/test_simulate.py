@@ -68,7 +68,7 @@ def minus_the_mean(scene, i):
 def test_the_round_is_the_validators_own():
     assert program.run_rounds is validator_rounds.run_rounds is validator_program.run_rounds
     assert validator_rounds.run_round is validator_round.run_round
-    assert program.build_run is validator_program.build_run
+    assert program.build_context is validator_program.build_context
 
 
 def test_the_document_has_the_names_of_the_design(small):
@@ -154,7 +154,7 @@ def test_without_the_hostile_the_honest_train_on_the_same_text(small):
 def test_absent_miners_are_not_asked_and_none_are_honest(small):
     absent = simulate(small(attack="absent", byzantine=2))
     assert sorted(m.weight > 0 for m in absent.miners) == [False, False, True, True]
-    assert sum(len(a.statuses) for a in absent.board.accounts.values()) == 2
+    assert sum(len(a.statuses) for a in absent.board.miners.values()) == 2
     honest = simulate(small(attack="none", byzantine=2))
     assert all(m.weight > 0 and not m.hostile for m in honest.miners)
 
@@ -257,7 +257,7 @@ REFUSALS = {
 def test_a_lie_that_admission_knows_is_refused_for_what_it_is(small, case):
     reply, status, reason = REFUSALS[case]
     result, told = lie(small, reply, rounds=1)
-    (account,) = [a for a in result.board.accounts.values() if a.hotkey == told.scenes[0].orders[0].receiver]
+    (account,) = [a for a in result.board.miners.values() if a.hotkey == told.scenes[0].orders[0].receiver]
     assert (dict(account.statuses), dict(account.reasons)) == ({status: 1}, {reason: 1})
     assert result.rounds[0].hostile_share == 0.0
 
@@ -293,7 +293,7 @@ def test_a_behaviour_may_send_what_it_likes_or_nothing(small):
         return None if task.round == 1 else torch.randn(task.weights.shape, generator=task.rng) * 1e-3
 
     result = simulate(small(miners=5), behaviours={0: now_and_then})
-    account = result.board.accounts["miner-0"]
+    account = result.board.miners["miner-0"]
     assert dict(account.statuses) == {"failed": 1, "admitted": 1}
     assert dict(account.reasons) == {"unreachable": 1}
     assert all(row.cosine is not None for row in result.rounds)
@@ -304,12 +304,12 @@ def test_a_loss_that_is_no_number_is_no_answer(small):
         return task.gradient(task.weights * float("inf"), task.windows)
 
     result = simulate(small(rounds=1), behaviours={1: broken})
-    assert dict(result.board.accounts["miner-1"].reasons) == {"compute_failed": 1}
+    assert dict(result.board.miners["miner-1"].reasons) == {"compute_failed": 1}
 
 
 def test_a_quorum_is_met_by_others_every_round(small):
     result = simulate(small(rounds=4, round={"quorum": 0.5}, aggregation={"rule": "mean"}))
-    accounts = result.board.accounts.values()
+    accounts = result.board.miners.values()
     assert sum(a.statuses["admitted"] for a in accounts) == 8
     assert sum(a.reasons["cancelled"] for a in accounts) == 8
     assert len([a for a in accounts if a.statuses["admitted"]]) > 2
@@ -327,7 +327,7 @@ def test_a_quorum_is_met_by_others_every_round(small):
         ({"aggregation": {"rule": "vote"}}, "--aggregation.rule vote: no such rule"),
         ({"codec": {"gradient": "int8"}}, "--codec.gradient int8: no such codec"),
         ({"model": {"preset": "giant"}}, "--model.preset giant: no such preset"),
-        ({"gradient": {"strategy": "guess"}}, "--gradient.strategy guess: one of"),
+        ({"gradient": {"strategy": "guess"}}, "--gradient.strategy guess: no such strategy; one of"),
         ({"data": {"seq_len": 65}}, "--data.seq_len 65: tiny reads 64 tokens"),
     ],
 )
@@ -366,7 +366,7 @@ def test_a_simulation_goes_on_where_it_ended(small, tmp_path):
 def test_a_simulation_that_is_over_is_reported_whole_again(small, tmp_path):
     once, again = (simulate(small(run={"dir": str(tmp_path)})) for _ in range(2))
     assert again.final_val_loss == once.final_val_loss is not None
-    assert (again.miners, again.board) == (once.miners, replace(once.board, facts=again.board.facts))
+    assert (again.miners, again.board) == (once.miners, replace(once.board, start=again.board.start))
     assert again.rounds == tuple(replace(row, cosine=None) for row in once.rounds)
 
 
@@ -396,7 +396,7 @@ def test_liars_who_look_at_honest_gradients_have_none_to_look_at_then(small, att
 def test_fifty_miners_each_have_text_of_their_own(small):
     text = {"source": "sample", "windows": 1}
     result = simulate(small(miners=50, byzantine=12, attack="nan", rounds=1, data=text))
-    fates = [status for account in result.board.accounts.values() for status in account.statuses]
+    fates = [status for account in result.board.miners.values() for status in account.statuses]
     assert (fates.count("admitted"), fates.count("refused")) == (38, 12)
     assert (result.rounds[0].hostile_share, result.rounds[0].cosine) == (0.0, pytest.approx(1.0, abs=0.1))
 
@@ -430,11 +430,11 @@ async def test_told_to_stop_it_ends_soon_with_what_there_is(small):
 async def test_told_to_stop_while_it_reads_what_was_before(small, monkeypatch):
     stop, began, release = Stop(), threading.Event(), threading.Event()
 
-    def long(directory):
+    def long(*parts):
         began.set()
         release.wait(30)
 
-    monkeypatch.setattr(program, "recall", long)
+    monkeypatch.setattr(program, "build_context", long)
     running = asyncio.create_task(run_simulation(small(), stop, Recorder(Board())))
     assert await asyncio.to_thread(began.wait, 30)
     stop.set()
@@ -466,8 +466,8 @@ def test_the_behaviours_of_the_document_work(small):
     exec(code, names)  # noqa: S102
     behaviours = {0: names["half"], 1: names["now_and_then"], 2: names["Stale"]()}
     result = simulate(small(miners=6), behaviours=behaviours)
-    assert dict(result.board.accounts["miner-1"].statuses) == {"admitted": 1, "failed": 1}
-    assert dict(result.board.accounts["miner-2"].statuses) == {"admitted": 2}
+    assert dict(result.board.miners["miner-1"].statuses) == {"admitted": 1, "failed": 1}
+    assert dict(result.board.miners["miner-2"].statuses) == {"admitted": 2}
 
 
 def test_liars_who_sat_out_know_the_weights_of_the_round_before(small):

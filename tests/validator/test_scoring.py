@@ -1,12 +1,12 @@
 """Trials of a round: on which windows, and that a rule which compares nothing else has some."""
 
 import pytest
+from fedgpt2.ranking.evidence import read_evidence
 from fedgpt2.validator.rank import check_ranking
 
 from fedgpt2.config import Ranking
 from fedgpt2.data.pools import Pick
 from fedgpt2.errors import UsageError
-from fedgpt2.ranking.evidence import read_evidence
 
 from .conftest import MINERS, answer, run_row, with_settings
 

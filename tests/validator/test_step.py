@@ -6,7 +6,8 @@ import msgspec
 import pytest
 import torch
 
-from fedgpt2.aggregation.combine import RULES, check_rule, quorum, terms
+from fedgpt2.aggregation.combine import check_rule, quorum, terms
+from fedgpt2.aggregation.registry import RULES
 from fedgpt2.errors import UsageError
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.validator.step import SkipReason
@@ -55,7 +56,7 @@ def test_the_default_needs_four_miners_and_counts_those_caught(asked, faults, ru
 
 def test_the_mean_trusts_everybody_and_the_others_do_not():
     assert terms("mean", 12, 0).f == 0
-    assert all(terms(rule, 12, 0).f == 3 for rule in RULES if rule != "mean")
+    assert all(terms(rule, 12, 0).f == 3 for rule in RULES.names if rule != "mean")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How admitted gradients become one."""
+"""Aggregation: one gradient from those of all admitted miners."""
 
 from fedgpt2.aggregation.mean import token_weights, weighted_mean
 

@@ -1,11 +1,11 @@
-"""Near-identical contributions: one vote together.
+"""Clusters of near-identical contributions, each of which gets one vote.
 
-Independent gradients over different text lie far apart, for their noise differs; two that nearly coincide are one
-computation sent twice. However many hotkeys send it, it counts once.
+Independent gradients over different text lie far apart, because their noise differs. Two that nearly coincide are one
+computation sent twice, and count once however many hotkeys send it.
 
-"Near" is measured against the contributions' norm and against how far apart they typically lie. Without the latter,
-miners whose batches are so large that noise hardly shows would all be taken for one, and f liars would outvote them.
-And every pair of a group must be near: by chains of near pairs, liars could tie honest miners together.
+"Near" is relative to the contributions' norm and to their typical distance. The norm alone would put all miners with
+large batches, whose gradients hardly differ, into one cluster, and f hostile miners would outvote it. Every pair of a
+cluster must be near (complete linkage): with chains of near pairs, hostile miners could join honest ones together.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ from fedgpt2.aggregation.stages import NormClip, shrink
 
 __all__ = ["clusters", "one_vote"]
 
-NEAR = 0.1  # of the shorter one's norm; honest pairs at 25 % noise are already at 0.35
-SHARE = 0.2  # of the typical distance; honest pairs reach that when both hold 25 times the typical tokens
-_SAME = 1 / 256  # of the typical distance: what rounding leaves between equals, for vectors of almost no length
+NEAR = 0.1  # largest distance over the shorter norm; honest pairs with 25 % noise are at 0.35
+SHARE = 0.2  # largest distance over the typical one; honest pairs with 25 times the typical tokens each are at 0.2
+_SAME = 1 / 256  # of the typical distance: rounding error between equal vectors of almost zero norm
 
 
 def clusters(span: Span) -> list[tuple[int, ...]]:
-    """Every vector in one group; each group in ascending order, the groups by their first.
+    """Indices of the vectors by group: each group ascending, groups ordered by their first member.
 
-    Vectors are compared after clipping to the median norm, so that multiples of one gradient are near, too. No two
-    are near when most coincide: honest miners then agree, and nothing tells a copy.
+    Vectors are compared after clipping to the median norm, so that multiples of one gradient are near as well. Where
+    most vectors coincide none is near another: honest miners then agree, and copies cannot be told apart.
     """
     clipped = NormClip()(span, 0, 0)
     distances, norms = clipped.distances(), clipped.norms()
@@ -39,7 +39,7 @@ def clusters(span: Span) -> list[tuple[int, ...]]:
 
 
 def _groups(near: NDArray[np.bool_], distances: Float64) -> list[tuple[int, ...]]:
-    """Complete linkage: nearest pairs first, two groups become one if all their pairs are near."""
+    """Complete linkage: from the nearest pair on, merge two groups if all their pairs are near."""
     group_of = {i: [i] for i in range(len(near))}
     first, second = np.nonzero(np.triu(near, 1))
     for pair in np.argsort(distances[first, second], kind="stable"):
@@ -51,9 +51,9 @@ def _groups(near: NDArray[np.bool_], distances: Float64) -> list[tuple[int, ...]
 
 
 def one_vote(span: Span, groups: Sequence[Sequence[int]]) -> Span:
-    """One vector a group: the mean of its members, each clipped to the shortest.
+    """One vector per group: the mean of its members, each clipped to the shortest.
 
-    So a copy cannot carry its original along by its length.
+    Clipping keeps a longer copy from dominating its original.
     """
     norms = span.norms()
     mixing: Float64 = np.zeros((len(groups), span.m))

@@ -1,12 +1,12 @@
 """Coordinatewise rules: order statistics of each parameter over the m vectors, block by block.
 
-A sorting network of compare-exchange steps, each a minimum and a maximum of two rows, works on whole rows in the
-cache; sorting every column by itself takes 10 to 20 times as long.
+Rows are sorted by a sorting network, whose compare-exchange steps (minimum and maximum of two rows) work on whole rows
+in the cache; sorting every column by itself takes 10 to 20 times as long.
 
 Letters: m vectors, b values of a block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
@@ -15,15 +15,15 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-__all__ = ["CoordinatewiseRule", "Median", "TrimmedMean", "network"]
+__all__ = ["CoordinatewiseRule", "Median", "PlainFunction", "TrimmedMean", "network"]
 
 
 @runtime_checkable
 class CoordinatewiseRule(Protocol):
-    """A rule that looks at one parameter at a time."""
+    """A rule that treats every parameter by itself."""
 
     def reduce(self, block: Float32[Tensor, "m b"], f: int) -> Float32[Tensor, " b"]:
-        """The rule on a block, which may be overwritten."""
+        """Aggregate b parameters of m vectors, of which f may be hostile; may overwrite the block."""
         ...
 
 
@@ -46,7 +46,7 @@ class Median:
 class TrimmedMean:
     """Mean of each parameter without the f smallest and the f largest values (same paper, option II).
 
-    Where that would leave nothing, m <= 2 f, the middle one or two are left: the median.
+    Where that would leave no value, m <= 2 f, it is the median.
     """
 
     def reduce(self, block: Float32[Tensor, "m b"], f: int) -> Float32[Tensor, " b"]:
@@ -59,8 +59,22 @@ class TrimmedMean:
         return total
 
 
+@dataclass(frozen=True)
+class PlainFunction:
+    """A user's function (rows [m, d], f) -> [d], called once with all parameters: it holds an m x d matrix."""
+
+    function: Callable[[Tensor, int], Tensor]
+
+    def reduce(self, block: Float32[Tensor, "m b"], f: int) -> Float32[Tensor, " b"]:
+        """The function's result. Raises ValueError if it is not one row."""
+        row = self.function(block, f)
+        if row.shape != block.shape[1:]:
+            raise ValueError(f"returned shape {tuple(row.shape)} for rows of shape {tuple(block.shape)}")
+        return row.float()
+
+
 def _sort(block: Tensor) -> list[Tensor]:
-    """Rows of the block, sorted in every column."""
+    """The rows of the block, sorted in every column."""
     rows = list(block)
     spare = torch.empty_like(rows[0])
     for low, high in network(len(rows)):

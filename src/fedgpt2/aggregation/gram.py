@@ -1,4 +1,4 @@
-"""The inner products of n contributions in one pass over them, and their norms.
+"""Inner products of n contributions, in one pass over them, and norms.
 
 Letters: n contributions, d parameters.
 """
@@ -16,15 +16,15 @@ from fedgpt2.model.blocks import blocks
 __all__ = ["gram", "norm"]
 
 _NORM_BLOCK = 1 << 18
-_LARGEST = 50  # binary exponent of the longest norm multiplied as it is: squares are then far below fp32's 2^128
-_COMMON = 40  # and of a typical norm, either way: squares of its parts are then far above fp32's 2^-126
-_NEAR = 0.1  # of the typical norm: where rows lie nearer to each other, sums about the origin are too coarse
+_LARGEST = 50  # binary exponent of the largest norm that is not scaled: squares stay far below fp32's 2^128
+_COMMON = 40  # the same for a typical norm, of either sign: squares of its parts stay far above fp32's 2^-126
+_NEAR = 0.1  # of the typical norm: for rows nearer to each other, sums about the origin are too imprecise
 
 
 def norm(row: Float32[Tensor, " d"]) -> float:
-    """Euclidean norm, right to 1e-5; NaN or Inf where a value is.
+    """Euclidean norm with relative error below 1e-5; not finite where a value is not.
 
-    Sums of squares in fp32 within a block, in float64 across blocks; again in float64 where fp32 cannot hold them.
+    Squares are summed in fp32 within a block and in float64 across blocks; all in float64 where fp32 overflows.
     """
     parts = torch.split(row, _NORM_BLOCK)
     total = sum(float(torch.linalg.vector_norm(part)) ** 2 for part in parts)
@@ -34,13 +34,13 @@ def norm(row: Float32[Tensor, " d"]) -> float:
 
 
 def gram(rows: Sequence[Float32[Tensor, " d"]], norms: Sequence[float]) -> Span:
-    """The span of `rows` (on the CPU, in memory or mapped from files), whose norms are `norms`.
+    """The span of `rows` (on the CPU, in memory or mapped from files) with the given `norms`.
 
-    Inner products are taken about the origin. Where the rows then prove to lie near each other for their length, a
-    second pass takes them about the row nearest to most others, and distances are again right to 1e-5. (About the
-    mean, or a row of median norm, would be cheaper, and f flipped signs could spoil it.)
+    Inner products are taken about the origin. Where the rows turn out to be near each other relative to their norm, a
+    second pass takes them about the row nearest to most others, which restores a relative error of distances of 1e-5.
+    (The mean, or a row of median norm, would be a cheaper centre, but f flipped signs could spoil it.)
 
-    Raises ValueError if there is no row, or a norm is not finite or does not belong to its row.
+    Raises ValueError if there is no row, or a norm is not finite or is not that of its row.
     """
     lengths = np.asarray(norms, dtype=np.float64)
     if not len(rows) or len(rows) != len(lengths) or not np.isfinite(lengths).all():
@@ -55,19 +55,19 @@ def gram(rows: Sequence[Float32[Tensor, " d"]], norms: Sequence[float]) -> Span:
 
 
 def _scales(norms: Float64) -> Float64:
-    """Powers of two that bring squares into fp32's range: one for all typical rows, less for freaks."""
+    """Powers of two that bring squares into fp32's range: one for all typical rows, smaller ones for outliers."""
     exponents = np.frexp(norms)[1]
     typical = int(np.sort(exponents[norms > 0])[(np.count_nonzero(norms) - 1) // 2]) if norms.any() else 0
     common = 0 if abs(typical) <= _COMMON else -typical
-    freak = np.maximum(0, exponents + common - _LARGEST)
-    scales: Float64 = np.ldexp(1.0, np.clip(common - freak, -120, 120))
+    excess = np.maximum(0, exponents + common - _LARGEST)
+    scales: Float64 = np.ldexp(1.0, np.clip(common - excess, -120, 120))
     return scales
 
 
 def _span(products: Float64, scales: Float64, centre: int | None = None) -> Span:
-    """The rows themselves as vectors, from what `_products` says of them."""
+    """A span whose vectors are the rows, from their inner products by `_products`."""
     if not np.isfinite(products).all():
-        raise ValueError("a row holds values that its norm does not tell of")
+        raise ValueError("a row holds NaN or Inf although its norm is finite")
     inner = np.zeros((len(scales) + 1, len(scales) + 1))
     inner[1:, 1:] = products
     if centre is not None:
@@ -78,10 +78,10 @@ def _span(products: Float64, scales: Float64, centre: int | None = None) -> Span
 
 
 def _products(rows: Sequence[Tensor], scales: Float64, centre: int | None = None) -> Float64:
-    """Z Z^T, [n, n], of the scaled rows; with a centre its row of Z is r itself, the others are z_i = x_i - r.
+    """Z Z^T, [n, n], of the scaled rows x; with a centre r = x_c, row c of Z is r and the others are z_i = x_i - r.
 
-    Blocks as large as the cache takes, float64 sums across them. With r in the place of its own zeros there are n rows
-    and not n + 1: 16 of them multiply twice as fast as 17.
+    Works in blocks that fit the cache, with float64 sums across them. Row c would be zero; putting r there keeps Z at
+    n rows instead of n + 1 (16 rows multiply twice as fast as 17).
     """
     factors = None if (scales == 1.0).all() else torch.from_numpy(scales).float()[:, None]
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64)

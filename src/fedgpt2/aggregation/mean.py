@@ -1,7 +1,8 @@
-"""Mean by assigned tokens: federated averaging's weighting (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1).
+"""Weighted sums of contributions, and weights by assigned tokens.
 
-With every contribution the mean gradient over its own tokens, weights n_i / sum(n) make N miners equal to one big
-batch. Tokens are those the validator assigned, never those a miner claims.
+Weights n_i / sum(n) of federated averaging (McMahan et al. 2017, arXiv 1602.05629, algorithm 1) make N miners equal to
+one large batch, since every contribution is the mean gradient over its own tokens. Tokens are those the validator
+assigned, never those a miner claims.
 
 Letters: d parameters.
 """
@@ -14,7 +15,7 @@ from torch import Tensor
 
 __all__ = ["token_weights", "weighted_mean"]
 
-_BLOCK = 1 << 19  # values a block: 2 MiB, so that the sum stays in the cache while rows are added
+_BLOCK = 1 << 19  # values of a block: 2 MiB, so that the sum stays in the cache while rows are added
 
 
 def token_weights(tokens: Sequence[int]) -> list[float]:
@@ -31,10 +32,10 @@ def weighted_mean(
     out: Float32[Tensor, " d"],
     scales: Sequence[float] | None = None,
 ) -> Float32[Tensor, " d"]:
-    """sum(w_i x_i) into `out`, block by block: every row is read once and no n x d matrix is made.
+    """Write sum(w_i x_i) into `out`, block by block: every row is read once, and there is no n x d matrix.
 
-    With `scales`, sum(w_i (s_i x_i)): for weights that fp32 cannot hold, of rows that are as freakishly long. A row
-    of weight 0 is not looked at.
+    With `scales` it is sum(w_i (s_i x_i)), for rows so long that s_i w_i would underflow fp32. Rows of weight 0 are
+    not read.
     """
     parts = [
         (row, weight, scale)

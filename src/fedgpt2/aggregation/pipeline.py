@@ -1,15 +1,15 @@
-"""Stages and a rule, composed: what turns the admitted contributions of a round into one gradient.
+"""The two kinds of aggregation rule: the mean by tokens, and pipelines of stages and a robust rule.
 
-Two families of rule, told apart by type: a `SpanRule` needs one pass over the contributions for their Gram matrix and
-one for the weighted sum; a `CoordinatewiseRule` after stages needs the mixing weights first and then mixes and reduces
-block by block. Neither ever holds an n x d matrix; contributions may be mapped from files.
+A `SpanRule` reads the contributions once for their Gram matrix and once for the weighted sum. A `CoordinatewiseRule`
+after stages needs their mixing weights first; then vectors are mixed and reduced block by block. Neither holds an n x d
+matrix, and contributions may be mapped from files. Only a user's plain function is given all values at once.
 
 Letters: n contributions, m vectors formed from them, d parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,29 +17,27 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from fedgpt2.aggregation.clusters import clusters, one_vote
-from fedgpt2.aggregation.coordinatewise import CoordinatewiseRule, Median, TrimmedMean
+from fedgpt2.aggregation.coordinatewise import CoordinatewiseRule, PlainFunction
 from fedgpt2.aggregation.gram import gram, norm
-from fedgpt2.aggregation.mean import weighted_mean
-from fedgpt2.aggregation.rules import CenteredClipping, GeometricMedian, Krum, Mean, MultiKrum, SpanRule
+from fedgpt2.aggregation.mean import token_weights, weighted_mean
+from fedgpt2.aggregation.rules import SpanRule
 from fedgpt2.aggregation.span import Float64, Span
-from fedgpt2.aggregation.stages import ARC, NNM, Bucketing, NormClip, Stage
-from fedgpt2.errors import UsageError
+from fedgpt2.aggregation.stages import Stage
 
-__all__ = ["PIPELINES", "SMALLEST", "Aggregate", "Pipeline", "byzantine", "enough", "pipeline", "smallest"]
+__all__ = ["Aggregate", "Pipeline", "Rule", "TokenMean"]
 
-_VALUES = 1 << 20  # of all rows of a block together
-_LONGEST = 1e36  # norms beyond this count as not finite: sums of such rows would not fit fp32
-SMALLEST = 4  # miners from which a robust rule has anything to go by
+_VALUES = 1 << 20  # values of a block, all rows together
+_LARGEST_NORM = 1e36  # norms beyond this count as not finite: sums of such rows would overflow fp32
 
 
 @dataclass(frozen=True)
 class Aggregate:
     """How an aggregate was formed.
 
-    `weights`: each contribution's weight in it (for a coordinatewise rule its part in what the rule looked at), 0 for
-    one left out. `groups`: which contributions are one computation; those left out are in none. `f`: how many of the
-    rest might still have been hostile. `gram`: inner products of the contributions, [n, n], NaN for those left out;
-    None where they were not needed.
+    `weights`: each contribution's weight in it (for a coordinatewise rule its share of the rule's input), 0 for one
+    left out. `groups`: indices of near-identical contributions, which count as one; those left out are in no group.
+    `f`: how many of the rest may still be hostile. `gram`: inner products of the contributions, [n, n], NaN for those
+    left out; None where they were not computed.
     """
 
     weights: tuple[float, ...]
@@ -48,9 +46,49 @@ class Aggregate:
     gram: Float64 | None = field(default=None, compare=False)
 
 
+@runtime_checkable
+class Rule(Protocol):
+    """An aggregation rule: what `--aggregation.rule` names."""
+
+    def __call__(
+        self,
+        rows: Sequence[Float32[Tensor, " d"]],
+        norms: Sequence[float] | None,
+        f: int,
+        out: Float32[Tensor, " d"],
+        seed: int = 0,
+        tokens: Sequence[int] | None = None,
+    ) -> Aggregate:
+        """Write the aggregate of `rows`, of which `f` may be hostile, into `out`.
+
+        `norms`: the rows' Euclidean norms, where they are known. `seed`: for stages that draw; it is new every round
+        and unknown until all contributions are in. `tokens`: the tokens assigned for each row; only the mean uses them.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TokenMean:
+    """The mean weighted by assigned tokens; breakdown point 0, a single hostile miner controls it."""
+
+    def __call__(
+        self,
+        rows: Sequence[Float32[Tensor, " d"]],
+        norms: Sequence[float] | None,
+        f: int,
+        out: Float32[Tensor, " d"],
+        seed: int = 0,
+        tokens: Sequence[int] | None = None,
+    ) -> Aggregate:
+        """See `Rule`; without `tokens` all rows weigh the same. Every row is a group of its own."""
+        weights = token_weights([1] * len(rows) if tokens is None else tokens)
+        weighted_mean(rows, weights, out)
+        return Aggregate(tuple(weights), tuple((i,) for i in range(len(rows))), 0)
+
+
 @dataclass(frozen=True)
 class Pipeline:
-    """Pre-aggregations, then a rule."""
+    """Pre-aggregation stages, then a rule."""
 
     stages: tuple[Stage, ...]
     rule: SpanRule | CoordinatewiseRule
@@ -62,18 +100,18 @@ class Pipeline:
         f: int,
         out: Float32[Tensor, " d"],
         seed: int = 0,
+        tokens: Sequence[int] | None = None,
     ) -> Aggregate:
-        """Aggregate `rows`, of which `f` may be hostile, into `out`.
+        """See `Rule`.
 
-        `norms` are the rows' own, where the caller has them. A row whose norm is not finite, or beyond 1e36, is left
-        out and was one of the f. Near-identical rows have one vote together; that spends nothing of f, for too small
-        an f costs everything and too large a one costs little. `seed` is for stages that draw: another one every
-        round, not known before the answers are in.
+        A row whose norm is not finite, or above 1e36, is left out and counted as one of the f hostile ones.
+        Near-identical rows get one vote together and leave f as it is: too small an f breaks the guarantee, too large
+        a one only costs accuracy.
 
-        Raises ValueError if no row is left, or a row holds NaN or Inf and its norm does not say so.
+        Raises ValueError if no row is left, or if a row holds NaN or Inf although its given norm is finite.
         """
         lengths = [norm(row) for row in rows] if norms is None else norms
-        kept = [i for i, length in enumerate(lengths) if length <= _LONGEST]
+        kept = [i for i, length in enumerate(lengths) if length <= _LARGEST_NORM]
         f = max(0, f - (len(rows) - len(kept)))
         chosen = [rows[i] for i in kept]
         contributions = gram(chosen, [lengths[i] for i in kept])
@@ -89,72 +127,21 @@ class Pipeline:
         return Aggregate(tuple(float(weight) for weight in weights), members, f, products)
 
     def _reduce(self, span: Span, rows: Sequence[Tensor], f: int, out: Tensor) -> Float64:
-        """Form the aggregate; the weights of the scaled rows, [n]."""
+        """Form the aggregate; returns the weights of the scaled rows, [n]."""
         if isinstance(self.rule, CoordinatewiseRule):
             _reduce_blocks(self.rule, span, rows, f, out)
             inputs: Float64 = span.mixing.mean(0)
             return inputs
-        weights: Float64 = self.rule(span, f) @ span.mixing
+        weights: Float64 = self.rule.weights(span, f) @ span.mixing
         weighted_mean(rows, [float(weight) for weight in weights], out, [float(scale) for scale in span.scales])
         return weights
 
 
 def _reduce_blocks(rule: CoordinatewiseRule, span: Span, rows: Sequence[Tensor], f: int, out: Tensor) -> None:
-    """out = rule(mixing @ rows), block by block."""
-    untouched = span.m == len(rows) and bool((span.mixing == np.diag(1.0 / span.scales)).all())
+    """out = rule(mixing @ rows), block by block; in one block where the rule must see all parameters."""
+    unmixed = span.m == len(rows) and bool((span.mixing == np.diag(1.0 / span.scales)).all())
     mixing, scales = (torch.from_numpy(array).float() for array in (span.mixing, span.scales[:, None]))
-    size = max(1, _VALUES // len(rows))
+    size = out.numel() if isinstance(rule, PlainFunction) else max(1, _VALUES // len(rows))
     for parts in zip(*(torch.split(tensor, size) for tensor in (out, *rows)), strict=True):
         block = torch.stack(parts[1:])
-        parts[0].copy_(rule.reduce(block if untouched else mixing @ (block * scales), f))
-
-
-def byzantine(selected: int, refused: int, silent: int = 0, unheard: int = 0) -> int:
-    """f of a round: a quarter of the miners selected, fixed before answers come, less those refused for a fault.
-
-    Of the `silent`, who were there and gave nothing, only so many are taken for liars as it needs to be enough: for
-    each that is honest f is one lower than the liars that may be among the rest. None are where the admitted are fewer
-    than half; they might all be liars. The `unheard`, by no fault of theirs, are gone.
-    """
-    f = max(0, selected // 4 - refused)
-    admitted = selected - refused - silent - unheard
-    if 2 * admitted < selected - refused:
-        return f
-    return max(0, f - silent, min(f, (admitted - 1) // 3))
-
-
-def smallest(f: int) -> int:
-    """Contributions it takes where f may be hostile."""
-    return 3 * f + 1
-
-
-def enough(admitted: int, f: int) -> bool:
-    """Whether so many contributions, of which f may be hostile, can be aggregated at all; if not, keep the weights."""
-    return admitted >= smallest(f)
-
-
-_ROBUST = Pipeline((NormClip(), NNM()), GeometricMedian())
-
-PIPELINES: Mapping[str, Pipeline] = MappingProxyType(
-    {
-        "default": _ROBUST,
-        "clipped_mean": Pipeline((NormClip(),), Mean()),
-        "median": Pipeline((), Median()),
-        "trimmed_mean": Pipeline((), TrimmedMean()),
-        "krum": Pipeline((), Krum()),
-        "multi_krum": Pipeline((), MultiKrum()),
-        "geometric_median": Pipeline((), GeometricMedian()),
-        "centered_clipping": Pipeline((), CenteredClipping()),
-        "nnm_trimmed_mean": Pipeline((NNM(),), TrimmedMean()),
-        "nnm_median": Pipeline((NNM(),), Median()),
-        "arc_nnm_trimmed_mean": Pipeline((ARC(), NNM()), TrimmedMean()),
-        "bucketing_geometric_median": Pipeline((Bucketing(),), GeometricMedian()),
-    }
-)
-
-
-def pipeline(name: str) -> Pipeline:
-    """The pipeline called `name`. Raises UsageError."""
-    if name not in PIPELINES:
-        raise UsageError(f"--aggregation.rule {name}: no such rule; one of mean, {', '.join(PIPELINES)}")
-    return PIPELINES[name]
+        parts[0].copy_(rule.reduce(block if unmixed else mixing @ (block * scales), f))

@@ -1,6 +1,6 @@
-"""Span rules: from m vectors of a span to one weight each. Pure, on n x n numbers in float64.
+"""Span rules: one weight for each of m vectors of a span, computed on n x n numbers in float64.
 
-Weights are at least 0 and add up to 1, so that no aggregate is longer than the longest vector.
+Weights are at least 0 and sum to 1, so an aggregate is never longer than the longest vector.
 """
 
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ from fedgpt2.aggregation.span import Float64, Span
 
 __all__ = ["CenteredClipping", "GeometricMedian", "Krum", "Mean", "MultiKrum", "SpanRule"]
 
-_RELATIVE = 1e-6  # smoothing of distances, as a share of the median one: an absolute one would depend on the scale
-_SETTLED = 1e-9  # largest change of a weight after which an iteration is done
+_SMOOTHING = 1e-6  # of distances, relative to the median one: independent of the gradients' scale
+_CONVERGED = 1e-9  # an iteration ends when no weight changes by more
 
 
 @runtime_checkable
 class SpanRule(Protocol):
-    """A rule whose result is a combination of its inputs."""
+    """A rule whose result is a linear combination of its inputs."""
 
-    def __call__(self, span: Span, f: int) -> Float64:
-        """Weights [m]; the aggregate is sum_i w_i y_i."""
+    def weights(self, span: Span, f: int) -> Float64:
+        """Weights w [m] where f vectors may be hostile; the aggregate is sum_i w_i y_i."""
         ...
 
 
 @dataclass(frozen=True)
 class Mean:
-    """1 / m each. Not robust: one vector moves it without bound."""
+    """Equal weights 1 / m; not robust unless a stage bounds the vectors."""
 
-    def __call__(self, span: Span, f: int) -> Float64:
-        """Equal weights."""
+    def weights(self, span: Span, f: int) -> Float64:
+        """1 / m each."""
         return np.full(span.m, 1.0 / span.m)
 
 
@@ -42,8 +42,8 @@ class Krum:
     Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine Learning with Adversaries", 2017, arXiv 1703.02757.
     """
 
-    def __call__(self, span: Span, f: int) -> Float64:
-        """One at the chosen vector; two vectors, say, have the same score and share it."""
+    def weights(self, span: Span, f: int) -> Float64:
+        """1 for the chosen vector; vectors with the same score share it."""
         chosen = _least(_krum_scores(span, f))
         weights: Float64 = chosen / np.count_nonzero(chosen)
         return weights
@@ -53,8 +53,8 @@ class Krum:
 class MultiKrum:
     """Mean of the m - f vectors with the smallest Krum scores (same paper)."""
 
-    def __call__(self, span: Span, f: int) -> Float64:
-        """Equal weights of the chosen."""
+    def weights(self, span: Span, f: int) -> Float64:
+        """Equal weights for the chosen vectors."""
         keep = max(1, span.m - f)
         weights = np.zeros(span.m)
         weights[np.argsort(_krum_scores(span, f), kind="stable")[:keep]] = 1.0 / keep
@@ -66,41 +66,41 @@ class GeometricMedian:
     """argmin_y sum_i |y - y_i| by the smoothed Weiszfeld iteration: w_i proportional to 1 / max(nu, |y - y_i|).
 
     Pillutla, Kakade, Harchaoui, "Robust Aggregation for Federated Learning", 2022, arXiv 1912.13445, algorithm 2.
-    Here nu is 1e-6 of the median distance instead of a constant. The iteration starts among the nearer half of the
-    vectors: a step leaves f / (m - f) of what a mean owes to a liar, and 1e30 would outlast a hundred of them. Where
-    one of the vectors is the median, which NNM makes common and the iteration slow, it is taken at once.
+    Here nu is 1e-6 of the median distance, not a constant. The iteration starts from the mean of the nearer half: a
+    step reduces the influence of hostile vectors by a factor f / (m - f), too slowly for a start that contains 1e30.
+    Where the median is one of the vectors, which NNM makes common and Weiszfeld slow, it is found directly.
     """
 
     iterations: int = 100
 
-    def __call__(self, span: Span, f: int) -> Float64:
-        """Weights of the iterate."""
+    def weights(self, span: Span, f: int) -> Float64:
+        """Weights of the last iterate."""
         weights = _vertex(span)
         if weights is not None:
             return weights
         weights = _nearer_half(span)
         for _ in range(self.iterations):
             distances = span.distances_to(weights)
-            smallest = _RELATIVE * float(np.median(distances))
+            smallest = _SMOOTHING * float(np.median(distances))
             inverse = np.divide(smallest, distances, out=np.ones(span.m), where=distances > smallest)
             before, weights = weights, inverse / inverse.sum()
-            if np.abs(weights - before).max() < _SETTLED:
+            if np.abs(weights - before).max() < _CONVERGED:
                 break
         return weights
 
 
 @dataclass(frozen=True)
 class CenteredClipping:
-    """v <- v + (1 / m) sum_i (y_i - v) min(1, tau / |y_i - v|), from among the nearer half.
+    """v <- v + (1 / m) sum_i (y_i - v) min(1, tau / |y_i - v|).
 
     Karimireddy, He, Jaggi, "Learning from History", 2021, arXiv 2012.10333, equation 3; tau is the median distance
-    from v, and v starts where `GeometricMedian` does, for a mean to start from would be the attacker's.
+    from v. v starts at the mean of the nearer half, as in `GeometricMedian`: the mean of all could be hostile.
     """
 
     iterations: int = 5
 
-    def __call__(self, span: Span, f: int) -> Float64:
-        """Weights of the iterate."""
+    def weights(self, span: Span, f: int) -> Float64:
+        """Weights of the last iterate."""
         weights = _nearer_half(span)
         for _ in range(self.iterations):
             distances = span.distances_to(weights)
@@ -121,16 +121,18 @@ def _krum_scores(span: Span, f: int) -> Float64:
 
 
 def _vertex(span: Span) -> Float64 | None:
-    """One at the vector that is the geometric median, if one is: those at its place hold it against all others' pull.
+    """Weight 1 for a vector that is the geometric median, if there is one.
+
+    It is one if the sum of unit vectors towards all others is at most the number of vectors that coincide with it.
 
     Vardi, Zhang, "The multivariate L1-median and associated data depth", PNAS 97 (4), 2000.
     """
     distances = span.distances()
     best = int(np.argmin(distances.sum(1)))
-    here = distances[best] <= _RELATIVE * float(np.median(distances[best]))
+    here = distances[best] <= _SMOOTHING * float(np.median(distances[best]))
     pull = np.divide(1.0, distances[best], out=np.zeros(span.m), where=~here)
     pull[best] -= pull.sum()
-    if span.length(pull) > (1.0 - _RELATIVE) * np.count_nonzero(here):  # at equality it is one of many: take no side
+    if span.length(pull) > (1.0 - _SMOOTHING) * np.count_nonzero(here):  # at equality it is one of several medians
         return None
     weights = np.zeros(span.m)
     weights[best] = 1.0
@@ -138,9 +140,9 @@ def _vertex(span: Span) -> Float64 | None:
 
 
 def _nearer_half(span: Span) -> Float64:
-    """Equal weights of the m // 2 + 1 vectors nearest to the one that is nearest to most; ties share.
+    """Equal weights for the m // 2 + 1 vectors nearest to the most central one; ties share.
 
-    More than half of the vectors lie around it, so at least one honest one: it is no further out than they spread.
+    These are more than half of all vectors, so one at least is honest, and their mean is near the honest vectors.
     """
     distances = span.distances()
     reach = np.median(distances, axis=1)
@@ -150,6 +152,6 @@ def _nearer_half(span: Span) -> Float64:
 
 
 def _least(values: Float64) -> NDArray[np.bool_]:
-    """Where the smallest value is, ties included: so that no order of contributions decides."""
-    least: NDArray[np.bool_] = values <= values.min() * (1.0 + _SETTLED)
+    """Mask of the smallest values, ties included, so that the order of contributions does not matter."""
+    least: NDArray[np.bool_] = values <= values.min() * (1.0 + _CONVERGED)
     return least

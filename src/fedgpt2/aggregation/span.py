@@ -1,8 +1,8 @@
-"""Vectors in the span of the contributions, known by their inner products alone.
+"""Vectors in the span of the contributions, represented by inner products.
 
-NNM, Krum, the geometric median and centred clipping need nothing of n gradients but distances and norms, and give
-back a linear combination of them. So one pass over the contributions adds up their Gram matrix (`gram`), everything
-else happens here on n x n numbers in float64, and one more pass forms the weighted sum (`mean.weighted_mean`).
+NNM, Krum, the geometric median and centred clipping need only distances and norms of n gradients and return a linear
+combination of them. So one pass over the contributions computes their Gram matrix (`gram`), the rule works on n x n
+numbers in float64, and a second pass forms the weighted sum (`mean.weighted_mean`).
 
 Letters: n contributions, m vectors formed from them.
 """
@@ -21,11 +21,11 @@ Float64 = NDArray[np.float64]
 class Span:
     """m vectors y = mixing @ x over n scaled contributions x, with the inner products of the x.
 
-    x_i is scales[i], a power of two, times contribution i: 1 but for norms whose squares fp32 cannot hold.
+    x_i is contribution i times scales[i], a power of two that is 1 unless squares of the norm overflow fp32.
     Inner products are kept about a centre r, one of the x or the origin: `inner[0, 0]` is <r, r>, `inner[0, 1:]` is
-    <r, z_i>, `inner[1:, 1:]` is <z_i, z_j> with z_i = x_i - r, all 0 for the centre itself. Distances then do not
-    suffer from what all x share: where updates are 1e-4 of what they are added to, squared distances from fp32 sums
-    about the origin are 126x off, about a centre 1e-5.
+    <r, z_i>, `inner[1:, 1:]` is <z_i, z_j> with z_i = x_i - r, all 0 for the centre itself. This avoids cancellation:
+    where the x differ by 1e-4 of their norm, squared distances from fp32 sums about the origin are wrong by a factor
+    of 126, about a centre by 1e-5.
     """
 
     inner: Float64  # [n + 1, n + 1]
@@ -34,7 +34,7 @@ class Span:
 
     @property
     def m(self) -> int:
-        """How many vectors."""
+        """Number of vectors."""
         return len(self.mixing)
 
     def norms(self) -> Float64:
@@ -44,8 +44,8 @@ class Span:
     def distances(self) -> Float64:
         """|y_i - y_j|, [m, m], symmetric, zero on the diagonal.
 
-        Differences are taken about the vector of median norm: what all vectors hold of a huge contribution cancels
-        in the coefficients, before it is squared.
+        Differences are taken from the vector of median norm: a huge contribution that all vectors contain then
+        cancels in the coefficients, before squaring.
         """
         middle = int(np.argsort(self.norms(), kind="stable")[(self.m - 1) // 2])
         about = _about(self.mixing - self.mixing[middle])
@@ -65,7 +65,7 @@ class Span:
         return float(self._lengths(weights[None, :] @ self.mixing)[0])
 
     def products(self) -> Float64:
-        """<x_i, x_j> of the unscaled contributions, about the origin, [n, n]."""
+        """Inner products of the unscaled contributions, about the origin, [n, n]."""
         about = np.concatenate([np.ones((len(self.scales), 1)), np.eye(len(self.scales))], axis=1)
         products: Float64 = (about @ self.inner @ about.T) / np.outer(self.scales, self.scales)
         return products

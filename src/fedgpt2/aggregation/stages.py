@@ -1,6 +1,6 @@
-"""Stages before the rule: each turns m vectors of a span into m' vectors. Pure, on n x n numbers.
+"""Pre-aggregation stages: each turns m vectors of a span into m' vectors, on n x n numbers only.
 
-Every stage takes f, the number of vectors that may be hostile, and the seed of what it draws at random.
+Every stage takes f, the number of vectors that may be hostile, and a seed for what it draws at random.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ __all__ = ["ARC", "NNM", "Bucketing", "NormClip", "Stage", "shrink"]
 
 @runtime_checkable
 class Stage(Protocol):
-    """A pre-aggregation."""
+    """A pre-aggregation stage."""
 
     def __call__(self, span: Span, f: int, seed: int) -> Span:
         """The vectors after this stage."""
@@ -26,8 +26,8 @@ class Stage(Protocol):
 class NormClip:
     """Clip every vector to the median norm: y_i min(1, median_j |y_j| / |y_i|).
 
-    As in SparseLoCo (2025, arXiv 2508.15706), section 2: no contribution outweighs the typical one by its length.
-    Where half of the vectors or more are zero, all become zero.
+    As in SparseLoCo (2025, arXiv 2508.15706), section 2: no contribution outweighs a typical one by its norm.
+    Where at least half of the vectors are zero, all become zero.
     """
 
     def __call__(self, span: Span, f: int, seed: int) -> Span:
@@ -56,7 +56,7 @@ class NNM:
     """Nearest-neighbour mixing: y_i becomes the mean of the m - f vectors nearest to it, itself included.
 
     Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, "Fixing by Mixing", 2023, arXiv 2302.01772, algorithm 2.
-    Not robust by itself: a hostile vector's own neighbourhood stays in, so a robust rule must follow.
+    Not robust by itself, since each hostile vector is still mixed with its own neighbours: a robust rule must follow.
     """
 
     def __call__(self, span: Span, f: int, seed: int) -> Span:
@@ -70,11 +70,11 @@ class NNM:
 
 @dataclass(frozen=True)
 class Bucketing:
-    """Means of s vectors each, in an order drawn at random; f hostile ones then spoil at most f of ceil(m / s) means.
+    """Means of s vectors each, in random order: f hostile vectors affect at most f of the ceil(m / s) means.
 
     Karimireddy, He, Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", 2022,
-    arXiv 2006.09365, algorithm 1. Buckets are made smaller where more than half would have to be honest and could
-    not: the paper's s <= m / (2 f).
+    arXiv 2006.09365, algorithm 1. s is lowered until more than half of the buckets are honest: the paper's
+    s <= m / (2 f).
     """
 
     s: int = 2
@@ -92,6 +92,6 @@ class Bucketing:
 
 
 def shrink(norms: Float64, longest: float) -> Float64:
-    """Factors that bring every norm to at most `longest`."""
+    """Factors that shorten every norm to at most `longest`."""
     factors: Float64 = np.divide(longest, norms, out=np.ones_like(norms), where=norms > longest)
     return factors

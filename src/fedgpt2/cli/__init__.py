@@ -1,1 +1,1 @@
-"""The command line: settings, commands, and nothing that a command does not need."""
+"""Command line: settings and commands. Each command imports only what it needs."""

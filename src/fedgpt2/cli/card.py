@@ -1,5 +1,6 @@
-"""The facts of a run beside its model, and the card that tells them."""
+"""Facts of a run, and the model card made from them."""
 
+import math
 from collections.abc import Mapping
 
 from fedgpt2 import __version__
@@ -18,7 +19,7 @@ _TEXTS: Mapping[str, str] = {
 
 
 def run_facts(run: StoredRun, number: int) -> dict[str, object]:
-    """What can be said of the model after round `number`, as plain JSON values."""
+    """Facts about the model after round `number`, as plain JSON values."""
     board = Board()
     for record in run.records():
         if record.round <= number:
@@ -31,7 +32,7 @@ def run_facts(run: StoredRun, number: int) -> dict[str, object]:
         "manifest_digest": stored.get("manifest_digest"),
         "ledger_head": run.head,
         "model": stored.get("model"),
-        "parameters": sum(_size(shape) for shape in run.shape.schema().values()),
+        "parameters": sum(math.prod(shape) for shape in run.shape.schema().values()),
         "settings": _settings(stored.get("settings")),
         "versions": stored.get("versions"),
         "rounds": number,
@@ -41,12 +42,12 @@ def run_facts(run: StoredRun, number: int) -> dict[str, object]:
         "bytes_up": board.bytes_up,
         "train_loss": [loss for _, loss in board.train[:1] + board.train[-1:]],
         "val_loss": [{"round": round_, "loss": loss} for round_, loss in board.held_out],
-        "miners": [_account(account) for account in board.miners.values()],
+        "miners": [_miner(stats) for stats in board.miners.values()],
     }
 
 
 def model_card(facts: Mapping[str, object]) -> str:
-    """The card, in Markdown."""
+    """The model card in Markdown."""
     settings = facts["settings"] if isinstance(facts["settings"], dict) else {}
     source = str(settings.get("data", {}).get("source", ""))
     preset = settings.get("model", {}).get("preset", "")
@@ -59,7 +60,7 @@ def model_card(facts: Mapping[str, object]) -> str:
         "",
         "## Text",
         "",
-        f"`{source}`: {_TEXTS.get(source, 'text of the one who ran it; ask them for its licence')}.",
+        f"`{source}`: {_TEXTS.get(source, 'text supplied by whoever ran the training; ask them for its licence')}.",
         f"Manifest (BLAKE3): `{facts['manifest_digest']}`.",
         "",
         "## Miners",
@@ -71,8 +72,7 @@ def model_card(facts: Mapping[str, object]) -> str:
         "    from transformers import AutoTokenizer, GPT2LMHeadModel",
         '    model, tokenizer = GPT2LMHeadModel.from_pretrained("."), AutoTokenizer.from_pretrained(".")',
         "",
-        "It says what its text makes likely: no fact in what it writes was checked. `run.json` holds these facts in",
-        "full.",
+        "The model continues text with likely words; nothing it writes was checked. `run.json` holds all facts.",
         "The tokeniser is GPT-2's (modified MIT licence, OpenAI).",
     ]
     return "\n".join(lines) + "\n"
@@ -98,29 +98,22 @@ def _table(facts: Mapping[str, object]) -> list[str]:
     ]
 
 
-def _miners(accounts: object) -> list[str]:
+def _miners(miners: object) -> list[str]:
     lines = ["| hotkey | admitted | refused | failed | tokens |", "|---|---|---|---|---|"]
-    for account in accounts if isinstance(accounts, list) else []:
-        cells = (account[name] for name in ("admitted", "refused", "failed"))
-        lines.append(f"| `{account['hotkey']}` | {' | '.join(map(str, cells))} | {account['tokens']:,} |")
+    for miner in miners if isinstance(miners, list) else []:
+        cells = (miner[name] for name in ("admitted", "refused", "failed"))
+        lines.append(f"| `{miner['hotkey']}` | {' | '.join(map(str, cells))} | {miner['tokens']:,} |")
     return lines
 
 
-def _account(account: MinerStats) -> dict[str, object]:
-    rounds = {name: account.statuses[name] for name in ("admitted", "refused", "failed")}
-    return {"hotkey": account.hotkey, **rounds, "reasons": dict(account.reasons), "tokens": account.tokens}
+def _miner(stats: MinerStats) -> dict[str, object]:
+    rounds = {name: stats.statuses[name] for name in ("admitted", "refused", "failed")}
+    return {"hotkey": stats.hotkey, **rounds, "reasons": dict(stats.reasons), "tokens": stats.tokens}
 
 
 def _settings(stored: object) -> dict[str, object]:
-    """The settings that made the model; where somebody's wallet lies is nobody's business."""
+    """The settings that shaped the model, without local paths and wallets."""
     kept = ("model", "data", "round", "codec", "optimizer", "aggregation")
     settings = {name: group for name, group in stored.items() if name in kept} if isinstance(stored, dict) else {}
     data = settings.get("data")
     return settings | ({"data": {k: v for k, v in data.items() if k != "cache"}} if isinstance(data, dict) else {})
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size

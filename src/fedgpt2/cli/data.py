@@ -1,9 +1,10 @@
-"""`fedgpt2 data verify | prefetch | show ROUND SLOT`: the text of a run, before and beside it."""
+"""`fedgpt2 data verify | prefetch | show ROUND SLOT`: inspect the text of a run and fill its cache."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from fedgpt2.cli.help import HELP_FLAGS
 from fedgpt2.cli.parsing import parse
 from fedgpt2.cli.sources import suggestion
 from fedgpt2.config import Data, Model, setting
@@ -14,18 +15,22 @@ if TYPE_CHECKING:
 
 __all__ = ["ACTIONS", "Prefetch", "Seed", "Show", "Verify", "main"]
 
+S = TypeVar("S")
+
 ACTIONS: Mapping[str, str] = {
-    "verify": "what the text is: files, schema, row groups, licence; reads some pages and checks the cache",
-    "prefetch": "fill the cache with the pages that some rounds and slots will need",
-    "show": "what a slot trains on in a round: `fedgpt2 data show ROUND SLOT`",
+    "verify": "show files, schema, row groups and licence; read some pages; check the cache",
+    "prefetch": "fill the cache with the pages that some rounds and slots need",
+    "show": "show what a slot trains on in a round",
 }
 
 
 @dataclass(frozen=True)
 class Seed:
-    """The part of a run's settings that the dealing of text depends on."""
+    """The setting of a run that, with the data settings, determines the assignment of text."""
 
-    seed: int = setting(1337, "seed of the run, which deals out the text", least=0, most=2**53 - 1)
+    seed: int = setting(
+        1337, "seed of the run, which determines the assignment of text", common=True, least=0, most=2**53 - 1
+    )
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Verify:
     data: Data = Data()  # noqa: RUF009  (frozen)
     model: Model = Model()  # noqa: RUF009  (frozen)
     run: Seed = Seed()
-    pages: int = setting(1, "pages of each pool to read", least=0)
+    pages: int = setting(1, "pages to read from each pool", common=True, least=0)
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,10 @@ class Prefetch:
     data: Data = Data()  # noqa: RUF009  (frozen)
     model: Model = Model()  # noqa: RUF009  (frozen)
     run: Seed = Seed()
-    first: int = setting(1, "first round to fetch for", least=0)
-    rounds: int = setting(8, "rounds to fetch for", least=1)
-    slots: int = setting(1, "slots to fetch for: 0 to this less one", least=1)
-    held_out: bool = setting(False, "also fetch the score and report pools, which a validator needs")
+    first: int = setting(1, "first round to fetch for", common=True, least=0)
+    rounds: int = setting(8, "number of rounds to fetch for", common=True, least=1)
+    slots: int = setting(1, "number of slots to fetch for, from slot 0", common=True, least=1)
+    held_out: bool = setting(False, "also fetch the score and report pools, which a validator needs", common=True)
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,13 @@ class Show:
     data: Data = Data()  # noqa: RUF009  (frozen)
     model: Model = Model()  # noqa: RUF009  (frozen)
     run: Seed = Seed()
-    text: int = setting(3, "windows whose beginning is printed", least=0)
+    text: int = setting(3, "number of windows to excerpt", common=True, least=0)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one action; the exit code. Raises UsageError for one that is none, CorpusError where text cannot be read."""
+    """Run one action; return the exit code. Raises UsageError for an unknown one, CorpusError for unreadable text."""
     name = argv[0] if argv else "--help"
-    if name in ("-h", "--help"):
+    if name in HELP_FLAGS:
         print(_help())
         return 0 if argv else UsageError.exit_code
     if name not in ACTIONS:
@@ -75,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _verify(argv: Sequence[str]) -> None:
-    settings = parse(Verify, argv, prog="fedgpt2 data verify", about=f"Shows {ACTIONS['verify']}.")
+    settings = _parse(Verify, "verify", argv, "--data.source sample")
     from fedgpt2.cli.data_report import describe, read_pages, verify_cache
 
     corpus = _open(settings)
@@ -85,7 +90,7 @@ def _verify(argv: Sequence[str]) -> None:
 
 
 def _prefetch(argv: Sequence[str]) -> None:
-    settings = parse(Prefetch, argv, prog="fedgpt2 data prefetch", about="Fills the cache for some rounds and slots.")
+    settings = _parse(Prefetch, "prefetch", argv, "--rounds 100 --slots 8 --held_out")
     from fedgpt2.cli.data_report import credit, fetch
 
     corpus = _open(settings)
@@ -95,16 +100,22 @@ def _prefetch(argv: Sequence[str]) -> None:
 
 
 def _show(argv: Sequence[str]) -> None:
-    """Takes its two numbers first, then flags."""
-    words = argv[:2] if argv[:1] not in (["-h"], ["--help"]) else []
-    settings = parse(Show, argv[len(words) :], prog="fedgpt2 data show ROUND SLOT", about=f"Shows {ACTIONS['show']}.")
+    """The arguments are two numbers, then flags."""
+    words = [] if HELP_FLAGS.intersection(argv) else argv[:2]
+    settings = _parse(Show, "show", argv[len(words) :], "3 0 --data.source sample")
     if len(words) != 2 or not all(word.isascii() and word.isdecimal() for word in words):
-        raise UsageError("fedgpt2 data show ROUND SLOT: two whole numbers are needed")
+        raise UsageError("fedgpt2 data show ROUND SLOT: give two whole numbers")
     from fedgpt2.cli.data_report import describe, show
 
     corpus = _open(settings)
     describe(corpus)
     show(corpus, int(words[0]), int(words[1]), settings.data.windows, settings.text)
+
+
+def _parse(settings: type[S], action: str, argv: Sequence[str], example: str) -> S:
+    prog, about = f"fedgpt2 data {action}", f"{ACTIONS[action].capitalize()}."
+    numbers = " ROUND SLOT" if action == "show" else ""
+    return parse(settings, argv, prog=f"{prog}{numbers}", about=about, example=f"{prog} {example}")
 
 
 def _open(settings: Verify | Prefetch | Show) -> "Corpus":

@@ -1,4 +1,4 @@
-"""What `fedgpt2 data` prints of a corpus, and its progress bars."""
+"""Output of `fedgpt2 data` about a corpus, with progress bars."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,24 +20,24 @@ _EXCERPT = 160  # characters of a window
 
 
 def credit(corpus: Corpus) -> None:
-    """Print what the licence of the text asks to be said."""
+    """Print the attribution that the licence of the text requires."""
     if corpus.source.credit:
-        _say("licence", corpus.source.credit)
+        _print_line("licence", corpus.source.credit)
 
 
 def describe(corpus: Corpus) -> None:
     """Print source, licence, files, schema, row groups, pools and manifest."""
     source, manifest = corpus.source, corpus.manifest
-    _say("source", source.shards.name if isinstance(source, ParquetSource) else source.name)
+    _print_line("source", source.shards.name if isinstance(source, ParquetSource) else source.name)
     credit(corpus)
     if isinstance(source, ParquetSource):
         _describe_files(source)
     else:
-        _say("files", f"{len(source.files())}, {_bytes(sum(file.size for file in source.files()))}")
+        _print_line("files", f"{len(source.files())}, {_bytes(sum(file.size for file in source.files()))}")
     pools = ", ".join(f"{pages:,} {pool}" for pool, pages in manifest.pools.items())
     usual = f"; about {source.page_tokens:,} tokens a page" if source.page_tokens else ""
-    _say("pages", f"{pools}{usual}")
-    _say(
+    _print_line("pages", f"{pools}{usual}")
+    _print_line(
         "manifest",
         f"{manifest.digest()}, {len(manifest.to_bytes())} bytes: windows of {manifest.seq_len} tokens, a page lasts "
         f"{manifest.span} rounds, {manifest.max_slots} slots, at most {manifest.max_pages} pages each",
@@ -45,7 +45,7 @@ def describe(corpus: Corpus) -> None:
 
 
 def read_pages(corpus: Corpus, count: int) -> None:
-    """Read the first `count` pages of each pool and print what they hold."""
+    """Read the first `count` pages of each pool and print their documents, tokens and windows."""
     todo = [(pool, page) for pool in Pool for page in range(min(count, corpus.manifest.pools[pool]))]
     tokens = documents = windows = 0
     with _progress() as progress:
@@ -54,11 +54,11 @@ def read_pages(corpus: Corpus, count: int) -> None:
             tokens += len(stream)
             documents += int((stream == EOT).sum())
             windows += window_count(stream, corpus.manifest.seq_len)
-    _say("read", f"{len(todo)} pages: {documents:,} documents, {tokens:,} tokens, {windows:,} windows")
+    _print_line("read", f"{len(todo)} pages: {documents:,} documents, {tokens:,} tokens, {windows:,} windows")
 
 
 def verify_cache(corpus: Corpus) -> None:
-    """Hold every page in the cache against its digest; what is damaged is removed, to be fetched again."""
+    """Check every page in the cache against its digest; remove damaged ones, to be fetched again."""
     store, kind = corpus.cache.store, corpus.cache.kind
     if store is None:
         return
@@ -68,12 +68,12 @@ def verify_cache(corpus: Corpus) -> None:
             data = store.get(kind, name)
             whole += data is not None
             size += len(data or b"")
-    damaged = f"; {len(names) - whole} were damaged and are removed" if whole < len(names) else ", all intact"
-    _say("cache", f"{store.folder}: {whole} pages of this text, {_bytes(size)}{damaged}")
+    damaged = f"; {len(names) - whole} were damaged and removed" if whole < len(names) else ", all intact"
+    _print_line("cache", f"{store.folder}: {whole} pages of this text, {_bytes(size)}{damaged}")
 
 
 def fetch(corpus: Corpus, rounds: Sequence[int], slots: Iterable[int], windows: int, *, held_out: bool) -> None:
-    """Fetch the pages of these rounds and slots, several at a time; with `held_out` the two other pools as well."""
+    """Fetch the pages of these rounds and slots, several at a time; with `held_out` also the score and report pools."""
     shares = [(round, slot) for round in rounds for slot in slots]
     pages = [(pool, page) for pool in (Pool.SCORE, Pool.REPORT) for page in range(corpus.manifest.pools[pool])]
     for round, slot in shares:
@@ -88,13 +88,14 @@ def fetch(corpus: Corpus, rounds: Sequence[int], slots: Iterable[int], windows: 
         for pool, page in progress.track(pages if held_out else [], description="fetching held-out pages"):
             corpus.tokens(pool, page)
     corpus.close()
-    kept = f"{corpus.cache.store.folder}" if corpus.cache.store is not None else "nowhere: this text is not cached"
+    store = corpus.cache.store
+    kept = f"kept in {store.folder}" if store is not None else "this text is not cached"
     none = f"; {empty} slots have no text" if empty else ""
-    _say("fetched", f"{corpus.cache.fetched:,} tokens for {len(shares)} shares; kept in {kept}{none}")
+    _print_line("fetched", f"{corpus.cache.fetched:,} tokens for {len(shares)} shares; {kept}{none}")
 
 
 def show(corpus: Corpus, round: int, slot: int, windows: int, excerpts: int) -> None:
-    """Print the pages and windows of a slot in a round, and how some of the windows begin."""
+    """Print the pages and windows of a slot in a round, and the beginning of some windows."""
     share = corpus.assign(round, slot, windows)
     table = Table(title=f"round {round}, slot {slot}: {share.n_windows} windows of {corpus.manifest.seq_len} tokens")
     for column in ("page", "file", "row group", "windows used", "of"):
@@ -120,11 +121,13 @@ def _place(corpus: Corpus, page: int) -> tuple[str, str]:
 def _describe_files(source: ParquetSource) -> None:
     entries, footers = source.shards.entries, source.known_footers
     size = sum(entry.size for entry in entries)
-    _say("files", f"{len(entries):,}, {_bytes(size)}; {_listing(source)}")
-    _say("schema", ", ".join(f"{name} {kind}" for name, kind in footers[0].columns) + f"; text in {source.column}")
+    _print_line("files", f"{len(entries):,}, {_bytes(size)}; {_listing(source)}")
+    _print_line(
+        "schema", ", ".join(f"{name} {kind}" for name, kind in footers[0].columns) + f"; text in {source.column}"
+    )
     groups = [group for footer in footers for group in footer.groups]
     counts = [len(footer.groups) for footer in footers]
-    _say(
+    _print_line(
         "row groups",
         f"{_range(counts)} a file, {_range([group.rows for group in groups])} rows each, "
         f"{_range([(group.stop - group.start) // 1000 for group in groups])} kB of compressed text "
@@ -146,12 +149,12 @@ def _bytes(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 10**9 else f"{size / 1e6:,.1f} MB"
 
 
-def _say(name: str, text: str) -> None:
+def _print_line(name: str, text: str) -> None:
     print(f"{name:11}{text}", flush=True)
 
 
 def _progress() -> Progress:
-    """A bar on stderr; nothing where that is no terminal."""
+    """A progress bar on stderr; nothing if stderr is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

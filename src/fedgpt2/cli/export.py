@@ -1,10 +1,10 @@
-"""`fedgpt2 export`: a directory that transformers opens.
+"""`fedgpt2 export`: write a folder that transformers opens.
 
-model.safetensors       fp32, under the names of the published checkpoints; the head is the token embedding. The weights
-                        as they were broadcast after the round: their digest is the ledger's
+model.safetensors       the weights broadcast after the round (their digest is in the ledger), fp32, under the names of
+                        the published checkpoints; the head is the token embedding
 config.json generation_config.json
 tokenizer.json vocab.json merges.txt tokenizer_config.json special_tokens_map.json
-README.md run.json      where the model comes from
+README.md run.json      facts of the run
 """
 
 import json
@@ -35,19 +35,25 @@ class Export:
     """Settings of `fedgpt2 export`."""
 
     run_dir: str = setting("runs/default", "run directory", flag="run.dir")
-    out: str = setting("", "folder to write")
-    round: int = setting(0, "round whose checkpoint is used; 0: the newest", least=0)
+    out: str = setting("", "folder to write (required)")
+    round: int = setting(0, "round whose checkpoint to export; 0: the newest", least=0)
     overwrite: bool = setting(False, "write into a folder that is not empty")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the folder; the exit code. Raises UsageError when it is not empty and not to be overwritten."""
-    settings = parse(Export, argv, prog="fedgpt2 export", about="Writes a run's model as a folder transformers opens.")
+    """Write the folder; return the exit code. Raises UsageError if it is not empty and --overwrite is not given."""
+    settings = parse(
+        Export,
+        argv,
+        prog="fedgpt2 export",
+        about="Write a run's model as a folder that transformers opens.",
+        example="fedgpt2 export --run.dir runs/default --out model",
+    )
     if not settings.out:
-        raise UsageError("--out is missing: the folder to write")
+        raise UsageError("--out is missing: name the folder to write")
     out = path_of("--out", settings.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not settings.overwrite:
-        raise UsageError(f"--out {out}: there already, and not empty; --overwrite writes into it")
+        raise UsageError(f"--out {out}: exists and is not empty; --overwrite writes into it")
     run, model, number = open_model(open_run(settings.run_dir), settings.round or None)
     facts = run_facts(run, number)
     with disk_errors(out):
@@ -60,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def write_model(model: "GPT2", out: Path) -> None:
-    """Weights, configuration and tokeniser. Raises DiskFullError or RunDirectoryError."""
+    """Write weights, configuration and tokeniser. Raises DiskFullError or RunDirectoryError."""
     from fedgpt2.data.tokenizer import tokenizer_files
 
     header = _header(model.shape.schema())
@@ -73,7 +79,7 @@ def write_model(model: "GPT2", out: Path) -> None:
 
 
 def _header(schema: Schema) -> bytes:
-    """The wire's header with the one fact that transformers asks for."""
+    """The safetensors header of the wire plus the `format` entry that transformers requires."""
     from fedgpt2.protocol.tensors import PREFIX, write_header
 
     entries = json.loads(write_header(schema, "F32")[PREFIX:])

@@ -1,4 +1,4 @@
-"""The flags that a dataclass of settings stands for, and the dataclass made again from their values.
+"""The flags of a settings dataclass, and the dataclass built from their values.
 
 A setting is a dataclass field made with `config.setting`; a field that is itself a dataclass is a group:
 `ValidatorConfig.round.deadline` is `--round.deadline`, `FEDGPT2_ROUND__DEADLINE`, and `deadline` under
@@ -18,7 +18,7 @@ __all__ = ["ENV_PREFIX", "UNDOTTED", "Flag", "build", "flags_of", "variable"]
 
 ENV_PREFIX = "FEDGPT2"
 
-# Names fixed without a dot although their setting is in a group.
+# flags without a dot whose setting is in a group
 UNDOTTED: Mapping[str, str] = {"axons.addresses": "axons"}
 
 S = TypeVar("S")
@@ -26,19 +26,21 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Flag:
-    """One setting as the command line knows it."""
+    """One setting on the command line."""
 
     key: str  # "round.deadline"
     kind: type  # str, int, float or bool
     many: bool  # a tuple of `kind`
     default: Any
     help: str
+    common: bool = False  # shown by --help, not only by --help-all
+    note: str = ""  # for docs/settings.md
     least: float | None = None
     most: float | None = None
 
     @property
     def name(self) -> str:
-        """As it is written on the command line."""
+        """The flag as written on the command line."""
         return f"--{UNDOTTED.get(self.key, self.key)}"
 
     @property
@@ -53,7 +55,7 @@ class Flag:
 
     @property
     def group(self) -> str:
-        """The group of settings it belongs to; empty for none."""
+        """Name of the settings group; empty for none."""
         return self.key.rpartition(".")[0]
 
     @property
@@ -62,10 +64,17 @@ class Flag:
         text = " ".join(map(str, self.default)) if self.many else str(self.default)
         return text.lower() if self.kind is bool else text or "none"
 
+    @property
+    def metavar(self) -> str:
+        """The value as help and documentation print it; empty for a switch that is off by default."""
+        if self.kind is bool:
+            return "true|false" if self.default else ""
+        return {str: "TEXT", int: "N", float: "X"}[self.kind] + (" ..." if self.many else "")
+
     def checked(self, value: Any) -> Any:  # noqa: ANN401  (a value of the field's own type)
-        """The value in the field's type. Raises UsageError when it is out of range or no finite number."""
+        """Convert the value to the field's type. Raises UsageError if it is out of range or not finite."""
         if self.many:
-            # one word may hold several: "8091 8092" from the environment
+            # one word may hold several values: "8091 8092" from the environment
             return tuple(part for word in value for part in str(word).replace(",", " ").split())
         value = self.finite(value) if self.kind is float else self.kind(value)
         if self.least is not None and value < self.least:
@@ -75,10 +84,10 @@ class Flag:
         return value
 
     def finite(self, value: float) -> float:
-        """`value`, unless it is a NaN, which passes every comparison with a bound, or infinity, as `1e400` is read."""
+        """Convert to a float. Raises UsageError for NaN, which no bound catches, and infinity, as `1e400` is read."""
         try:
             number = float(value)
-        except OverflowError:  # a whole number of a TOML file
+        except OverflowError:  # a very large whole number in a TOML file
             number = math.inf
         if not math.isfinite(number):
             raise UsageError(f"{self.name} {number}: not a finite number")
@@ -86,17 +95,17 @@ class Flag:
 
 
 def variable(key: str) -> str:
-    """The environment variable that `key`, as the parser stores it, is read from."""
+    """Environment variable of a setting, by its key as the parser stores it."""
     return f"{ENV_PREFIX}_{key.replace('.', '__').upper()}"
 
 
 def flags_of(settings: type) -> tuple[Flag, ...]:
-    """Every flag of a dataclass of settings, groups entered, in the order of the fields."""
+    """All flags of a settings dataclass and its groups, in field order."""
     return tuple(_walk(settings, None, ""))
 
 
 def build(settings: type[S], values: Mapping[str, Any]) -> S:
-    """The dataclass from one checked value a flag, by the flags' keys."""
+    """Build the dataclass from a checked value for each flag key."""
     return _build(settings, values, "")
 
 
@@ -108,8 +117,8 @@ def _walk(settings: type, defaults: Any, prefix: str) -> Iterator[Flag]:  # noqa
         else:
             many = typing.get_origin(kind) is tuple
             one = typing.get_args(kind)[0] if many else kind
-            meta = field.metadata
-            yield Flag(key, one, many, default, meta["help"], meta.get("least"), meta.get("most"))
+            meta: dict[str, Any] = {name: value for name, value in field.metadata.items() if name != "flag"}
+            yield Flag(key, one, many, default, **meta)
 
 
 def _build(settings: type[S], values: Mapping[str, Any], prefix: str) -> S:
@@ -120,7 +129,7 @@ def _build(settings: type[S], values: Mapping[str, Any], prefix: str) -> S:
 
 
 def _fields(settings: type, prefix: str) -> Iterator[tuple[str, str, type, dataclasses.Field[Any]]]:
-    """Each field's name, key, type and the field; its key may be given by the setting itself."""
+    """Yield each field's name, key, type and the field; `flag` in its metadata overrides the key."""
     types = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
         name = field.metadata.get("flag", field.name)

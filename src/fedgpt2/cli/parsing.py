@@ -1,8 +1,7 @@
-"""A command line read into a frozen dataclass: flag > environment > file > default.
+"""Parse a command line into a settings dataclass: flag > environment > file > default.
 
-jsonargparse does the work; here are the few things it does otherwise than DESIGN asks: a file ranks below the
-environment wherever it is named, `--axons` has no dot, and a complaint is one line.
-Nothing here imports torch, numpy or bittensor: `--help` and a bad flag are answered at once.
+jsonargparse parses; this module adds what it lacks: the file ranks below the environment, `--axons` has no dot, and
+an error is one line. Nothing here imports torch, numpy or bittensor, so `--help` and a bad flag are answered at once.
 """
 
 import argparse
@@ -15,7 +14,8 @@ from typing import Any, TypeVar
 import jsonargparse
 
 from fedgpt2.cli.flags import ENV_PREFIX, UNDOTTED, Flag, build, flags_of
-from fedgpt2.cli.sources import WANTED, read_file, refuse_unknown_environment, suggestion
+from fedgpt2.cli.help import HELP_ALL, HELP_FLAGS, help_text
+from fedgpt2.cli.sources import WANTED, owner, read_file, refuse_unknown_environment, suggestion
 from fedgpt2.errors import UsageError
 
 __all__ = ["parse"]
@@ -23,43 +23,28 @@ __all__ = ["parse"]
 S = TypeVar("S")
 
 
-def parse(settings: type[S], argv: Sequence[str], *, prog: str, about: str) -> S:
-    """The settings that `argv`, the environment and `--config FILE` (TOML) ask for.
+def parse(settings: type[S], argv: Sequence[str], *, prog: str, about: str, example: str = "") -> S:
+    """Settings from `argv`, the environment and `--config FILE` (TOML).
 
-    Raises UsageError, one line, for an unknown or abbreviated flag, a value of the wrong type or out of range,
-    and a file that cannot be read; SystemExit(0) after printing `--help`.
+    Raises UsageError, one line, for an unknown or abbreviated flag, a value of the wrong type or out of range, and a
+    file that cannot be read. `--help` and `--help-all` print `about`, `example` and the flags, and raise SystemExit(0).
     """
     flags = flags_of(settings)
+    if HELP_FLAGS.intersection(argv):
+        print(help_text(flags, prog=prog, about=about, example=example, everything=HELP_ALL in argv))
+        raise SystemExit(0)
     words, file = _take_config(argv)
-    parser = _parser(flags, prog, about)
+    parser = _parser(flags)
     if file:
         parser.set_defaults(read_file(file, flags))
-    if "-h" not in words and "--help" not in words:
-        refuse_unknown_environment(flags)
-        _run(parser, flags, [], source="environment: ")
+    refuse_unknown_environment(flags)
+    _run(parser, flags, [], source="environment: ")
     values = _run(parser, flags, [_dotted(word) for word in words], source="")
     return build(settings, {flag.key: flag.checked(values[flag.dest]) for flag in flags})
 
 
-class _Help(argparse.HelpFormatter):
-    """Plain argparse help, with the undotted names as people write them."""
-
-    def __init__(self, prog: str) -> None:
-        columns = os.environ.get("COLUMNS", "")
-        super().__init__(prog, max_help_position=34, width=min(120, int(columns) if columns.isdecimal() else 100))
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        return _undotted(super()._format_action_invocation(action))
-
-
-def _parser(flags: Sequence[Flag], prog: str, about: str) -> jsonargparse.ArgumentParser:
+def _parser(flags: Sequence[Flag]) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
-        prog=prog,
-        usage=f"{prog} [--config FILE] [--NAME VALUE ...]",
-        description=about,
-        epilog=f"A setting may also stand in the environment (--round.deadline is {ENV_PREFIX}_ROUND__DEADLINE) or in "
-        "the TOML file of --config; flag beats environment beats file beats default. Names are never abbreviated.",
-        formatter_class=_Help,
         default_env=True,
         env_prefix=ENV_PREFIX,
         parser_mode="toml",
@@ -67,32 +52,22 @@ def _parser(flags: Sequence[Flag], prog: str, about: str) -> jsonargparse.Argume
         allow_abbrev=False,
         add_help=False,
     )
-    general = parser.add_argument_group("general")
-    general.add_argument("-h", "--help", action="help", help="show this and leave")
-    groups = {"": general}
     for flag in flags:
-        if flag.group not in groups:
-            groups[flag.group] = parser.add_argument_group(flag.group)
-        groups[flag.group].add_argument(f"--{flag.key}", **_options(flag))
+        parser.add_argument(f"--{flag.key}", **_options(flag))
     return parser
 
 
 def _options(flag: Flag) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "type": flag.kind,
-        "default": list(flag.default) if flag.many else flag.default,
-        "help": f"{flag.help} (default: {flag.shown_default})".replace("%", "%%"),
-        "metavar": "VALUE",
-    }
+    options: dict[str, Any] = {"type": flag.kind, "default": list(flag.default) if flag.many else flag.default}
     if flag.many:
         options |= {"nargs": "+"}
     elif flag.kind is bool:
-        options |= {"nargs": "?", "const": True, "metavar": "true|false"}
+        options |= {"nargs": "?", "const": True}
     return options
 
 
 def _dotted(word: str) -> str:
-    """The word of a command line with an undotted name written in full, as the parser knows it."""
+    """A word of the command line, an undotted flag replaced by its full key."""
     for key, name in UNDOTTED.items():
         if word == f"--{name}" or word.startswith(f"--{name}="):
             return f"--{key}{word.removeprefix(f'--{name}')}"
@@ -106,7 +81,7 @@ def _undotted(text: str) -> str:
 
 
 def _take_config(argv: Sequence[str]) -> tuple[list[str], str]:
-    """`argv` without `--config FILE`, and FILE."""
+    """Split off `--config FILE`: the other words, and FILE."""
     rest, file, words = [], os.environ.get(f"{ENV_PREFIX}_CONFIG", ""), iter(argv)
     for word in words:
         if word == "--config":
@@ -127,12 +102,12 @@ def _run(
         return typing.cast("Mapping[str, Any]", parser.parse_args(words, env=True))
     except argparse.ArgumentError as error:
         raise UsageError(source + _one_line(str(error), flags)) from error
-    except OverflowError as error:  # hundreds of digits where a float belongs
+    except OverflowError as error:  # hundreds of digits for a float
         raise UsageError(f"{source}{error}") from error
 
 
 def _one_line(message: str, flags: Sequence[Flag]) -> str:
-    """The parser's complaint in one line of ours."""
+    """The parser's error in one line."""
     if found := re.match(r"unrecognized arguments: (.*)", message, re.DOTALL):
         return _unknown(found[1].split(), flags)
     names = {flag.dest: flag.name for flag in flags}
@@ -142,9 +117,9 @@ def _one_line(message: str, flags: Sequence[Flag]) -> str:
 
 
 def _unknown(words: Sequence[str], flags: Sequence[Flag]) -> str:
-    names = [flag.name for flag in flags] + ["--config", "--help"]
+    names = [flag.name for flag in flags] + ["--config", "--help", HELP_ALL]
     for word in words:
         if word.startswith("-"):
             name = _undotted(word.partition("=")[0])
-            return f"unknown flag {name}{suggestion(name, names)}"
+            return f"unknown flag {name}{suggestion(name, names) or owner(name)}"
     return f"unexpected argument {words[0]!r}"

@@ -1,4 +1,4 @@
-"""Child processes that end when their parent does, whatever ends it."""
+"""Child processes that end with their parent, however it ends."""
 
 import contextlib
 import ctypes
@@ -13,23 +13,23 @@ from types import TracebackType
 
 import fedgpt2
 
-__all__ = ["Crew"]
+__all__ = ["ProcessGroup"]
 
-_PATIENCE = 4.0  # seconds a child has to put things in order
+_GRACE_SECONDS = 4.0  # between the interrupt and the kill
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class Crew:
-    """The children of a program, by name; a context that leaves none running."""
+class ProcessGroup:
+    """Named child processes of a program; leaving the context ends them all."""
 
     def __init__(self, logs: Path) -> None:
-        """Each child's output goes to `logs`/NAME.log and, its errors apart, NAME.err."""
+        """The output of a child goes to `logs`/NAME.log, its errors to NAME.err."""
         self._logs = logs
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._bind = _binding()
+        self._prepare_child = _child_setup()
         logs.mkdir(parents=True, exist_ok=True)
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> "ProcessGroup":
         return self
 
     def __exit__(
@@ -39,52 +39,52 @@ class Crew:
 
     def start(self, name: str, module: str, flags: Sequence[str]) -> None:
         """Start `python -m module flags`."""
-        with self.log(name).open("wb") as output, self.errors(name).open("wb") as errors, _uninterrupted():
+        with self.log(name).open("wb") as output, self.errors(name).open("wb") as errors, _signals_blocked():
             self._children[name] = subprocess.Popen(  # noqa: S603  (our own interpreter, our own module)
                 [sys.executable, "-m", module, *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,
                 env=_environment(),
-                process_group=0,  # a terminal's Ctrl-C comes to the parent, who passes it on in order
-                preexec_fn=self._bind,
+                process_group=0,  # a terminal's Ctrl-C reaches only the parent, which ends the children in order
+                preexec_fn=self._prepare_child,
             )
 
     def log(self, name: str) -> Path:
-        """Where a child's output goes."""
+        """File with the output of a child."""
         return self._logs / f"{name}.log"
 
     def errors(self, name: str) -> Path:
-        """Where a child's errors go."""
+        """File with the errors of a child."""
         return self._logs / f"{name}.err"
 
-    def last_words(self, name: str) -> str:
-        """The last line a child wrote to its errors; empty for none."""
+    def last_error(self, name: str) -> str:
+        """Last line of a child's errors; empty for none."""
         lines = self.errors(name).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
 
     def pid(self, name: str) -> int:
-        """A child's process."""
+        """Process id of a child."""
         return self._children[name].pid
 
-    def ended(self, name: str) -> int | None:
-        """Exit code of a child that has ended, else None."""
+    def exit_code(self, name: str) -> int | None:
+        """Exit code of a child; None while it runs."""
         return self._children[name].poll()
 
     def wait(self, name: str, seconds: float) -> int | None:
-        """Its exit code, once it has ended; None when it has not within `seconds`."""
+        """Wait up to `seconds` for a child to end; return its exit code, None if it still runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._children[name].wait(seconds)
         return None
 
     def interrupt(self, name: str) -> None:
-        """Ask a child to end, as Ctrl-C does."""
-        if self.ended(name) is None:
+        """Send SIGINT to a child that runs."""
+        if self.exit_code(name) is None:
             self._children[name].send_signal(signal.SIGINT)
 
     def stop(self) -> None:
-        """End all children: asked first, killed when they take too long or we are interrupted again."""
-        until = time.monotonic() + _PATIENCE
+        """End all children: interrupt them, and kill those that run on after a grace period or a second Ctrl-C."""
+        until = time.monotonic() + _GRACE_SECONDS
         try:
             for name in self._children:
                 self.interrupt(name)
@@ -98,36 +98,36 @@ class Crew:
 
 
 def _environment() -> Mapping[str, str]:
-    """Ours, less its settings; the same package; one thread a process, for there are many of them."""
+    """This process's environment without FEDGPT2_ settings, with this package and one OpenMP thread per child."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FEDGPT2_")}
     source = str(Path(fedgpt2.__file__).parents[1])
     path = os.pathsep.join([source, *filter(None, [kept.get("PYTHONPATH")])])
     return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Put signals off while a child is made: one that came in between would leave a child nobody knows."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+def _signals_blocked() -> Iterator[None]:
+    """Delay end signals while a child is started; one in between would leave an unregistered child running."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _binding() -> Callable[[], None]:
-    """What a new child runs first: it hears signals, and dies when we do, even by SIGKILL, where the kernel can."""
+def _child_setup() -> Callable[[], None]:
+    """Code that a new child runs first: unblock signals and, on Linux, request SIGKILL when the parent dies."""
     libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     parent = os.getpid()
 
-    def bind() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _END_SIGNALS)
         if libc is not None:
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we asked
+        if os.getppid() != parent:  # the parent died before the request
             os._exit(1)
 
-    return bind
+    return prepare

@@ -1,4 +1,4 @@
-"""A run directory, opened to read: its model, its rounds, its facts."""
+"""Read a run directory: its model, rounds and facts."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -22,12 +22,12 @@ __all__ = ["StoredRun", "open_model", "open_run"]
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run on disk. What the ledger does not name does not exist."""
+    """A run on disk: only what the ledger names."""
 
     path: Path
     facts: Mapping[str, object]
     shape: ModelShape
-    codec: str  # of the weights that were broadcast
+    codec: str  # of the broadcast weights
     checkpoints: Mapping[int, str]  # round -> folder name, newest first
     head: str  # of the ledger's hash chain
 
@@ -41,9 +41,9 @@ class StoredRun:
                 yield from ledger.records()
 
     def load_model(self, round_: int | None = None) -> tuple["GPT2", int]:
-        """The model as it was broadcast after a round, on the CPU, and that round; None takes the newest checkpoint.
+        """Load the weights broadcast after a round (None: the newest checkpoint) to the CPU; return model and round.
 
-        Raises CheckpointError when there is no such checkpoint, or it is damaged or not the ledger's model.
+        Raises CheckpointError if there is no such checkpoint, it is damaged, or it is not the ledger's model.
         """
         from fedgpt2 import codec
         from fedgpt2.model.gpt2 import GPT2
@@ -59,12 +59,12 @@ class StoredRun:
         weights = load(self.path / "checkpoints", self.checkpoints[number], self.shape.schema(), None).model
         for name, view in model.weights.views.items():
             view.copy_(weights[name])
-        codec.get(self.codec).round_(model.weights.flat)  # what miners had: all that a run says is said of that
+        codec.get(self.codec).round_(model.weights.flat)  # as miners received them: losses and digests refer to that
         self._check(model.weights, number)
         return model, number
 
     def _check(self, weights: "FlatState", number: int) -> None:
-        """Raise CheckpointError unless these are the weights that the ledger names."""
+        """Raise CheckpointError if the ledger names other weights."""
         from fedgpt2.protocol.digests import model_digest
 
         with closing(Ledger(self.path / "ledger.sqlite", reading=True)) as ledger:
@@ -76,7 +76,7 @@ class StoredRun:
 
 
 def open_run(run_dir: str) -> StoredRun:
-    """The run at `--run.dir`. Raises RunDirectoryError, one line, when there is none."""
+    """Open the run at `--run.dir`. Raises RunDirectoryError if there is none."""
     path = path_of("--run.dir", run_dir)
     file = path / "config.json"
     if not file.is_file() or not (path / "ledger.sqlite").is_file():
@@ -92,9 +92,9 @@ def open_run(run_dir: str) -> StoredRun:
 
 
 def open_model(run: StoredRun, round_: int | None = None) -> tuple[StoredRun, "GPT2", int]:
-    """`run.load_model(round_)` of a run that may be going on, and the run as it then stands.
+    """`run.load_model(round_)` for a run that may be active; returns the run as reopened, model and round.
 
-    A validator prunes a checkpoint once it has a newer one, so one that cannot be read is looked for again if so.
+    A validator removes old checkpoints; if one cannot be read and the list has changed, reopen the run and retry.
     """
     while True:
         try:

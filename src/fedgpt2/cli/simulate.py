@@ -1,4 +1,4 @@
-"""`fedgpt2 simulate`: a whole federation in one process, liars included."""
+"""`fedgpt2 simulate`: train with many miners, some of them hostile, in one process."""
 
 import json
 import sys
@@ -16,29 +16,34 @@ if TYPE_CHECKING:
 __all__ = ["Simulate", "main"]
 
 _INTERRUPTED = 130
-_MOST_MINERS = 24  # that a live console has room for
+_MOST_MINERS = 24  # that the live console has room for
 
 
 @dataclass(frozen=True)
 class Simulate(SimulationConfig):
     """Settings of `fedgpt2 simulate`."""
 
-    json: bool = setting(False, "print JSON instead of tables")
+    json: bool = setting(False, "print JSON instead of tables", common=True)
 
     def config(self) -> SimulationConfig:
-        """Without what concerns the command only."""
+        """The settings of the simulation, without those of the command."""
         return SimulationConfig(**{field.name: getattr(self, field.name) for field in fields(SimulationConfig)})
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a simulation and print what came of it; 130 when interrupted, with what there is by then."""
-    about = "Trains a GPT-2 with miners that live in this process, some of which may lie: the validator's own rounds."
-    settings = parse(Simulate, argv, prog="fedgpt2 simulate", about=about)
+    """Run a simulation and print its results; if interrupted, print those so far and return 130."""
+    settings = parse(
+        Simulate,
+        argv,
+        prog="fedgpt2 simulate",
+        about="Train a GPT-2 with miners in this process, some of them hostile, in the validator's own rounds.",
+        example="fedgpt2 simulate --miners 8 --attack sign_flip --byzantine 2 --rounds 20",
+    )
     from fedgpt2.cli.simulate_report import show
     from fedgpt2.event_loop import run
 
     results: list[Result] = []
-    code = run(lambda stop: _play(settings, stop, results))
+    code = run(lambda stop: _simulate(settings, stop, results))
     for result in results:
         if settings.json:
             print(json.dumps(result.document(), allow_nan=False))
@@ -47,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-async def _play(settings: Simulate, stop: "Stop", results: "list[Result]") -> int:
+async def _simulate(settings: Simulate, stop: "Stop", results: "list[Result]") -> int:
     from fedgpt2.observe.factory import observer_for
     from fedgpt2.simulate.program import run_simulation
 

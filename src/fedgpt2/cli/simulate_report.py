@@ -1,4 +1,4 @@
-"""What a simulation came to, as tables."""
+"""Results of a simulation as tables."""
 
 import sys
 from collections import Counter
@@ -8,19 +8,18 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-from fedgpt2.config import SimulationConfig
 from fedgpt2.observe.formatting import loss, short_key
 from fedgpt2.simulate.result import Miner, Result, Round
 
 __all__ = ["show"]
 
-_MOST_MINERS = 24  # that are shown one by one
+_MOST_MINERS = 24  # listed one by one
 _MOST_ROUNDS = 12
-_FATES = ("admitted", "refused", "failed")
+_STATUSES = ("admitted", "refused", "failed")
 
 
 def show(result: Result, out: TextIO) -> None:
-    """Print losses, rounds, and what became of honest and hostile miners."""
+    """Print losses, rounds, and the results of honest and hostile miners."""
     console = Console(file=out, width=None if out.isatty() else 120, soft_wrap=True, highlight=False)
     console.print(_headline(result), markup=False)
     if not result.rounds:
@@ -33,14 +32,12 @@ def show(result: Result, out: TextIO) -> None:
 
 def _headline(result: Result) -> str:
     config, unigram = result.config, result.unigram_loss
-    cast = f"{config.miners} miners, {config.byzantine} of them {config.attack}" if _hostile(config) else ""
+    miners = f"{config.miners} miners"
+    if config.byzantine > 0 and config.attack != "none":
+        miners += f", {config.byzantine} of them {config.attack}"
     beside = "" if unigram is None else f"; a unigram model of the same text: {loss(unigram)}"
-    done = f"{len(result.rounds)} rounds of {cast or f'{config.miners} miners'}, {config.aggregation.rule}"
+    done = f"{len(result.rounds)} rounds of {miners}, {config.aggregation.rule}"
     return f"held-out loss {loss(result.final_val_loss)} after {done}{beside}"
-
-
-def _hostile(config: SimulationConfig) -> bool:
-    return config.byzantine > 0 and config.attack != "none"
 
 
 def _table(left: Sequence[str], right: Sequence[str]) -> Table:
@@ -53,7 +50,7 @@ def _table(left: Sequence[str], right: Sequence[str]) -> Table:
 
 
 def _rounds(rounds: Sequence[Round]) -> Table:
-    """Some of the rounds, those first where the held-out loss was measured."""
+    """Some of the rounds; if the held-out loss was measured, only rounds where it was."""
     names = ("round", "train", "held-out", "hostile share", "cosine", "seconds")
     table = _table((), names)
     table.add_column("weights")
@@ -68,39 +65,42 @@ def _rounds(rounds: Sequence[Round]) -> Table:
 
 
 def _groups(result: Result) -> Table:
-    """Honest and hostile miners, each together."""
-    table = _table(("",), ("miners", *_FATES, "weight a round"))
+    """One row for the honest and one for the hostile miners."""
+    table = _table(("",), ("miners", *_STATUSES, "weight a round"))
     table.add_column("refusals")
     for name, hostile in (("honest", False), ("hostile", True)):
         members = [miner for miner in result.miners if miner.hostile is hostile]
         if members:
-            *fates, refusals = _fates(result, members)
+            *counts, refusals = _counts(result, members)
             weight = f"{sum(miner.weight for miner in members):.3f}"
-            table.add_row(name, str(len(members)), *fates, weight, refusals)
+            table.add_row(name, str(len(members)), *counts, weight, refusals)
     return table
 
 
 def _miners(result: Result) -> Table:
-    """Every miner by rank, those without one last; the weightiest first where nobody is ranked."""
-    table = _table(("miner", ""), ("rank", "rating", *_FATES, "weight a round"))
+    """All miners by rank; unranked ones last, by weight."""
+    table = _table(("miner", ""), ("rank", "rating", *_STATUSES, "weight a round"))
     table.add_column("refusals")
     for miner in sorted(result.miners, key=lambda miner: (miner.rank or sys.maxsize, -miner.weight)):
-        *fates, refusals = _fates(result, [miner])
+        *counts, refusals = _counts(result, [miner])
         kind = "hostile" if miner.hostile else "honest"
         rank = ("-", "-") if miner.rank is None or miner.rating is None else (str(miner.rank), f"{miner.rating:.1f}")
-        table.add_row(short_key(miner.hotkey), kind, *rank, *fates, f"{miner.weight:.3f}", refusals)
+        table.add_row(short_key(miner.hotkey), kind, *rank, *counts, f"{miner.weight:.3f}", refusals)
     return table
 
 
-def _fates(result: Result, miners: Sequence[Miner]) -> list[str]:
-    """How often these were admitted, refused, and failed, and why."""
+def _counts(result: Result, miners: Sequence[Miner]) -> list[str]:
+    """Numbers of admitted, refused and failed answers of these miners, and the reasons."""
     hotkeys = {miner.hotkey for miner in miners}
     accounts = [account for account in result.board.miners.values() if account.hotkey in hotkeys]
     statuses, reasons = Counter[str](), Counter[str]()
     for account in accounts:
         statuses += account.statuses
         reasons += account.reasons
-    return [*(str(statuses[fate]) for fate in _FATES), ", ".join(f"{why} {n}x" for why, n in reasons.most_common())]
+    return [
+        *(str(statuses[status]) for status in _STATUSES),
+        ", ".join(f"{why} {n}x" for why, n in reasons.most_common()),
+    ]
 
 
 def _share(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Settings from a TOML file, and slips of the pen in file and environment found before they are passed over."""
+"""Settings from a TOML file; detection of unknown names in the file and the environment."""
 
 import difflib
 import os
@@ -10,13 +10,15 @@ from fedgpt2.cli.flags import ENV_PREFIX, UNDOTTED, Flag, flags_of, variable
 from fedgpt2.config import MinerConfig, SimulationConfig, ValidatorConfig, path_of
 from fedgpt2.errors import UsageError
 
-__all__ = ["OF_OTHER_COMMANDS", "WANTED", "read_file", "refuse_unknown_environment", "suggestion"]
+__all__ = ["OF_OTHER_COMMANDS", "WANTED", "owner", "read_file", "refuse_unknown_environment", "suggestion"]
 
 WANTED: Mapping[str, str] = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
-_NO_SETTINGS = {f"{ENV_PREFIX}_CONFIG", f"{ENV_PREFIX}_WRITE_GOLDEN"}  # a file of them; the tests' own
+_NO_SETTINGS = {f"{ENV_PREFIX}_CONFIG", f"{ENV_PREFIX}_WRITE_GOLDEN"}  # the file of --config; used by the tests
 
-# settings of the commands that look at a run, by key: they are not imported to read the flags of another
+_PROGRAMS = {"miner": MinerConfig, "validator": ValidatorConfig, "simulate": SimulationConfig}
+
+# keys of the settings of all other commands, listed so that these commands need not be imported
 OF_OTHER_COMMANDS = frozenset(
     [
         "first",
@@ -47,15 +49,15 @@ OF_OTHER_COMMANDS = frozenset(
 
 
 def read_file(file: str, flags: Sequence[Flag]) -> dict[str, Any]:
-    """The settings in a TOML file that these flags know; those of the other programs are left alone.
+    """Read the settings of these flags from a TOML file; settings of other programs are ignored.
 
-    Raises UsageError, one line naming the file: unreadable, not TOML, an unknown setting, a value of another type.
+    Raises UsageError, one line with the file's name: unreadable, not TOML, an unknown setting, a value of another type.
     """
     try:
         table = tomllib.loads(path_of("--config", file).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config {file}: {error.strerror or error}") from error
-    except ValueError as error:  # among them an encoding that is not UTF-8
+    except ValueError as error:  # includes UnicodeDecodeError
         raise UsageError(f"--config {file}: not TOML: {error}") from error
     known = {flag.key: flag for flag in flags}
     everywhere = known.keys() | _keys_of_all_programs()
@@ -69,7 +71,7 @@ def read_file(file: str, flags: Sequence[Flag]) -> dict[str, Any]:
 
 
 def refuse_unknown_environment(flags: Sequence[Flag]) -> None:
-    """Raise UsageError for a variable named like a setting that no command knows; those of another are left alone."""
+    """Raise UsageError for a FEDGPT2_ variable that is no setting of any command."""
     known = {flag.env for flag in (*flags, *_flags_of_all_programs())}
     others = {variable(key) for key in OF_OTHER_COMMANDS}
     for name in os.environ:
@@ -78,14 +80,22 @@ def refuse_unknown_environment(flags: Sequence[Flag]) -> None:
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:
-    """A hint at the name that was probably meant; empty without one."""
+    """The hint `; did you mean NAME?` with the closest of the names; empty if none is close."""
     ordered = sorted(names)
     near = [full for full in ordered if full.startswith(name)] or difflib.get_close_matches(name, ordered, 1, 0.75)
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def owner(name: str) -> str:
+    """The hint which program has the flag `name`; empty if none has."""
+    programs = [
+        program for program, settings in _PROGRAMS.items() if name in {flag.name for flag in flags_of(settings)}
+    ]
+    return f"; it is a setting of fedgpt2 {programs[0]}" if programs else ""
+
+
 def _meant(name: str, known: Iterable[str]) -> str:
-    """As `suggestion`; a name that has no dot on the command line has its group here all the same."""
+    """As `suggestion`, for a variable; flags without a dot have their group's name in the environment."""
     in_full = {variable(short): variable(key) for key, short in UNDOTTED.items()}
     return f"; did you mean {in_full[name]}?" if name in in_full else suggestion(name, known)
 
@@ -93,7 +103,7 @@ def _meant(name: str, known: Iterable[str]) -> str:
 def _typed(file: str, flag: Flag, value: Any) -> Any:  # noqa: ANN401
     if flag.many:
         items = value if isinstance(value, list) else [value]
-        # ports are often written as numbers
+        # TOML files often give ports as numbers
         return [str(item) if type(item) is int else _typed_one(file, flag, item) for item in items]
     return _typed_one(file, flag, value)
 
@@ -119,5 +129,5 @@ def _keys_of_all_programs() -> set[str]:
 
 
 def _flags_of_all_programs() -> Iterator[Flag]:
-    for program in (MinerConfig, ValidatorConfig, SimulationConfig):
+    for program in _PROGRAMS.values():
         yield from flags_of(program)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from threading import Lock
 
-from fedgpt2.config import Data
+from fedgpt2.config import DataSource
 from fedgpt2.data.hub import Hub
 from fedgpt2.data.pages import Pool, SourceFile, check_page, held_out_place, held_out_pools
 from fedgpt2.data.retry import Patience
@@ -161,19 +161,19 @@ class ParquetSource:
         return page + {Pool.ASSIGN: 0, Pool.SCORE: self._ends[-3], Pool.REPORT: self._ends[-2]}[pool]
 
 
-def open_refinedweb(config: Data, store: Store, patience: Patience) -> ParquetSource:
+def open_refinedweb(config: DataSource, store: Store, patience: Patience) -> ParquetSource:
     """Falcon RefinedWeb at `--data.revision`, or the pinned commit. Raises CorpusError."""
     hub = Hub(REFINEDWEB, config.revision or REFINEDWEB_COMMIT, patience)
     shards = hub_shards(hub, _REFINEDWEB_FILES, store)
     return ParquetSource("refinedweb", shards, _REFINEDWEB_COLUMN, store, CREDIT)
 
 
-def open_parquet(pattern: str, config: Data, store: Store, patience: Patience) -> ParquetSource:
+def open_parquet(pattern: str, config: DataSource, store: Store, patience: Patience) -> ParquetSource:
     """The files of `parquet:GLOB`, text in `--data.column`. Raises CorpusError, UsageError for an unknown scheme."""
     return ParquetSource(f"parquet:{config.column}", _shards(pattern, config, store, patience), config.column, store)
 
 
-def _shards(pattern: str, config: Data, store: Store, patience: Patience) -> Shards:
+def _shards(pattern: str, config: DataSource, store: Store, patience: Patience) -> Shards:
     if "://" not in pattern:
         return local_shards(pattern, store)
     found = _HUB_GLOB.fullmatch(pattern)

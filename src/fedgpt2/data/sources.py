@@ -1,6 +1,6 @@
 """From `--data.source` to a source of pages, and to the cache that goes with it."""
 
-from fedgpt2.config import Data
+from fedgpt2.config import DataSource
 from fedgpt2.data.pages import PageSource
 from fedgpt2.data.parquet import ParquetSource, open_parquet, open_refinedweb
 from fedgpt2.data.retry import Patience
@@ -12,7 +12,7 @@ from fedgpt2.errors import UsageError
 __all__ = ["open_source", "open_store"]
 
 
-def open_source(config: Data, patience: Patience | None = None) -> PageSource:
+def open_source(config: DataSource, patience: Patience | None = None) -> PageSource:
     """The source that `--data.source` names; `patience` bounds how long a network is tried.
 
     Raises UsageError for a name that is none, CorpusError where the text cannot be reached or read.
@@ -31,7 +31,7 @@ def open_source(config: Data, patience: Patience | None = None) -> PageSource:
     )
 
 
-def open_store(config: Data, source: PageSource) -> Store | None:
+def open_store(config: DataSource, source: PageSource) -> Store | None:
     """The cache for a source's tokenised pages; None for the embedded corpus, which is faster to tokenise again.
 
     Raises CorpusError where the folder cannot be used.

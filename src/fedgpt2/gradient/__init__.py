@@ -1,1 +1,1 @@
-"""How a miner turns weights and windows into a gradient."""
+"""How a miner computes a gradient from weights and windows."""

@@ -17,7 +17,7 @@ from fedgpt2.model.state import FlatState
 
 __all__ = ["CPU_TOKENS", "Exact"]
 
-CPU_TOKENS = 2048  # most tokens of a micro-batch on a CPU: more is no faster there, and takes memory
+CPU_TOKENS = 2048  # largest micro-batch on a CPU, in tokens: a larger one is no faster there and takes memory
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Exact:
     def __call__(
         self, model: GPT2, windows: Shaped[np.ndarray, "n l"], *, out: FlatState, stop: threading.Event
     ) -> Result:
-        """As `Strategy` says; `stop` is looked at between micro-batches and between blocks of the model."""
+        """See `Strategy`; `stop` is checked between micro-batches and between the model's blocks."""
         tokens = windows.shape[0] * (windows.shape[1] - 1)
         if tokens < 1:
             raise Refused(Reason.COMPUTE_FAILED, "no windows to compute on")
@@ -54,16 +54,16 @@ class Exact:
         return Result(loss, tokens)
 
     def _accumulate(self, model: GPT2, windows: Shaped[np.ndarray, "n l"], total: int, stop: threading.Event) -> float:
-        def beat() -> None:
+        def check_stop() -> None:
             if stop.is_set():
-                raise Refused(Reason.CANCELLED, "the gradient was called off")
+                raise Refused(Reason.CANCELLED, "the gradient was cancelled")
 
         size = self._windows_at_once(model.device, windows.shape[1] - 1)
         loss = 0.0
         for first in range(0, len(windows), size):
-            beat()
+            check_stop()
             tokens = to_tokens(windows[first : first + size], model.device)
-            part = window_loss(model, tokens, divisor=total, precision=self.precision, beat=beat)
+            part = window_loss(model, tokens, divisor=total, precision=self.precision, beat=check_stop)
             part.backward()  # type: ignore[no-untyped-call]
             loss += float(part.detach())
         return loss

@@ -1,7 +1,7 @@
-"""What a gradient strategy is.
+"""The interface of gradient strategies.
 
-The manner is the miner's own affair; the result is not: the mean gradient of the next-token loss over all
-target tokens of the windows, at the weights given.
+A miner may compute in any way; the result is fixed: the mean gradient of the next-token loss over all target tokens of
+the windows, at the given weights.
 """
 
 import threading
@@ -19,7 +19,7 @@ __all__ = ["Result", "Strategy"]
 
 @dataclass(frozen=True)
 class Result:
-    """What a strategy says about its gradient: mean loss (nats a token) and target tokens used."""
+    """Mean loss (nats a token) and number of target tokens of a gradient."""
 
     loss: float
     tokens: int
@@ -27,7 +27,7 @@ class Result:
 
 @runtime_checkable
 class Strategy(Protocol):
-    """Windows to a gradient."""
+    """Computes a gradient from windows."""
 
     def __call__(
         self,
@@ -39,8 +39,8 @@ class Strategy(Protocol):
     ) -> Result:
         """Fill `out` with the mean gradient over the n * (l - 1) target tokens of `windows`.
 
-        `windows` holds token ids [n, l], uint16 or int64; a window of l tokens has l - 1 targets. What
-        `out` held before is lost, also on failure. Raises Refused: CANCELLED soon after `stop` is set,
-        COMPUTE_FAILED when there is no gradient to give.
+        `windows` holds token ids [n, l], uint16 or int64; a window of l tokens has l - 1 targets. `out` is
+        overwritten, also on failure. Raises Refused: CANCELLED soon after `stop` is set, COMPUTE_FAILED when the
+        gradient cannot be computed.
         """
         ...

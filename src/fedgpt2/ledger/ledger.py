@@ -82,7 +82,7 @@ class Ledger:
     def _check_format(self) -> None:
         if self.format != FORMAT:
             raise RunDirectoryError(
-                f"{self._path} has format {self.format}, not {FORMAT}: this version cannot go on with it, choose another "
+                f"{self._path} has format {self.format}, not {FORMAT}: this version cannot continue it, choose another "
                 "--run.dir (`fedgpt2 export` and `fedgpt2 sample` still read its checkpoints)"
             )
 

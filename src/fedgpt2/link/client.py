@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 from yarl import URL
 
-from fedgpt2.config import Limits
+from fedgpt2.config import PeerLimits
 from fedgpt2.errors import Culprit, NetworkError, PeerError, ProtocolError, Reason, Refused
 from fedgpt2.identity.signing import Signer, open_envelope
 from fedgpt2.link.address import Address
@@ -36,7 +36,7 @@ _HEX64 = re.compile(r"[0-9a-f]{64}")
 M = TypeVar("M", bound=Message)
 
 
-def open_session(limits: Limits) -> aiohttp.ClientSession:
+def open_session(limits: PeerLimits) -> aiohttp.ClientSession:
     """A session for any number of axons: no cookies, no proxies from the environment, no unpacking, no total timeout.
 
     Close it with `async with` or `await session.close()`.
@@ -55,7 +55,7 @@ def open_session(limits: Limits) -> aiohttp.ClientSession:
 class AxonClient:
     """Requests to one axon, signed by `signer` and bound to `receiver`."""
 
-    def __init__(self, session: aiohttp.ClientSession, signer: Signer, address: Address, limits: Limits) -> None:
+    def __init__(self, session: aiohttp.ClientSession, signer: Signer, address: Address, limits: PeerLimits) -> None:
         """`receiver` starts as the address's pinned hotkey; `introduce` sets it to the one that was proven."""
         self.address = address
         self.receiver = address.hotkey

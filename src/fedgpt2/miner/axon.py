@@ -18,7 +18,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from fedgpt2 import __version__, codec
-from fedgpt2.config import Limits
+from fedgpt2.config import MinerLimits
 from fedgpt2.errors import PeerError, ProtocolError, Reason, Refused, SetupError, printable
 from fedgpt2.identity.auth import Gate
 from fedgpt2.identity.signing import Signer
@@ -47,7 +47,9 @@ _QUIET_SECONDS = 10.0  # between two lines about refusals for the same reason
 class Axon:
     """The application of one miner."""
 
-    def __init__(self, miner: Miner, signer: Signer, gate: Gate, limits: Limits, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, miner: Miner, signer: Signer, gate: Gate, limits: MinerLimits, say: Callable[[str], None]
+    ) -> None:
         self._miner = miner
         self._signer = signer
         self._gate = gate

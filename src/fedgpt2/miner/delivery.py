@@ -2,7 +2,7 @@
 
 import asyncio
 
-from fedgpt2.config import Limits
+from fedgpt2.config import MinerLimits
 from fedgpt2.errors import Reason, Refused
 from fedgpt2.link.blobs import Blob, Incoming
 from fedgpt2.miner.memory import Memory, StateReceiver
@@ -62,7 +62,7 @@ class BlobCache:
     There is one state buffer: taking another state gives up the one before, so nobody may be reading it then.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: MinerLimits) -> None:
         self._header_limit = limits.header_bytes
         self._manifest: Delivery | None = None
         self._state: StateDelivery | None = None

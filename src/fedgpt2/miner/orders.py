@@ -11,7 +11,7 @@ from math import isfinite
 
 from fedgpt2 import codec
 from fedgpt2.codec import Codec
-from fedgpt2.config import Limits
+from fedgpt2.config import MinerLimits
 from fedgpt2.errors import Reason, Refused
 from fedgpt2.protocol.messages import MANIFEST_CODEC, STRATEGY, BlobRef, Order
 from fedgpt2.protocol.tensors import PREFIX
@@ -65,7 +65,7 @@ class Taken:
 
 
 def check_order(
-    order: Order, work_id: WorkId, *, me: Hotkey, limits: Limits, memory: int, only: ModelShape | None = None
+    order: Order, work_id: WorkId, *, me: Hotkey, limits: MinerLimits, memory: int, only: ModelShape | None = None
 ) -> Plan:
     """The plan for an order, if it is for `me`, well-formed and within what this machine can do.
 
@@ -132,7 +132,7 @@ def physical_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _check_shape(shape: ModelShape, limits: Limits) -> None:
+def _check_shape(shape: ModelShape, limits: MinerLimits) -> None:
     """Bounds first: until they hold, nothing as large as the schema may be built."""
     sides: Mapping[str, int] = {
         "n_embd": shape.n_embd,
@@ -166,7 +166,7 @@ def _check_memory(schema: Schema, state_codec: Codec, memory: int) -> None:
         raise _unsupported(f"weights and gradient take {2 * fp32 + staged} bytes, this machine has {memory}")
 
 
-def _state_codec(order: Order, schema: Schema, limits: Limits) -> Codec:
+def _state_codec(order: Order, schema: Schema, limits: MinerLimits) -> Codec:
     """The codec of the state, which is one full blob of the length that schema and codec imply."""
     if len(order.state) != 1 or order.state[0].base is not None:
         raise Refused(Reason.UNSUPPORTED_CODEC, "a state in parts or as a delta; one full blob is taken here")
@@ -178,7 +178,7 @@ def _state_codec(order: Order, schema: Schema, limits: Limits) -> Codec:
     return known
 
 
-def _check_assignment(order: Order, limits: Limits) -> None:
+def _check_assignment(order: Order, limits: MinerLimits) -> None:
     assignment = order.assignment
     if not 2 <= assignment.manifest_length <= MANIFEST_BYTES:
         raise Refused(Reason.TOO_LARGE, f"manifest of {assignment.manifest_length} bytes, at most {MANIFEST_BYTES}")

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from fedgpt2.config import Axon as AxonSettings
-from fedgpt2.config import Data, MinerConfig, path_of
+from fedgpt2.config import DataSource, MinerConfig, path_of
 from fedgpt2.data.pages import PageSource
 from fedgpt2.data.sources import open_source, open_store
 from fedgpt2.data.store import Store
@@ -104,7 +104,7 @@ def _journal(config: MinerConfig, signer: Signer) -> OrderJournal:
     return OrderJournal(path_of("--run.dir", config.run.dir) / signer.hotkey)
 
 
-def _open_text(config: Data) -> tuple[PageSource, Store | None]:
+def _open_text(config: DataSource) -> tuple[PageSource, Store | None]:
     source = open_source(config)
     return source, open_store(config, source)
 

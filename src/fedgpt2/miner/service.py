@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from fedgpt2.config import Limits
+from fedgpt2.config import MinerLimits
 from fedgpt2.errors import Reason, Refused, printable
 from fedgpt2.identity.signing import open_envelope
 from fedgpt2.miner.delivery import BlobCache, Delivery
@@ -32,7 +32,7 @@ class Miner:
         self,
         tools: MinerContext,
         journal: OrderJournal,
-        limits: Limits,
+        limits: MinerLimits,
         say: Callable[[str], None],
         only: ModelShape | None = None,
     ) -> None:

@@ -1,1 +1,1 @@
-"""The only optimizer, and its learning rate; only a validator imports this room."""
+"""The validator's optimizer and its learning rate; miners never import this room."""

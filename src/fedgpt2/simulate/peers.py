@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedgpt2.aggregation.combine import terms
-from fedgpt2.aggregation.pipeline import pipeline
+from fedgpt2.aggregation.registry import pipeline
 from fedgpt2.data.assignment import Assignment
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.data.tokens import Tokens

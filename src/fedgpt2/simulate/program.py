@@ -32,8 +32,7 @@ from fedgpt2.observe.board import Board, Recorder
 from fedgpt2.observe.observer import Observer, RunEnd, RunStart
 from fedgpt2.ranking.table import ranks
 from fedgpt2.simulate.attacks.base import Attack
-from fedgpt2.simulate.attacks.names import NAMES
-from fedgpt2.simulate.attacks.registry import liars
+from fedgpt2.simulate.attacks.registry import ATTACKS, build_attack
 from fedgpt2.simulate.honest_miners import Behaviour, Engine, HonestMiners
 from fedgpt2.simulate.instrumentation import Gauge, WatchedTraining
 from fedgpt2.simulate.participants import Participants, draw_participants, draws, validator_signer
@@ -109,8 +108,8 @@ async def run_simulation(
 
 def _check(config: SimulationConfig) -> None:
     """Raise UsageError for a cast that cannot be."""
-    known = (NONE, ABSENT, *NAMES)
-    if config.attack not in known:
+    known = (NONE, ABSENT, *ATTACKS.names)
+    if config.attack not in known and ":" not in config.attack:
         raise UsageError(f"--attack {config.attack}: no such attack; one of {', '.join(known)}")
     if config.byzantine >= config.miners:
         raise UsageError(f"--byzantine {config.byzantine}: fewer than --miners {config.miners}, or nobody is honest")
@@ -189,7 +188,7 @@ class _Play:
 def _liars(config: SimulationConfig, attack: Callable[[], Attack] | None) -> Attack | None:
     if attack is not None:
         return attack()
-    return None if config.attack in (NONE, ABSENT) else liars(config.attack)
+    return None if config.attack in (NONE, ABSENT) else build_attack(config.attack)
 
 
 @contextmanager

@@ -10,10 +10,10 @@ __all__ = ["assign_slots"]
 
 
 def assign_slots(ctx: RunContext, connected: Sequence[ConnectedMiner], number: int) -> list[tuple[ConnectedMiner, int]]:
-    """The miners of round `number` with their slots, by slot; suspended ones and those without a slot are left out.
+    """The miners of round `number` with their slots, by slot, without suspended ones and those that got no slot.
 
-    A slot is a lease: it is free again when its miner was not connected for `data.lease` rounds. Raises NoMinersError where
-    every slot is leased to another miner.
+    A slot is a lease: it is free again when its miner was not connected for `data.lease` rounds. Raises NoMinersError
+    where every slot is leased to another miner.
     """
     data, ledger = ctx.config.data, ctx.directory.ledger
     slots = ledger.lease_slots([miner.hotkey for miner in connected], number, data.max_slots, data.lease)

@@ -9,7 +9,7 @@ its deadline, and no remaining minority decides the model alone.
 
 from collections.abc import Iterable, Sequence
 
-from fedgpt2.aggregation.pipeline import SMALLEST
+from fedgpt2.aggregation.combine import SMALLEST
 from fedgpt2.errors import Reason
 from fedgpt2.protocol.round_record import RoundRecord
 from fedgpt2.types import Hotkey

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgpt2.aggregation.pipeline import PIPELINES, byzantine
+from fedgpt2.aggregation.combine import byzantine
+from fedgpt2.aggregation.registry import RULES
 from fedgpt2.cli.bench.byzfl_rules import VERSION, installed
 from fedgpt2.cli.bench.report import Row, interleave, ratios, report
 from fedgpt2.cli.bench.worker import Worker
-from fedgpt2.cli.openmp import SPINS
+from fedgpt2.cli.process import SPIN_COUNT
 from fedgpt2.config import Model
 from fedgpt2.errors import DiskFullError
 
@@ -32,7 +33,7 @@ _N = 16
 _NOISE = 3.0
 _CHUNK = 1 << 22  # values of a row written at once
 _PEER_D = 10_000_000
-_OURS = ("mean", "read", *PIPELINES)
+_OURS = ("read", *RULES.names)
 _PEERS = ("krum", "geometric_median", "trimmed_mean", "nnm_geometric_median", "nnm_trimmed_mean")
 _BESIDE = ("mean", "default", "krum", "geometric_median", "trimmed_mean", "nnm_trimmed_mean")
 _TARGETS = {"default/mean": 4.0, "mean/read": 2.0, "default/byzfl.nnm_geometric_median": 0.1}
@@ -70,7 +71,7 @@ def _measure(folder: Path, d: int, repeats: int, ours: Sequence[str], peers: Seq
         worker = stack.enter_context(Worker.start("fedgpt2", _MODULE, "fedgpt2", *where))
         turns = {rule + suffix: partial(turn, worker, rule, rule + suffix) for rule in ours}
         if peers:
-            other = stack.enter_context(Worker.start("byzfl", _MODULE, "byzfl", *where, unset=(SPINS,)))
+            other = stack.enter_context(Worker.start("byzfl", _MODULE, "byzfl", *where, unset=(SPIN_COUNT,)))
             turns |= {f"byzfl.{rule}": partial(turn, other, rule, f"byzfl.{rule}") for rule in peers}
         seconds = interleave(turns, repeats)
     return [_row(name, times, answers[name], d, group) for name, times in seconds.items()]

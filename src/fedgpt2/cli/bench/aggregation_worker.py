@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedgpt2.aggregation.combine import byzantine
 from fedgpt2.aggregation.gram import norm
-from fedgpt2.aggregation.mean import token_weights, weighted_mean
-from fedgpt2.aggregation.pipeline import PIPELINES, byzantine
+from fedgpt2.aggregation.registry import RULES
 from fedgpt2.cli.bench.byzfl_rules import byzfl_rules
 from fedgpt2.cli.bench.worker import peak_mb, release, serve
 from fedgpt2.model.hardware import prepare, set_threads
@@ -31,17 +31,13 @@ Candidate = Callable[[], object]
 
 
 def fedgpt2_candidates(rows: list[Tensor]) -> Mapping[str, Candidate]:
-    """Ours: reading everything once, the mean, and every pipeline."""
+    """Ours: reading everything once, and every rule."""
     norms = [norm(row) for row in rows]
-    weights = token_weights([1] * len(rows))
     out = torch.zeros_like(rows[0])
     f = byzantine(len(rows), 0)
-    candidates: dict[str, Candidate] = {
-        "mean": lambda: weighted_mean(rows, weights, out),
-        "read": lambda: [float(row.sum()) for row in rows],
-    }
-    for name, pipeline in PIPELINES.items():
-        candidates[name] = partial(pipeline, rows, norms, f, out)
+    candidates: dict[str, Candidate] = {"read": lambda: [float(row.sum()) for row in rows]}
+    for name in RULES.names:
+        candidates[name] = partial(RULES[name], rows, norms, f, out)
     return candidates
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedgpt2.cli.bench.report import Row, interleave, ratios, report
 from fedgpt2.cli.bench.worker import Worker
-from fedgpt2.cli.openmp import SPINS
+from fedgpt2.cli.process import SPIN_COUNT
 from fedgpt2.config import Data, Model
 from fedgpt2.errors import UsageError
 from fedgpt2.types import ModelShape
@@ -113,7 +113,7 @@ def run(preset: str, repeats: int, as_json: bool, tokens: int = 2048, steps: int
 
 def _unset(name: str) -> tuple[str, ...]:
     """What others are not given: they wait as they are shipped."""
-    return () if name.startswith("fedgpt2") else (SPINS,)
+    return () if name.startswith("fedgpt2") else (SPIN_COUNT,)
 
 
 def _measure(

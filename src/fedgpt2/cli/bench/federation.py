@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedgpt2.cli.demo_miners import draw
-from fedgpt2.cli.process_group import Crew
+from fedgpt2.cli.demo_miners import free_ports
+from fedgpt2.cli.process_group import ProcessGroup
 from fedgpt2.errors import SetupError
 
 __all__ = ["Federation", "Stay", "federation"]
@@ -34,7 +34,7 @@ class Federation:
     """Miners that listen on `ports`, and the folder that holds everything: wallets/, miners/, logs/ and runs."""
 
     folder: Path
-    crew: Crew
+    processes: ProcessGroup
     ports: tuple[int, ...]
 
     def train(self, run: str, *flags: str, miners: int = 0, seconds: float = 0.0, limit: float = 600.0) -> Stay:
@@ -46,24 +46,24 @@ class Federation:
         ports = self.ports[: miners or None]
         crowd = ("--axons", *map(str, ports), "--round.min_miners", str(len(ports)))
         where = ("--wallet.name", "validator", *_wallets(self.folder), "--run.dir", str(self.run(run)))
-        self.crew.start("validator", "fedgpt2", ("validator", *_COMMON, *where, *crowd, "--run.plain", *flags))
+        self.processes.start("validator", "fedgpt2", ("validator", *_COMMON, *where, *crowd, "--run.plain", *flags))
         began, asked, peak = time.monotonic(), False, 0.0
-        while (code := self.crew.wait("validator", _TICK)) is None:
-            peak = max(peak, _peak_mb(self.crew.pid("validator")))
+        while (code := self.processes.wait("validator", _TICK)) is None:
+            peak = max(peak, _peak_mb(self.processes.pid("validator")))
             spent = time.monotonic() - began
             if seconds and spent > seconds and not asked:
-                self.crew.interrupt("validator")
+                self.processes.interrupt("validator")
                 asked = True
             if spent > (seconds + _CLOSING if seconds else limit):
-                raise SetupError(f"the validator did not end in time; its logs: {self.crew.log('validator')}")
+                raise SetupError(f"the validator did not end in time; its logs: {self.processes.log('validator')}")
         if code:
-            raise SetupError(f"the validator ended: {self.crew.last_words('validator')}")
+            raise SetupError(f"the validator ended: {self.processes.last_error('validator')}")
         lines = (self.run(run) / "rounds.jsonl").read_text().splitlines()
         return Stay([json.loads(line) for line in lines], peak)
 
     def miner_peak_mb(self) -> float:
         """The most memory any of the miners has had resident, MB of 10^6 bytes."""
-        return max(_peak_mb(self.crew.pid(f"miner-{number}")) for number in range(1, len(self.ports) + 1))
+        return max(_peak_mb(self.processes.pid(f"miner-{number}")) for number in range(1, len(self.ports) + 1))
 
     def run(self, name: str) -> Path:
         """The run directory of that name."""
@@ -73,13 +73,13 @@ class Federation:
 @contextmanager
 def federation(folder: Path, miners: int, *flags: str) -> Iterator[Federation]:
     """`miners` miners with `flags`, on free ports; they end with the context, and so does a validator."""
-    ports = draw(miners, 0, hostile=False).ports
-    with Crew(folder / "logs") as crew:
+    ports = free_ports(miners)
+    with ProcessGroup(folder / "logs") as processes:
         for number, port in enumerate(ports, 1):
             who = ("--wallet.name", "miners", "--wallet.hotkey", f"M{number}", *_wallets(folder))
             where = ("--axon.port", str(port), "--run.dir", str(folder / "miners"))
-            crew.start(f"miner-{number}", "fedgpt2", ("miner", *_COMMON, *who, *where, *flags))
-        yield Federation(folder, crew, ports)
+            processes.start(f"miner-{number}", "fedgpt2", ("miner", *_COMMON, *who, *where, *flags))
+        yield Federation(folder, processes, ports)
 
 
 def _peak_mb(process: int) -> float:

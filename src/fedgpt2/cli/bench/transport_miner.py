@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedgpt2.cli.bench.async_worker import MEMORY, serve_async
-from fedgpt2.config import PRESETS, Axon, Data, MinerConfig, Wallet
+from fedgpt2.config import PRESETS, Axon, DataSource, MinerConfig, Wallet
 from fedgpt2.data.pages import Pool
 from fedgpt2.data.sources import open_source
 from fedgpt2.data.tokens import TokenCache
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 async def _serve(folder: Path, seed: int, stop: Stop) -> int:
     wallet = Wallet("miners", f"M{seed}", str(folder / "wallets"))
-    config = MinerConfig(wallet=wallet, axon=Axon(port=0), data=Data(source="sample"))
+    config = MinerConfig(wallet=wallet, axon=Axon(port=0), data=DataSource(source="sample"))
     workshop = Trainer(prepare("cpu"), Resting(seed))
     signer = Signer(open_hotkey(wallet, create=True, notice=lambda _: None))
     source = open_source(config.data)

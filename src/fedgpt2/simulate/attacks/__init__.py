@@ -1,1 +1,1 @@
-"""Attacks of hostile miners, each registered by name."""
+"""Attacks of hostile miners, each registered by name in `registry`."""

@@ -1,7 +1,6 @@
-"""What f liars who know every honest gradient, and each other, can send instead of their own.
+"""Attack formulas of the literature: f hostile rows from all honest gradients, `(honest, f, rng, …) -> hostile`.
 
-Pure functions `(honest, f, rng, …) -> hostile`, but for what they draw from rng. All but `gaussian`, `opt_ipm` and
-`opt_alie` give f equal rows, which count as one vote; liars who want all of theirs send them `apart`.
+All but `opt_ipm` and `opt_alie` give f equal rows, which get one vote together; `apart` adds noise enough for f votes.
 
 Letters: h honest gradients, f hostile ones, d parameters.
 """
@@ -9,8 +8,6 @@ Letters: h honest gradients, f hostile ones, d parameters.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from types import MappingProxyType
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,39 +17,25 @@ from torch import Tensor
 from fedgpt2.simulate.attacks.gradient_stats import moments
 
 __all__ = [
-    "ATTACKS",
-    "Attack",
     "Defence",
     "alie",
     "apart",
-    "gaussian",
     "ipm",
     "mimic",
     "min_max",
     "opt_alie",
     "opt_ipm",
-    "scale",
     "search",
     "sign_flip",
     "z_max",
-    "zero",
 ]
 
 Defence = Callable[[Float32[Tensor, "n d"], int], Float32[Tensor, " d"]]  # rows, f -> their aggregate
 
-_EVALUATIONS = 20  # of the defence, in a line search
-_COARSE = 0.6  # of them, over the whole range; the others close in on the best
+_EVALUATIONS = 20  # of the defence, per line search
+_COARSE = 0.6  # share of them that is spread over the whole range; the others refine the best one
 _HALVINGS = 20  # of an interval: six digits
-_MARGIN = 1e-5  # of a distance: what its rounding leaves open
-
-
-@runtime_checkable
-class Attack(Protocol):
-    """What f liars send."""
-
-    def __call__(self, honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, "f d"]:
-        """f rows, from all honest ones."""
-        ...
+_MARGIN = 1e-5  # relative rounding error of a distance
 
 
 def sign_flip(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, "f d"]:
@@ -94,8 +77,9 @@ def opt_ipm(
 ) -> Float32[Tensor, "f d"]:
     """`ipm` of the strength that moves the aggregate of `defence` furthest from the honest mean, sent `apart`.
 
-    After González, Guerraoui, Pinot, Rizk, Stephan, Taïani, "ByzFL", 2025, arXiv 2505.24802, whose steps double while
-    they gain, and so run past the weak strengths that robust rules let through; here a coarse search comes first.
+    After González, Guerraoui, Pinot, Rizk, Stephan, Taïani, "ByzFL", 2025, arXiv 2505.24802. Their search doubles the
+    strength while damage grows and so misses weak strengths that robust rules let through; here a coarse search over
+    the range comes first.
     """
     mean = honest.mean(0)
     search = _Search(honest, f, rng, defence)
@@ -109,7 +93,7 @@ def opt_alie(
     defence: Defence,
     evaluations: int = _EVALUATIONS,
 ) -> Float32[Tensor, "f d"]:
-    """`alie` of the strength, of either sign, that moves the aggregate furthest (search as in `opt_ipm`)."""
+    """`alie` of the strength and sign that move the aggregate furthest; see `opt_ipm` for the search."""
     of = moments(honest)
     mean, std = of.mean, of.std
     search = _Search(honest, f, rng, defence)
@@ -136,33 +120,14 @@ def min_max(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Flo
 
 
 def mimic(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, "f d"]:
-    """What one honest miner sends: the one furthest out along the direction in which honest gradients differ most.
+    """The honest gradient that is furthest out along the direction in which honest gradients differ most.
 
     Karimireddy, He, Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", 2022,
-    arXiv 2006.09365; the direction is exact here, not an estimate over rounds.
+    arXiv 2006.09365; here the direction is exact instead of estimated over rounds.
     """
     h = len(honest)
     _, directions = np.linalg.eigh(moments(honest).span.inner[1 : h + 1, 1 : h + 1])
     return _same(honest[int(np.abs(directions[:, -1]).argmax())], f)
-
-
-def gaussian(
-    honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator, strength: float = 1.0
-) -> Float32[Tensor, "f d"]:
-    """Noise that is `strength` times as long as an honest gradient, independent from liar to liar."""
-    return _noise(f, honest.shape[1], rng) * (strength * _typical(honest))
-
-
-def zero(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, "f d"]:
-    """Nothing: a free rider."""
-    return torch.zeros(f, honest.shape[1])
-
-
-def scale(
-    honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator, strength: float = 1e6
-) -> Float32[Tensor, "f d"]:
-    """strength mean: the right direction, out of all proportion."""
-    return _same(honest.mean(0) * strength, f)
 
 
 def apart(
@@ -170,14 +135,14 @@ def apart(
 ) -> Float32[Tensor, "f d"]:
     """`hostile` with noise `by` times as long as each row or as a typical honest one, whichever is shorter.
 
-    Enough not to be taken for copies of each other, little enough to change nothing else.
+    Enough noise to be in no cluster, too little to change the effect of the rows.
     """
     lengths: Tensor = hostile.norm(dim=1, keepdim=True).clamp(max=_typical(honest))
     return hostile + _noise(len(hostile), hostile.shape[1], rng) * (by * lengths)
 
 
 def z_max(h: int, f: int) -> float:
-    """Strength at which as many honest values as a majority needs are still expected beyond the liars' (`alie`)."""
+    """The strength of `alie` beyond which enough honest values for a majority are still expected."""
     n = h + f
     supporters = n // 2 + 1 - f
     share = min(max((h - supporters) / h, 1e-3), 1 - 1e-3)
@@ -185,10 +150,10 @@ def z_max(h: int, f: int) -> float:
 
 
 def search(damage: Callable[[float], float], evaluations: int, between: tuple[float, float]) -> tuple[float, float]:
-    """The most damage found and the strength that does it, among `evaluations` strengths of a range tried by ratios.
+    """The most damage found, and its strength, among `evaluations` strengths spaced by ratios over a range.
 
-    A coarse search comes first; the rest closes in on its best. Of strengths that do as much, the weakest counts:
-    where a rule clips, all beyond some strength do.
+    A coarse search comes first; the remaining evaluations refine its best. Among equal strengths the weakest is
+    chosen, since a clipping rule makes all strong ones equal.
     """
     coarse = max(2, round(_COARSE * evaluations))
     step = (between[1] / between[0]) ** (1.0 / (coarse - 1))
@@ -199,20 +164,6 @@ def search(damage: Callable[[float], float], evaluations: int, between: tuple[fl
             tried[x] = damage(x)
     x = _worst(tried)
     return tried[x], x
-
-
-ATTACKS: Mapping[str, Attack] = MappingProxyType(
-    {
-        "sign_flip": sign_flip,
-        "ipm": ipm,
-        "alie": alie,
-        "min_max": min_max,
-        "mimic": mimic,
-        "gaussian": gaussian,
-        "zero": zero,
-        "scale": scale,
-    }
-)  # those that need no knowledge of the defence
 
 
 def _worst(tried: Mapping[float, float]) -> float:
@@ -236,7 +187,7 @@ def _typical(honest: Tensor) -> float:
 
 @dataclass(frozen=True)
 class _Search:
-    """Trials of a defence that the liars can run themselves."""
+    """Trials of a defence that is known as a function."""
 
     honest: Tensor
     f: int
@@ -246,7 +197,7 @@ class _Search:
     def furthest(
         self, row: Callable[[float], Tensor], evaluations: int, between: tuple[float, float]
     ) -> tuple[float, Tensor]:
-        """The most damage of f rows near row(x), over x in a range searched by ratios, and those rows."""
+        """The most damage of f rows near row(x) for x in a range, and those rows."""
         sent: dict[float, Tensor] = {}
 
         def damage(x: float) -> float:
@@ -257,7 +208,7 @@ class _Search:
         return done, sent[x]
 
     def _trial(self, row: Tensor) -> tuple[float, Tensor]:
-        """How far the aggregate lies from the honest mean, and what was sent."""
+        """Distance of the aggregate from the honest mean, and the hostile rows."""
         hostile = apart(_same(row, self.f), self.honest, self.rng)
         aggregate = self.defence(torch.cat([self.honest, hostile]), self.f)
         return float((aggregate - self.honest.mean(0)).norm()), hostile

@@ -1,6 +1,6 @@
-"""Liars who send vectors made of the honest gradients of the round.
+"""Attacks whose rows are combinations of the honest gradients of the round.
 
-Letters: h honest gradients, f liars, d parameters.
+Letters: h honest gradients, f hostile miners, d parameters.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,89 +11,120 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from fedgpt2.errors import PeerError
-from fedgpt2.simulate.attacks import formulas as attacks
+from fedgpt2.simulate.attacks import formulas
 from fedgpt2.simulate.attacks.base import RoundView, Submission
-from fedgpt2.simulate.attacks.buffers import VOTE, SendBuffers, seal
+from fedgpt2.simulate.attacks.buffers import DISTINCT, SendBuffers, seal
 from fedgpt2.simulate.attacks.formulas import Defence
 from fedgpt2.simulate.attacks.probe import probe
 
-__all__ = ["AIMS", "Aim", "Copies", "Line", "Noise", "Opt", "Together", "opt_alie", "opt_ipm"]
+__all__ = [
+    "Copies",
+    "Line",
+    "Noise",
+    "SameRow",
+    "Strongest",
+    "alie",
+    "ipm",
+    "ipm_100",
+    "mimic",
+    "min_max",
+    "minus_mean",
+    "opt_alie",
+    "opt_ipm",
+    "sign_flip",
+]
 
-Aim = Callable[[Float32[Tensor, "h d"], int, torch.Generator], Float32[Tensor, " d"]]  # honest, f, rng -> one row
+Target = Callable[[Float32[Tensor, "h d"], int, torch.Generator], Float32[Tensor, " d"]]  # honest, f, rng -> one row
 Dense = Callable[[Float32[Tensor, "h d"], int, torch.Generator, Defence], Float32[Tensor, "f d"]]
 
 
-def _alie(honest: Tensor, f: int, rng: torch.Generator) -> Tensor:
-    return attacks.alie(honest, 1, rng, strength=attacks.z_max(len(honest), f))[0]
+def sign_flip(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, " d"]:
+    """Minus the honest mean, h / f + 1 times as long: the plain mean of all rows then points the other way.
 
-
-def _sign_flip(honest: Tensor, f: int, rng: torch.Generator) -> Tensor:
-    """So much that a plain mean of all is turned: half as long and in the right direction it would be to Adam, whose
-    steps do not depend on length, as if nobody had lied.
+    A shorter row would only halve that mean, which does not change the steps of Adam.
     """
-    return attacks.ipm(honest, 1, rng, strength=len(honest) / f + 1.0)[0]
+    return formulas.ipm(honest, 1, rng, strength=len(honest) / f + 1.0)[0]
 
 
-AIMS: dict[str, Aim] = {
-    "sign_flip": _sign_flip,
-    "sign_flip_1": lambda honest, f, rng: attacks.sign_flip(honest, 1, rng)[0],
-    "ipm": lambda honest, f, rng: attacks.ipm(honest, 1, rng)[0],
-    "ipm_100": lambda honest, f, rng: attacks.ipm(honest, 1, rng, strength=100.0)[0],
-    "alie": _alie,
-    "min_max": lambda honest, f, rng: attacks.min_max(honest, 1, rng)[0],
-    "mimic": lambda honest, f, rng: attacks.mimic(honest, 1, rng)[0],
-}
+def minus_mean(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, " d"]:
+    """Minus the honest mean."""
+    return formulas.sign_flip(honest, 1, rng)[0]
+
+
+def ipm(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, " d"]:
+    """`formulas.ipm`, one row."""
+    return formulas.ipm(honest, 1, rng)[0]
+
+
+def ipm_100(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, " d"]:
+    """`formulas.ipm` of strength 100, one row."""
+    return formulas.ipm(honest, 1, rng, strength=100.0)[0]
+
+
+def alie(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, " d"]:
+    """`formulas.alie` with z_max, one row."""
+    return formulas.alie(honest, 1, rng, strength=formulas.z_max(len(honest), f))[0]
+
+
+def min_max(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, " d"]:
+    """`formulas.min_max`, one row."""
+    return formulas.min_max(honest, 1, rng)[0]
+
+
+def mimic(honest: Float32[Tensor, "h d"], f: int, rng: torch.Generator) -> Float32[Tensor, " d"]:
+    """`formulas.mimic`, one row."""
+    return formulas.mimic(honest, 1, rng)[0]
 
 
 @dataclass
-class Together:
-    """All of them aim at one row, each with a vote of its own, or nearly alike."""
+class SameRow:
+    """All hostile miners send one row: with noise enough for a vote each, or as near-copies with one vote."""
 
-    aim: Aim
+    target: Target
     alike: bool = False
-    desk: SendBuffers = field(default_factory=SendBuffers)
+    buffers: SendBuffers = field(default_factory=SendBuffers)
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
         """The row, from each."""
-        row = self.aim(scene.honest(), scene.f, scene.rng)
-        return self.desk.alike(scene, row) if self.alike else self.desk.apart(scene, row)
+        row = self.target(view.honest(), view.f, view.rng)
+        return self.buffers.alike(view, row) if self.alike else self.buffers.apart(view, row)
 
 
 @dataclass
 class Noise:
-    """Noise as long as an honest gradient."""
+    """Gaussian noise with the norm of an honest gradient."""
 
-    desk: SendBuffers = field(default_factory=SendBuffers)
+    buffers: SendBuffers = field(default_factory=SendBuffers)
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
-        """Noise, from each its own."""
-        length = float(torch.stack([row.norm() for row in scene.honest()]).median())
-        for row, noise in zip(self.desk.rows(scene), self.desk.noise(scene), strict=True):
-            torch.mul(noise, length, out=row)
-        return self.desk.sealed(scene)
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
+        """Independent noise from each."""
+        norm = float(torch.stack([row.norm() for row in view.honest()]).median())
+        for row, noise in zip(self.buffers.rows(view), self.buffers.noise(view), strict=True):
+            torch.mul(noise, norm, out=row)
+        return self.buffers.sealed(view)
 
 
 @dataclass
 class Copies:
-    """Each sends what an honest miner sends, as it is or with noise `by` times as long."""
+    """Each hostile miner sends an honest miner's gradient, with noise `by` times its norm."""
 
     by: float = 0.0
-    desk: SendBuffers = field(default_factory=SendBuffers)
+    buffers: SendBuffers = field(default_factory=SendBuffers)
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
-        """The first liar copies the first honest miner, and so on."""
-        honest = scene.honest()
-        copied = [honest[i % len(honest)] for i in range(scene.f)]
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
+        """The first hostile miner copies the first honest one, and so on."""
+        honest = view.honest()
+        copied = [honest[i % len(honest)] for i in range(view.f)]
         if not self.by:
-            return [seal(order, row) for order, row in zip(scene.orders, copied, strict=True)]
-        for row, noise, out in zip(copied, self.desk.noise(scene), self.desk.rows(scene), strict=True):
+            return [seal(order, row) for order, row in zip(view.orders, copied, strict=True)]
+        for row, noise, out in zip(copied, self.buffers.noise(view), self.buffers.rows(view), strict=True):
             torch.add(row, noise, alpha=self.by * float(row.norm()), out=out)
-        return self.desk.sealed(scene)
+        return self.buffers.sealed(view)
 
 
 @dataclass(frozen=True)
 class Line:
-    """Candidates: strength x aims at mean * mean + std * x * std, or at x * mean * mean where std is 0."""
+    """Candidate rows by strength x: mean * mean + std * x * std, or x * mean * mean where std is 0."""
 
     mean: float
     std: float
@@ -106,39 +137,39 @@ class Line:
 
 
 @dataclass
-class Opt:
-    """The candidate, of several lines, that moves the rule furthest, each with noise of its own."""
+class Strongest:
+    """The candidate of several lines that moves the rule's result furthest, each miner with noise of its own."""
 
     lines: Sequence[Line]
-    dense: Dense  # the same search where the rule is known as a function only
-    desk: SendBuffers = field(default_factory=SendBuffers)
+    dense: Dense  # the same search for a rule that is known only as a function
+    buffers: SendBuffers = field(default_factory=SendBuffers)
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
-        """The worst that was found."""
-        honest = scene.honest()
-        if scene.pipeline is None:
-            rows = self.dense(honest, scene.f, scene.rng, scene.defence)
-            return [seal(order, row) for order, row in zip(scene.orders, rows, strict=True)]
-        noise = self.desk.noise(scene)
-        rule = probe(honest, noise, scene.pipeline, scene.rng)
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
+        """The most harmful row found."""
+        honest = view.honest()
+        if view.pipeline is None:
+            rows = self.dense(honest, view.f, view.rng, view.defence)
+            return [seal(order, row) for order, row in zip(view.orders, rows, strict=True)]
+        noise = self.buffers.noise(view)
+        rule = probe(honest, noise, view.pipeline, view.rng)
         _, mean, std = max(self._worst(line, rule.damage) for line in self.lines)
         row = rule.of.mean * mean
         row.add_(rule.of.std, alpha=std)
-        length = VOTE * float(row.norm())
-        for own, out in zip(noise, self.desk.rows(scene), strict=True):
-            torch.add(row, own, alpha=length, out=out)
-        return self.desk.sealed(scene)
+        norm = DISTINCT * float(row.norm())
+        for own, out in zip(noise, self.buffers.rows(view), strict=True):
+            torch.add(row, own, alpha=norm, out=out)
+        return self.buffers.sealed(view)
 
     def _worst(self, line: Line, damage: Callable[[float, float], float]) -> tuple[float, float, float]:
-        done, x = attacks.search(lambda x: damage(*line.at(x)), line.evaluations, line.between)
+        done, x = formulas.search(lambda x: damage(*line.at(x)), line.evaluations, line.between)
         return (done, *line.at(x))
 
 
-def opt_ipm() -> Opt:
-    """`attacks.opt_ipm`, from inner products where the rule allows it."""
-    return Opt([Line(-1.0, 0.0, (0.1, 100.0), 20)], attacks.opt_ipm)
+def opt_ipm() -> Strongest:
+    """`formulas.opt_ipm`, by inner products where the rule is a pipeline."""
+    return Strongest([Line(-1.0, 0.0, (0.1, 100.0), 20)], formulas.opt_ipm)
 
 
-def opt_alie() -> Opt:
-    """`attacks.opt_alie`, from inner products where the rule allows it."""
-    return Opt([Line(1.0, sign, (0.25, 8.0), 10) for sign in (1.0, -1.0)], attacks.opt_alie)
+def opt_alie() -> Strongest:
+    """`formulas.opt_alie`, by inner products where the rule is a pipeline."""
+    return Strongest([Line(1.0, sign, (0.25, 8.0), 10) for sign in (1.0, -1.0)], formulas.opt_alie)

@@ -1,4 +1,4 @@
-"""Mean, spread and inner products of all honest gradients, in one pass: what most attacks are made of.
+"""Mean, standard deviation and inner products of the honest gradients, in one pass.
 
 Letters: h honest gradients, d parameters, k further directions.
 """
@@ -15,13 +15,13 @@ from fedgpt2.aggregation.span import Float64, Span
 
 __all__ = ["Moments", "moments"]
 
-_BLOCK = 1 << 15  # values of each row at a time: with 16 rows 2 MiB, which a cache holds
-_LANES = 4  # a product of 13 rows takes twice as long as one of 16
+_BLOCK = 1 << 15  # values of each row at a time: with 16 rows 2 MiB, which fits the cache
+_LANES = 4  # rows are padded to a multiple: a product of 13 rows takes twice as long as one of 16
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of h gradients: their mean and standard deviation, coordinate by coordinate, and a span around that mean.
+    """Mean and standard deviation of h gradients, coordinate by coordinate, and a span about that mean.
 
     The span's vectors are the h gradients, then mean + std, then mean + each further direction.
     """
@@ -33,11 +33,11 @@ class Moments:
 
     @property
     def honest(self) -> Span:
-        """The h gradients alone."""
+        """The span of the h gradients alone."""
         return self.span.mixed(np.eye(self.h, self.span.m))
 
     def point(self, mean: float, std: float = 0.0, along: Sequence[float] = ()) -> Float64:
-        """Coefficients, one a vector of the span, of mean * mean + std * std + sum_j along_j direction_j."""
+        """Coefficients, one per vector of the span, of mean * mean + std * std + sum_j along_j direction_j."""
         coefficients = np.zeros(self.span.m)
         coefficients[self.h] = std
         coefficients[self.h + 1 : self.h + 1 + len(along)] = along
@@ -46,10 +46,10 @@ class Moments:
 
 
 def moments(honest: Float32[Tensor, "h d"], directions: Sequence[Float32[Tensor, " d"]] = ()) -> Moments:
-    """The moments of `honest` (at least one row, of norms whose squares fp32 holds).
+    """The moments of `honest` (at least one row; squares of norms must fit fp32).
 
-    Products of deviations from the mean, not of the gradients: so distances are right to 1e-5 however near each
-    other these lie. fp32 within a block, float64 across blocks.
+    Inner products are of deviations from the mean, so that distances have a relative error of 1e-5 however close the
+    gradients are. Sums are in fp32 within a block and in float64 across blocks.
     """
     h, d = honest.shape
     rows = h + 2 + len(directions)

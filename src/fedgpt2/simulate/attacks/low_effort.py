@@ -1,6 +1,6 @@
-"""Liars who compute gradients, but not those they were asked for.
+"""Attacks that compute real gradients, but not those that were asked for.
 
-Letters: f liars, d parameters, n windows of l tokens.
+Letters: f hostile miners, d parameters, n windows of l tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,141 +20,141 @@ from fedgpt2.simulate.attacks.buffers import SendBuffers, seal
 from fedgpt2.types import ModelShape
 
 __all__ = [
-    "First",
-    "Old",
+    "ConstantReplay",
+    "Each",
+    "HiddenStale",
     "Sybils",
     "SybilsApart",
-    "Working",
-    "bound",
-    "everyone",
-    "first",
-    "own",
-    "pooled",
+    "first_gradient",
+    "for_each",
+    "own_gradient",
+    "pooled_gradient",
     "random_tokens",
     "scaled",
-    "scrap",
-    "split",
+    "scaled_to_bound",
+    "split_work",
+    "tiny_batch",
 ]
 
-Work = Callable[[RoundView, int], Float32[Tensor, " d"]]  # scene, which liar -> what it sends
+Work = Callable[[RoundView, int], Float32[Tensor, " d"]]  # round, index of a hostile miner -> the row it sends
 
-_SCRAP = 8  # parts of the text, one of which is used
+_TINY = 8  # parts of the text, one of which is used
 _OLDEST = 10  # rounds
 
 
 @dataclass(frozen=True)
-class Working:
-    """Each sends what it works out by itself."""
+class Each:
+    """Each hostile miner sends a row of its own."""
 
     work: Work
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
-        """One row a liar."""
-        return everyone(scene, self.work)
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
+        """One row per miner."""
+        return for_each(view, self.work)
 
 
 @dataclass(frozen=True)
 class Sybils:
-    """One honest gradient in all their names."""
+    """All hostile miners send one honest gradient."""
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
-        """The first one's, from each."""
-        row = own(scene, 0)
-        return everyone(scene, lambda scene, i: row)
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
+        """The first miner's gradient, from each."""
+        row = own_gradient(view, 0)
+        return for_each(view, lambda view, i: row)
 
 
 @dataclass
 class SybilsApart:
-    """One row, the work of one miner, in all their names, each with noise enough for a vote of its own."""
+    """All hostile miners send one row, the work of one miner, each with noise enough for a vote."""
 
     row: Callable[[RoundView], Float32[Tensor, " d"]]
-    desk: SendBuffers = field(default_factory=SendBuffers)
+    buffers: SendBuffers = field(default_factory=SendBuffers)
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
         """The row, from each."""
-        return self.desk.apart(scene, self.row(scene))
+        return self.buffers.apart(view, self.row(view))
 
 
 @dataclass
-class First:
-    """What each honestly computed in its first round, for ever."""
+class ConstantReplay:
+    """Each hostile miner sends the honest gradient of its first round in every round."""
 
-    kept: dict[str, Tensor] = field(default_factory=dict)  # by hotkey: not all are at work in every round
+    kept: dict[str, Tensor] = field(default_factory=dict)  # by hotkey: not all take part in every round
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
-        """The first rounds' rows."""
-        return everyone(scene, self._first)
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
+        """The rows of each miner's first round."""
+        return for_each(view, self._first)
 
-    def _first(self, scene: RoundView, i: int) -> Tensor:
-        hotkey = scene.orders[i].receiver
+    def _first(self, view: RoundView, i: int) -> Tensor:
+        hotkey = view.orders[i].receiver
         if hotkey not in self.kept:
-            self.kept[hotkey] = own(scene, i)
+            self.kept[hotkey] = own_gradient(view, i)
         return self.kept[hotkey]
 
 
 @dataclass
-class Old:
-    """Gradients at weights kept for ten rounds, said to be at those of now."""
+class HiddenStale:
+    """Gradients at weights kept for ten rounds, sent as gradients at the current ones."""
 
     weights: Tensor | None = None
     since: int = 0
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
-        """Weights one to ten rounds old, once there are any."""
-        if self.weights is None or scene.round - self.since > _OLDEST:
-            older = scene.before
-            self.weights = (scene.weights if older is None else older).clone()
-            self.since = scene.round if older is None else scene.round - 1
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
+        """Gradients at weights one to ten rounds old; in the first round there are none older."""
+        if self.weights is None or view.round - self.since > _OLDEST:
+            older = view.before
+            self.weights = (view.weights if older is None else older).clone()
+            self.since = view.round if older is None else view.round - 1
         weights = self.weights
-        return everyone(scene, lambda scene, i: scene.gradient(weights, scene.windows(i)))
+        return for_each(view, lambda view, i: view.gradient(weights, view.windows(i)))
 
 
-def everyone(scene: RoundView, work: Work) -> Sequence[Submission]:
-    """What `work` gives each of them, as answers."""
-    return [seal(order, work(scene, i)) for i, order in enumerate(scene.orders)]
+def for_each(view: RoundView, work: Work) -> Sequence[Submission]:
+    """The row that `work` gives for each hostile miner, as submissions."""
+    return [seal(order, work(view, i)) for i, order in enumerate(view.orders)]
 
 
-def first(scene: RoundView) -> Float32[Tensor, " d"]:
-    """The honest gradient of the first liar."""
-    return own(scene, 0)
+def first_gradient(view: RoundView) -> Float32[Tensor, " d"]:
+    """The honest gradient of the first hostile miner."""
+    return own_gradient(view, 0)
 
 
-def pooled(scene: RoundView) -> Float32[Tensor, " d"]:
-    """The gradient of one miner's amount of text, an equal part of each liar's."""
-    texts = [scene.windows(i) for i in range(scene.f)]
+def pooled_gradient(view: RoundView) -> Float32[Tensor, " d"]:
+    """One gradient over as much text as one miner has, an equal part of each hostile miner's."""
+    texts = [view.windows(i) for i in range(view.f)]
     fewest = min(map(len, texts))
-    return scene.gradient(scene.weights, np.concatenate([_part(text[:fewest], scene.f) for text in texts]))
+    return view.gradient(view.weights, np.concatenate([_part(text[:fewest], view.f) for text in texts]))
 
 
-def own(scene: RoundView, i: int) -> Float32[Tensor, " d"]:
-    """The honest gradient of liar `i`."""
-    return scene.gradient(scene.weights, scene.windows(i))
+def own_gradient(view: RoundView, i: int) -> Float32[Tensor, " d"]:
+    """The honest gradient of hostile miner i."""
+    return view.gradient(view.weights, view.windows(i))
 
 
-def scrap(scene: RoundView, i: int) -> Float32[Tensor, " d"]:
-    """Liar i's gradient on an eighth of its text: whole windows, or the beginning of one."""
-    return scene.gradient(scene.weights, _part(scene.windows(i), _SCRAP))
+def tiny_batch(view: RoundView, i: int) -> Float32[Tensor, " d"]:
+    """Miner i's gradient on an eighth of its text: whole windows, or the beginning of one."""
+    return view.gradient(view.weights, _part(view.windows(i), _TINY))
 
 
-def split(scene: RoundView, i: int) -> Float32[Tensor, " d"]:
-    """Liar i's gradient on a part of its text, such that all of them together do one miner's work."""
-    return scene.gradient(scene.weights, _part(scene.windows(i), scene.f))
+def split_work(view: RoundView, i: int) -> Float32[Tensor, " d"]:
+    """Miner i's gradient on 1 / f of its text: all hostile miners together do the work of one."""
+    return view.gradient(view.weights, _part(view.windows(i), view.f))
 
 
-def random_tokens(scene: RoundView, i: int) -> Float32[Tensor, " d"]:
-    """A gradient on as many windows as were assigned, of tokens drawn evenly from the vocabulary."""
-    return scene.gradient(scene.weights, _drawn(scene.windows(i), scene.orders[i].model, scene.rng))
+def random_tokens(view: RoundView, i: int) -> Float32[Tensor, " d"]:
+    """A gradient on as many windows as were assigned, of tokens drawn uniformly from the vocabulary."""
+    return view.gradient(view.weights, _drawn(view.windows(i), view.orders[i].model, view.rng))
 
 
-def scaled(scene: RoundView, i: int) -> Float32[Tensor, " d"]:
-    """The gradient of random tokens, a million times as long."""
-    return random_tokens(scene, i) * 1e6
+def scaled(view: RoundView, i: int) -> Float32[Tensor, " d"]:
+    """The gradient of random tokens, multiplied by a million."""
+    return random_tokens(view, i) * 1e6
 
 
-def bound(scene: RoundView, i: int) -> Float32[Tensor, " d"]:
-    """The same, as long as admission takes by default."""
-    row = random_tokens(scene, i)
-    return row * (0.999 * Limits().gradient_norm / max(norm(row), 1e-30))  # as exact as the bound itself
+def scaled_to_bound(view: RoundView, i: int) -> Float32[Tensor, " d"]:
+    """The gradient of random tokens, scaled to just below the default norm limit of admission."""
+    row = random_tokens(view, i)
+    return row * (0.999 * Limits().gradient_norm / max(norm(row), 1e-30))
 
 
 def _part(windows: Tokens, parts: int) -> Tokens:

@@ -1,9 +1,9 @@
-"""Liars whose answers are wrong as messages, or are none: what admission is there for.
+"""Attacks whose submissions are invalid messages or invalid values, or that send nothing: admission stops them.
 
-What is wrong does not depend on any gradient; it is made up once and sent for ever.
+Nothing invalid depends on a gradient, so it is made once and sent every round.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,36 +17,45 @@ from fedgpt2.simulate.attacks.base import RoundView, Submission
 from fedgpt2.simulate.attacks.buffers import seal
 from fedgpt2.types import Digest, Schema
 
-__all__ = ["HEADERS", "VALUES", "Headers", "Late", "Oversize", "Stale", "Values", "misnamed", "mistyped", "reshaped"]
+__all__ = [
+    "Headers",
+    "Late",
+    "Oversize",
+    "Stale",
+    "Values",
+    "fill_denormal",
+    "fill_one",
+    "wrong_dtypes",
+    "wrong_names",
+    "wrong_shapes",
+]
 
-_NOBODYS = Digest("0" * 64)
+_UNKNOWN = Digest("0" * 64)
 
 
 @dataclass
 class Values:
-    """Rows of the same values every round, a little different from liar to liar."""
+    """Rows of the same values every round, a little different from miner to miner."""
 
-    fill: Callable[[Tensor, int], object]  # a row of zeros, which liar
+    fill: Callable[[Tensor, int], object]  # fills a row of zeros, for the miner of an index
     _kept: list[Tensor] = field(default_factory=list, init=False)
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
         """The rows."""
-        for i in range(len(self._kept), scene.f):
-            self._kept.append(torch.zeros_like(scene.weights))
+        for i in range(len(self._kept), view.f):
+            self._kept.append(torch.zeros_like(view.weights))
             self.fill(self._kept[i], i)
-        return [seal(order, row) for order, row in zip(scene.orders, self._kept, strict=False)]
+        return [seal(order, row) for order, row in zip(view.orders, self._kept, strict=False)]
 
 
-def _one(value: float) -> Callable[[Tensor, int], object]:
+def fill_one(value: float) -> Callable[[Tensor, int], object]:
+    """Fills one value of a row, another one for each miner; with 1e-30 rows are as good as zero, but no duplicates."""
     return lambda row, i: row[i % len(row)].fill_(value)
 
 
-VALUES: Mapping[str, Callable[[Tensor, int], object]] = {
-    "zero": lambda row, i: row[i % len(row)].fill_(1e-30),  # all zeros twice would be one answer twice
-    "nan": _one(float("nan")),
-    "inf": _one(float("inf")),
-    "denormal": lambda row, i: row.fill_(1e-40 * (i + 1)),
-}
+def fill_denormal(row: Tensor, i: int) -> Tensor:
+    """Fill a row with denormal numbers."""
+    return row.fill_(1e-40 * (i + 1))
 
 
 @dataclass(frozen=True)
@@ -55,37 +64,30 @@ class Headers:
 
     header: Callable[[Order], bytes]
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
-        """The same from each: it is refused before its bytes are looked at."""
-        honest = [seal(order, torch.zeros_like(scene.weights)) for order in scene.orders[:1]]
-        return [replace(honest[0], header=self.header(order), parent=Digest(order.parent)) for order in scene.orders]
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
+        """The same from each miner: it is refused before its bytes are compared."""
+        honest = [seal(order, torch.zeros_like(view.weights)) for order in view.orders[:1]]
+        return [replace(honest[0], header=self.header(order), parent=Digest(order.parent)) for order in view.orders]
 
 
-def misnamed(order: Order) -> bytes:
+def wrong_names(order: Order) -> bytes:
     """One tensor under another name."""
     schema = dict(order.model.schema())
     schema["wte.wait"] = schema.pop("wte.weight")
     return write_header(schema, _dtype(order))
 
 
-def reshaped(order: Order) -> bytes:
+def wrong_shapes(order: Order) -> bytes:
     """The embedding transposed."""
     return write_header(_transposed(order.model.schema()), _dtype(order))
 
 
-def mistyped(order: Order) -> bytes:
+def wrong_dtypes(order: Order) -> bytes:
     """Integers of the size of the floats asked for."""
     dtype = _dtype(order)
     header = write_header(order.model.schema(), dtype)
     other = {"F32": "I32", "BF16": "I16"}[dtype]
     return header.replace(f'"{dtype}"'.encode(), f'"{other}"'.encode()).ljust(len(header))
-
-
-HEADERS: Mapping[str, Callable[[Order], bytes]] = {
-    "wrong_names": misnamed,
-    "wrong_shapes": reshaped,
-    "wrong_dtypes": mistyped,
-}
 
 
 @dataclass
@@ -94,32 +96,32 @@ class Oversize:
 
     _zeros: bytearray = field(default_factory=bytearray, init=False)
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
-        """Zeros without end, nearly."""
-        order = scene.orders[0]
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
+        """Zeros."""
+        order = view.orders[0]
         codec = answer_codec(order, order.model.schema())
         header = codec.header(order.model.schema())
         wanted = order.caps.answer_bytes + 1 - len(header)
         if len(self._zeros) != wanted:
             self._zeros = bytearray(wanted)
         data = memoryview(self._zeros)
-        return [Submission(header, data, codec.name, Digest(order.parent)) for order in scene.orders]
+        return [Submission(header, data, codec.name, Digest(order.parent)) for order in view.orders]
 
 
 @dataclass
 class Stale:
-    """An answer that says itself that it is over the weights of the round before; in the first, over nobody's.
+    """A submission that names the weights of the round before; in the first round, weights that never were.
 
-    Its numbers are zeros: nobody fetches them.
+    Its values are zeros: the validator does not fetch them.
     """
 
-    _parent: Digest = field(default=_NOBODYS, init=False)
+    _parent: Digest = field(default=_UNKNOWN, init=False)
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
-        """The same from each."""
-        parent, self._parent = self._parent, Digest(scene.orders[0].parent)
-        sealed = seal(scene.orders[0], torch.zeros_like(scene.weights))
-        return [replace(sealed, parent=parent) for _ in scene.orders]
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
+        """The same from each miner."""
+        parent, self._parent = self._parent, Digest(view.orders[0].parent)
+        sealed = seal(view.orders[0], torch.zeros_like(view.weights))
+        return [replace(sealed, parent=parent) for _ in view.orders]
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,9 @@ class Late:
 
     detail: str
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
-        """No answer from any."""
-        return [Refused(Reason.LATE, self.detail) for _ in scene.orders]
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
+        """No submission from any miner."""
+        return [Refused(Reason.LATE, self.detail) for _ in view.orders]
 
 
 def _dtype(order: Order) -> str:

@@ -1,6 +1,6 @@
-"""Liars whose harm is in what they do over many rounds.
+"""Attacks that plan over many rounds.
 
-Letters: h honest gradients, f liars, d parameters, n miners.
+Letters: h honest gradients, f hostile miners, d parameters.
 """
 
 from collections.abc import Sequence
@@ -12,65 +12,65 @@ from torch import Tensor
 from fedgpt2.errors import PeerError
 from fedgpt2.simulate.attacks.base import RoundView, Submission
 from fedgpt2.simulate.attacks.buffers import SendBuffers
-from fedgpt2.simulate.attacks.from_gradients import AIMS
+from fedgpt2.simulate.attacks.from_gradients import sign_flip
 from fedgpt2.simulate.attacks.gradient_stats import moments
-from fedgpt2.simulate.attacks.low_effort import everyone, own
+from fedgpt2.simulate.attacks.low_effort import for_each, own_gradient
 
 __all__ = ["ScoreAware", "TimeCoupled"]
 
-_VOTE = 0.3  # noise by the spread of honest gradients: copies are nearer to each other than 0.2 of their distances
-_TRUSTED = 0.75  # of an equal share: rules that choose give an honest miner all or nothing in a single round
-_REMEMBERED = 0.7  # of their standing a round
-_PATIENT = 3  # honest rounds at least, before they attack
-_BOLD = 2  # rounds of attack
+_NOISE = 0.3  # over the spread of honest gradients: the rows stay outside clusters (nearer than 0.2 of distances)
+_TRUSTED = 0.75  # of an equal share; some rules give an honest miner all or nothing in a single round
+_DECAY = 0.7  # of the running mean of shares, per round
+_HONEST_ROUNDS = 3  # at least, before an attack
+_ATTACK_ROUNDS = 2
 
 
 @dataclass
 class TimeCoupled:
-    """The mean plus the same small bias every round: too little to see in any, all of it in the same direction.
+    """The honest mean plus the same small bias every round: invisible in one round, adding up over many.
 
-    The direction is against the honest mean of the first round, which no later gradient quite repeats. Bias and noise
-    together take each as far from the mean as the median honest gradient is.
+    The bias points against the honest mean of the first round. Bias and noise together take each row as far from the
+    mean as the median honest gradient is.
     """
 
-    desk: SendBuffers = field(default_factory=SendBuffers)
+    buffers: SendBuffers = field(default_factory=SendBuffers)
     _direction: Tensor | None = field(default=None, init=False)
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
-        """The row, from each with noise of its own."""
-        of = moments(scene.honest())
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
+        """The row, from each miner with noise of its own."""
+        of = moments(view.honest())
         if self._direction is None:
             self._direction = -of.mean / max(float(of.mean.norm()), 1e-30)
         spread = float(torch.from_numpy(of.honest.distances_to(of.point(1.0)[: of.h])).median())
-        noise = _VOTE * spread
+        noise = _NOISE * spread
         row = torch.add(of.mean, self._direction, alpha=(spread**2 - noise**2) ** 0.5)
-        for out, own_noise in zip(self.desk.rows(scene), self.desk.noise(scene), strict=True):
+        for out, own_noise in zip(self.buffers.rows(view), self.buffers.noise(view), strict=True):
             torch.add(row, own_noise, alpha=noise, out=out)
-        return self.desk.sealed(scene)
+        return self.buffers.sealed(view)
 
 
 @dataclass
 class ScoreAware:
-    """Honest until they weigh what honest miners do, then two rounds of `sign_flip`, then honest again."""
+    """Honest until its weight is that of honest miners, then two rounds of `sign_flip`, then honest again."""
 
-    desk: SendBuffers = field(default_factory=SendBuffers)
-    standing: float = 0.0  # running mean of their share of an aggregate, by an equal one
-    _honest: int = field(default=0, init=False)  # rounds on end
-    _attacks: int = field(default=0, init=False)  # rounds still to come
+    buffers: SendBuffers = field(default_factory=SendBuffers)
+    standing: float = 0.0  # running mean of its share of an aggregate over an equal share
+    _honest: int = field(default=0, init=False)  # consecutive honest rounds
+    _attacks: int = field(default=0, init=False)  # rounds of attack still to come
 
-    def __call__(self, scene: RoundView) -> Sequence[Submission | PeerError]:
+    def __call__(self, view: RoundView) -> Sequence[Submission | PeerError]:
         """Honest gradients or an attack."""
-        self._look(scene)
-        if not self._attacks and self._honest >= _PATIENT and self.standing >= _TRUSTED:
-            self._attacks, self._honest = _BOLD, 0
+        self._update_standing(view)
+        if not self._attacks and self._honest >= _HONEST_ROUNDS and self.standing >= _TRUSTED:
+            self._attacks, self._honest = _ATTACK_ROUNDS, 0
         if self._attacks:
             self._attacks -= 1
-            return self.desk.apart(scene, AIMS["sign_flip"](scene.honest(), scene.f, scene.rng))
+            return self.buffers.apart(view, sign_flip(view.honest(), view.f, view.rng))
         self._honest += 1
-        return everyone(scene, own)
+        return for_each(view, own_gradient)
 
-    def _look(self, scene: RoundView) -> None:
-        """Take in what became of the last round, if it was an honest one."""
-        if self._honest and scene.aggregate is not None:
-            share = sum(scene.shares) / max(1, scene.f) * (scene.f + len(scene.honest()))
-            self.standing = _REMEMBERED * self.standing + (1.0 - _REMEMBERED) * share
+    def _update_standing(self, view: RoundView) -> None:
+        """Add the shares of the last round, if it was an honest one."""
+        if self._honest and view.aggregate is not None:
+            share = sum(view.shares) / max(1, view.f) * (view.f + len(view.honest()))
+            self.standing = _DECAY * self.standing + (1.0 - _DECAY) * share

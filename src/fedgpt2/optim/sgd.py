@@ -1,0 +1,32 @@
+"""Gradient descent without momentum or weight decay."""
+
+from jaxtyping import Float32
+from torch import Tensor
+
+from fedgpt2.config import Optimizer
+from fedgpt2.model.state import FlatState
+from fedgpt2.optim.base import TensorState
+
+__all__ = ["SGD"]
+
+
+class SGD:
+    """w <- w - lr g."""
+
+    def __init__(self, config: Optimizer) -> None:
+        """No setting but the learning rate is used."""
+
+    def init(self, weights: FlatState) -> dict[str, FlatState]:
+        """No state."""
+        return {}
+
+    def update(
+        self,
+        gradient: Float32[Tensor, "*shape"],
+        state: TensorState,
+        weights: Float32[Tensor, "*shape"],
+        lr: float,
+        steps: int,
+    ) -> tuple[Float32[Tensor, "*shape"], TensorState]:
+        """Subtract lr times the gradient, in place."""
+        return weights.sub_(gradient, alpha=lr), state

@@ -1,0 +1,1 @@
+"""Scores of contributions, attacks on them and ratings, computed from recorded inner products of short trainings."""

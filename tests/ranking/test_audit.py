@@ -1,0 +1,322 @@
+"""Grounded credit: an honest gradient knows its own text; what was made without that text earns nothing in the end."""
+
+import math
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+from fedgpt2.ranking.audit import (
+    ENOUGH,
+    HIGHEST,
+    LEAST,
+    LOWEST,
+    TELLING,
+    Known,
+    Told,
+    grounding,
+    groundings,
+    heard,
+)
+from fedgpt2.ranking.evidence import Audit, Evidence, as_row, read_evidence
+from fedgpt2.ranking.marks import Mark, RoundOutcome
+from fedgpt2.ranking.sample import choose
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedgpt2.ranking.credit import Credit
+from fedgpt2.ranking.rating import Rating
+from fedgpt2.ranking.reliability import Average
+from fedgpt2.ranking.table import Standing, Table, advance, fold, ranks
+from tests.ranking.worlds import AGGREGATE, evidence, rule
+
+D, HONEST = 400, 8
+LENGTH = 0.01
+SEEDS = st.integers(0, 10_000)
+OWN = Mark(RoundOutcome.OWN, 1.0, Credit(raw=0.5, added=0.1, own=0.9))
+
+
+def audit(hotkey: str, text: np.ndarray, x: np.ndarray) -> Audit:
+    """What the validator would measure where the loss of a text is linear, `text` its gradient."""
+    drop = LENGTH * float(text @ x / np.linalg.norm(x))
+    return Audit(hotkey=hotkey, windows=(0,), before=5.0, after=5.0 - drop, length=LENGTH)
+
+
+def audited(shown: dict[str, list[float]], tokens: dict[str, int] | None = None) -> dict[str, Known]:
+    """Miners whose audits showed this, round by round; the first ones of all come first."""
+    told = {name: Known(Told(), (tokens or {}).get(name, 1024)) for name in shown}
+    for number in range(max((len(values) for values in shown.values()), default=0)):
+        told = after(told, {name: values[number] for name, values in shown.items() if number < len(values)}, number + 1)
+    return told
+
+
+def after(known: dict[str, Known], found: dict[str, float], number: int) -> dict[str, Known]:
+    """The same miners after a round in which audits showed this."""
+    told = heard(known, found, known.keys(), number)
+    return {name: replace(each, told=told.get(name, each.told)) for name, each in known.items()}
+
+
+def test_a_middle_of_miners_most_of_whom_use_no_text_is_taken_for_half_an_honest_one() -> None:
+    told = Told(Average(0.3, 1.0), last_shown=2 * 1024 * TELLING, last_round=1)  # after very many audits
+    known = {name: Known(told, 1024) for name in "abc"}
+    drawn = (8 * 0.3 + 0.25 * 0.5) / (8 + 0.25)
+    wanted = (drawn / 0.5 - LEAST) / (ENOUGH - LEAST)
+    assert groundings(known) == {name: pytest.approx(wanted) for name in "abc"}
+
+
+def told_of(times: int, part: float) -> Told:
+    """What is left of many audits that all showed this part of the median, of 1."""
+    found = audited({"honest": [1.0] * times, "other": [1.0] * times, "it": [part] * times})
+    return found["it"].told
+
+
+def world(rounds: int, seed: int, lie: str, sample: int = 3) -> list[Evidence]:
+    """Honest miners and three that know all honest gradients of the round, and send what their own text has no part in.
+
+    mean: of the honest gradients, better than any of them; noisy: one honest gradient and noise enough for a vote.
+    """
+    draw = np.random.default_rng(seed)
+    last, made = draw.normal(size=D), []
+    for number in range(1, rounds + 1):
+        true = draw.normal(size=D)
+        g = true + draw.normal(size=D)  # it has noise of its own
+        texts = {f"h{i}": true + 2.0 * draw.normal(size=D) for i in range(HONEST)}
+        texts |= {f"liar{i}": true + 2.0 * draw.normal(size=D) for i in range(3)}
+        honest = [texts[f"h{i}"] for i in range(HONEST)]
+        model = np.mean(honest, axis=0) if lie == "mean" else honest[0]
+        xs = {name: text for name, text in texts.items() if name[0] == "h"}
+        xs |= {f"liar{i}": model + 0.25 * np.linalg.norm(model) * draw.normal(size=D) / D**0.5 for i in range(3)}
+        asked = draw.choice(sorted(xs), sample, replace=False).tolist() if sample else []
+        round_ = evidence(number, xs, g, [(AGGREGATE, last)])
+        audits = tuple(audit(name, texts[name], xs[name]) for name in asked)
+        made.append(msgspec.structs.replace(round_, audits=audits))
+        last = np.mean(list(xs.values()), axis=0)
+    return made
+
+
+def liars_places(rounds: list[Evidence]) -> list[int]:
+    return [line.rank for line in ranks(fold(rounds, rule()).table) if line.hotkey.startswith("liar")]
+
+
+@pytest.mark.parametrize("lie", ["mean", "noisy"])
+def test_who_made_it_without_its_own_text_ends_below_every_honest_miner(lie: str) -> None:
+    for seed in range(3):
+        assert min(liars_places(world(30, seed, lie))) == HONEST + 1
+
+
+def test_without_audits_a_mean_of_the_others_would_be_the_best() -> None:
+    assert liars_places(world(30, 0, "mean", sample=0)) == [1, 2, 3]
+
+
+def test_what_was_won_before_audits_told_is_not_paid() -> None:
+    """Good work for 30 rounds, then a mean of the others: the rating is still the old one, the score is not."""
+    draw, standing = np.random.default_rng(5), Standing(Rating(40.0, 1.0), grounded=told_of(20, 1.0))
+    fooled = evidence(2, {name: draw.normal(size=D) for name in ("a", "b", "c", "liar")}, draw.normal(size=D))
+    told = replace(standing, grounded=told_of(60, 0.0))
+    table = Table(1, {name: told if name == "liar" else standing for name in ("a", "b", "c", "liar")})
+    after, entries = advance(table, fooled, rule())
+    lines = {line.hotkey: line for line in ranks(after)}
+    assert entries["liar"].trusted == lines["liar"].trusted < 0.05
+    assert lines["liar"].rank == 4
+    assert lines["liar"].rating > 38.0
+    assert lines["liar"].score < 0.05 * lines["a"].score
+
+
+@given(SEEDS)
+def test_honest_miners_lose_next_to_nothing_by_audits(seed: int) -> None:
+    standings = fold(world(12, seed, "mean"), rule()).table.standings
+    found = groundings({name: Known(s.grounded, 1024) for name, s in standings.items()})
+    assert np.mean([part for name, part in found.items() if name[0] == "h"]) > 0.9
+
+
+def test_large_batches_hold_no_noise_that_shows_and_nobody_is_asked_for_it() -> None:
+    low = audited({"a": [TELLING / 2], "b": [0.0], "c": [TELLING / 2]})
+    assert set(groundings(low).values()) == {1.0}
+    assert groundings({}) == {}
+    assert groundings(audited({"a": [1.0]}, {"a": 0})) == {"a": 1.0}
+
+
+def test_few_audits_are_drawn_towards_the_median_and_who_has_none_is_trusted() -> None:
+    honest = {f"h{i}": [0.4] * 60 for i in range(5)}
+    found = groundings(audited(honest | {"once": [0.0], "always": [0.0] * 60, "new": []}))
+    doubt = (TELLING / 0.4) ** 2
+    assert {found[name] for name in (*honest, "new")} == {1.0}
+    assert found["once"] == pytest.approx((doubt / (1 + doubt) - LEAST) / (ENOUGH - LEAST))
+    assert found["always"] == 0.0
+
+
+def test_where_noise_is_loud_one_audit_tells() -> None:
+    loud, low = (audited({"a": [m], "b": [m], "c": [m], "liar": [0.0]}) for m in (2.0, 0.31))
+    assert groundings(loud)["liar"] < 0.05
+    assert groundings(low)["liar"] > 0.4
+
+
+def test_one_lucky_audit_does_not_make_up_for_many() -> None:
+    """A liar's text may happen to be like the scoring windows: once in a while its audit says anything."""
+    honest = {f"h{i}": [1.0] * 8 for i in range(4)}
+    found = audited(honest | {"liar": [*[0.0] * 7, 40.0]})
+    assert groundings(found)["liar"] < 0.1
+    assert audited(honest | {"first": [40.0]})["first"].told.mean.value(0.0) == HIGHEST
+
+
+def test_one_bad_audit_does_not_cost_an_honest_miner_its_name() -> None:
+    honest = {f"h{i}": [1.0] * 8 for i in range(4)}
+    assert audited(honest | {"first": [-40.0]})["first"].told.mean.value(0.0) == LOWEST
+    unlucky = [groundings(audited(honest | {"it": [*[1.0] * good, -40.0]}))["it"] for good in range(5)]
+    assert unlucky == sorted(unlucky)
+    assert unlucky[1] < 0.1
+    assert unlucky[2] > 0.3
+    assert unlucky[4] > 0.75
+    assert groundings(audited(honest | {"it": [1.0, 1.0, -40.0, 1.0]}))["it"] > 0.7
+
+
+def test_noise_as_loud_as_what_shows_is_told_from_it() -> None:
+    draw = np.random.default_rng(0)
+    liar, honest = (np.clip(draw.normal(mean, 1.0, 100_000), LOWEST, HIGHEST).mean() for mean in (0.0, 1.0))
+    assert 0.19 < liar / honest < 0.21 < LEAST
+
+
+@given(SEEDS, st.floats(1.05, 1.25))
+def test_when_audits_came_makes_no_difference_while_what_they_show_grows(seed: int, growth: float) -> None:
+    """Ten are audited early and never since, the others all along: none is held to what it could not show then."""
+    draw = np.random.default_rng(seed)
+    known = {f"h{i:02d}": Known(Told(), 1024) for i in range(20)}
+    for number in range(24):
+        asked = draw.choice(sorted(known)[: 20 if number < 8 else 10], 4, replace=False)
+        known = after(known, {name: 0.5 * growth**number * draw.uniform(0.9, 1.1) for name in asked}, number + 1)
+    assert min(groundings(known).values()) > 0.75
+
+
+def test_one_batch_of_two_texts_does_not_do_for_two_names() -> None:
+    honest = {f"h{i}": [1.0] * 8 for i in range(6)}
+    found = groundings(audited(honest | {"one": [0.5] * 8, "other": [0.5] * 8}))
+    assert found["h0"] == 1.0
+    assert found["one"] == found["other"] < 0.55
+
+
+def test_more_text_has_less_noise_and_counts_the_more() -> None:
+    found = groundings(audited({"a": [1.0], "b": [1.0], "c": [1.0], "large": [0.125]}, {"large": 8192}))
+    assert set(found.values()) == {1.0}
+
+
+def earners(seed: int, renamed: bool) -> float:
+    """What is left to two of 32 that send no more than a fifth of their own text, while six others draw audits.
+
+    New names are the likeliest to be audited; they show nothing and stay two rounds, if they are `renamed`.
+    """
+    draw, table = np.random.default_rng(seed), Table()
+    known = {name: Told() for name in (*(f"h{i:02d}" for i in range(24)), "earner0", "earner1")}
+    for number in range(1, 51):
+        burners = {f"burner{i}-{(number - i % 2) // 2 if renamed else 0}" for i in range(6)}
+        told = {name: known.get(name, Told()) for name in (*known, *burners) if name[0] != "b" or name in burners}
+        standings = {
+            name: Standing(Rating(25.0, 8.0 if name[0] == "b" else 4.0), grounded=t) for name, t in told.items()
+        }
+        asked = choose(replace(table, standings=standings), sorted(told), 4, draw.bytes(8))
+        shown = {name: {"h": 1.0, "e": 0.2, "b": 0.0}[name[0]] + 0.2 * draw.normal() for name in asked}
+        known = {
+            name: each.told for name, each in after({n: Known(t, 1024) for n, t in told.items()}, shown, number).items()
+        }
+    found = groundings({name: Known(each, 1024) for name, each in known.items()})
+    return float(np.mean([found["earner0"], found["earner1"]]))
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_quarter_of_the_miners_does_not_set_what_an_audit_shows(renamed: bool) -> None:
+    assert np.mean([earners(seed, renamed) for seed in range(4)]) < 0.15
+
+
+@given(SEEDS, st.integers(1, 20))
+def test_names_make_no_difference(seed: int, sample: int) -> None:
+    """Every bit of it: however a hotkey was ground."""
+    draw = np.random.default_rng(seed)
+    names = [f"m{i:02d}" for i in range(20)]
+    others = dict(zip(names, draw.permutation(names).tolist(), strict=True))
+    found = []
+    for named in (dict(zip(names, names, strict=True)), others):
+        rounds = np.random.default_rng(seed + 1)
+        known = {named[name]: Known(Told(), 1024) for name in names}
+        for number in range(1, 7):
+            asked = rounds.choice(names, sample, replace=False)
+            known = after(known, {named[name]: float(rounds.normal(0.6, 0.5)) for name in asked}, number)
+        parts = groundings(known)
+        found.append([parts[named[name]] for name in names])
+    assert found[0] == found[1]
+
+
+def test_where_most_use_no_text_it_is_still_half_of_it_that_counts() -> None:
+    """Those that do are audited more often than most of the others, so an audit shows what it should."""
+    honest, liars = {f"h{i}": 1.0 for i in range(6)}, {f"liar{i}": 0.1 for i in range(3)}
+    known = after(audited({name: [] for name in [*honest, *liars, *(f"more{i}" for i in range(4))]}), honest, 1)
+    known = after(known, {f"more{i}": 0.1 for i in range(4)}, 2)
+    for number in range(3, 11):
+        known = after(known, honest | liars, number)
+    found = groundings(known)
+    assert found["h0"] == 1.0
+    assert found["liar0"] < 0.05
+
+
+def test_who_does_not_use_its_text_is_not_the_keeper_of_anothers() -> None:
+    """A faster machine computes the text of h0 in place of its own: until audits tell, the credit is its own."""
+    draw, rounds = np.random.default_rng(4), []
+    for number in range(1, 25):
+        true = draw.normal(size=D)
+        texts = {name: true + 2.0 * draw.normal(size=D) for name in ("h0", "h1", "h2", "h3", "thief")}
+        xs = texts | {"thief": texts["h0"] * 1.001}
+        clusters = {"h0": 0, "thief": 0, "h1": 1, "h2": 2, "h3": 3}
+        made = evidence(number, xs, true, clusters=clusters, committed={"thief": 0.5})
+        audits = tuple(audit(name, texts[name], xs[name]) for name in xs)
+        rounds.append(msgspec.structs.replace(made, audits=audits))
+    entries = [made for _, made in fold(rounds, rule()).entries]
+    assert entries[0]["thief"].mark.verdict is RoundOutcome.OWN
+    assert entries[0]["h0"].mark.verdict is RoundOutcome.COPY
+    assert entries[-1]["h0"].mark.verdict is RoundOutcome.OWN
+    assert (entries[-1]["thief"].mark.verdict, entries[-1]["thief"].mark.keeper) == (RoundOutcome.COPY, "h0")
+
+
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.floats(0, 1e3), st.floats(0, 1e6))
+def test_no_audit_says_more_than_the_bounds(before: float, after: float, length: float, unit: float) -> None:
+    value = grounding(OWN, Audit(hotkey="a", windows=(1,), before=before, after=after, length=length), unit)
+    assert value is None or math.isfinite(value)
+    if value is not None:
+        (told,) = heard({"a": Known(Told(), 1024)}, {"a": value}, ["a"], 1).values()
+        assert LOWEST <= told.mean.value(0.0) <= HIGHEST
+
+
+def test_where_noise_begins_to_show_they_are_asked_for_it_by_degrees() -> None:
+    parts = []
+    for shown in (0.5, 0.75, 1.0, 1.5):
+        honest = {f"h{i}": [shown * TELLING] * 60 for i in range(4)}
+        parts.append(groundings(audited(honest | {"liar": [0.0] * 60}))["liar"])
+    assert parts == pytest.approx([1.0, 0.5, 0.0, 0.0])
+
+
+def test_a_low_start_does_not_hold_down_what_the_others_show() -> None:
+    """The first two audits are of liars; then honest ones begin to tell, and are believed within their first."""
+    known = audited({"liar": [0.02], "other": [0.02], **{f"h{i}": [] for i in range(8)}})
+    known = after(known, {f"h{i}": 0.9 for i in range(8)}, 2)
+    for number in range(3, 6):
+        known = after(known, {"liar": 0.02}, number)
+    assert groundings(known)["liar"] < 0.3
+    assert groundings(known)["h0"] == 1.0
+
+
+def test_it_says_nothing_of_what_was_not_measured_and_a_replay_is_made_without_any_text() -> None:
+    tried = Audit(hotkey="a", windows=(0,), before=5.0, after=4.99, length=0.01)
+    assert grounding(OWN, tried, 1.0) == pytest.approx(0.5)
+    assert grounding(Mark(RoundOutcome.COPY, credit=OWN.credit), tried, 2.0) == pytest.approx(0.25)
+    for mark in (Mark(RoundOutcome.FAULT), Mark(RoundOutcome.OWN, 1.0)):
+        assert grounding(mark, tried, 1.0) is None
+    assert grounding(Mark(RoundOutcome.REPLAY, credit=OWN.credit), tried, 1.0) == 0.0
+    assert grounding(OWN, tried, 0.0) is None
+    assert grounding(OWN, tried, math.nan) is None
+
+
+def test_audits_are_evidence_and_read_back_to_the_bit() -> None:
+    (round_,) = world(1, 0, "mean")
+    assert len(round_.audits) == 3
+    assert read_evidence(as_row(round_)) == round_
+    with pytest.raises(ValueError, match="not admitted"):
+        msgspec.convert({**as_row(round_), "audits": [{**as_row(round_.audits[0]), "hotkey": "nobody"}]}, Evidence)
+    with pytest.raises(ValueError, match="twice"):
+        msgspec.structs.replace(round_, audits=(*round_.audits, round_.audits[0]))
