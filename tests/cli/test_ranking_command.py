@@ -9,16 +9,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fedgpt2.ranking.evidence import Evidence
 
 from fedgpt2.cli import main as entry
 from fedgpt2.cli.ranking import changes_of
 from fedgpt2.errors import UsageError
 from fedgpt2.ledger.ledger import Ledger
-<<<<<<< HEAD
 from fedgpt2.protocol.round_record import RoundRecord
-=======
->>>>>>> core
 from fedgpt2.ranking.table import ranks
 from tests.cli.conftest import environment
 from tests.ranking.runs import SENDER, edit, write_run

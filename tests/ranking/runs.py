@@ -6,20 +6,11 @@ import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-<<<<<<< HEAD
 from fedgpt2.config import PRESETS
 from fedgpt2.ledger.ledger import Ledger
 from fedgpt2.protocol.round_record import RoundRecord
 from fedgpt2.ranking.table import Table, advance, rating_lines, with_ranking
 from fedgpt2.types import Hotkey
-=======
-from fedgpt2.ranking.evidence import Evidence, as_row
-from fedgpt2.ranking.record import kept, miner_row
-
-from fedgpt2.config import PRESETS
-from fedgpt2.ledger.ledger import Ledger
-from fedgpt2.ranking.table import Table, advance
->>>>>>> core
 
 RUN_ID = "ab" * 32
 SENDER = Hotkey("validator")

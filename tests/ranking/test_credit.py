@@ -2,19 +2,12 @@
 
 import numpy as np
 import pytest
-from fedgpt2.ranking.evidence import Free
 from hypothesis import given
 from hypothesis import strategies as st
 
-<<<<<<< HEAD
 from fedgpt2.protocol.round_record import BaselineVector
 from fedgpt2.ranking.credit import credits
 from tests.ranking.worlds import MOMENT, round_of, shuffled, with_products
-=======
-from fedgpt2.errors import UsageError
-from fedgpt2.ranking.credit import check_rule, credits, leave_one_out
-from tests.ranking.worlds import AGGREGATE, MOMENT, evidence, rule, shuffled
->>>>>>> core
 
 D = 40
 SEEDS = st.integers(0, 10_000)

@@ -3,14 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from fedgpt2.ranking.measure import KEPT, inner, measure
 from hypothesis import given
 from hypothesis import strategies as st
 
-<<<<<<< HEAD:tests/ranking/test_inner_products.py
 from fedgpt2.ranking.inner_products import inner, measure_products
-=======
->>>>>>> core:tests/ranking/test_measure.py
 from tests.ranking.worlds import AGGREGATE, MOMENT, products
 
 

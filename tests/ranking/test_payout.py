@@ -3,16 +3,11 @@
 import math
 
 import pytest
-from fedgpt2.ranking.marks import Mark, RoundOutcome
 from hypothesis import given
 from hypothesis import strategies as st
 
-<<<<<<< HEAD
 from fedgpt2.ranking.outcomes import MinerOutcome, RoundOutcome
 from fedgpt2.ranking.payout import U16_MAX, pay, pay_shares, score, to_u16
-=======
-from fedgpt2.ranking.payout import U16_MAX, merit, pay, to_u16, weights
->>>>>>> core
 from fedgpt2.ranking.rating import Rating
 from fedgpt2.ranking.reliability import Average, Conduct, update_conduct
 from tests.ranking.worlds import rule

@@ -6,13 +6,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-<<<<<<< HEAD
 
 from fedgpt2.cli.ranking_report import difference_lines
-=======
-from fedgpt2.cli.rankings import difference_lines
-
->>>>>>> core
 from fedgpt2.errors import RunDirectoryError
 from fedgpt2.ledger.ledger import Ledger
 from fedgpt2.protocol.round_record import RoundRecord

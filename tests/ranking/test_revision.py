@@ -4,17 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-<<<<<<< HEAD
 
 from fedgpt2.protocol.round_record import RoundRecord
 from fedgpt2.ranking.contribution_share import bound, contribution_shares
 from fedgpt2.ranking.data_authenticity import authenticity
-=======
-from fedgpt2.ranking.audit import groundings
-from fedgpt2.ranking.evidence import Evidence
-from fedgpt2.ranking.proven import bound, shares
-
->>>>>>> core
 from fedgpt2.ranking.table import REVISION, fold
 from tests.ranking.test_data_authenticity import D, audit, audited, world
 from tests.ranking.worlds import AGGREGATE, failed, refused, round_of, with_evidence

@@ -5,11 +5,9 @@ import math
 import msgspec
 import numpy as np
 import pytest
-from fedgpt2.ranking.evidence import Evidence, MinerEvidence, as_row, read_evidence
 from hypothesis import given
 from hypothesis import strategies as st
 
-<<<<<<< HEAD
 from fedgpt2.protocol.round_record import MinerRecord, RoundRecord, decode_record, encode_record
 from fedgpt2.ranking.table import Table, advance, fold, ranks, with_ranking
 from tests.ranking.worlds import (
@@ -24,10 +22,6 @@ from tests.ranking.worlds import (
     with_products,
 )
 from tests.records import round_record
-=======
-from fedgpt2.ranking.table import Table, advance, fold, ranks
-from tests.ranking.worlds import AGGREGATE, evidence, noisy_rounds, refused, rule, shuffled, unheard
->>>>>>> core
 
 HONEST = {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.5, "e": 1.0}
 
