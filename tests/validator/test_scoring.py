@@ -1,48 +1,65 @@
-"""Trials of a round: on which windows, and that a rule which compares nothing else has some."""
+"""What a round measures for the ranking: on which windows, on how many tokens, and when nothing."""
 
+import numpy as np
 import pytest
-from fedgpt2.ranking.evidence import read_evidence
-from fedgpt2.validator.rank import check_ranking
 
-from fedgpt2.config import Ranking
 from fedgpt2.data.pools import Pick
-from fedgpt2.errors import UsageError
+from fedgpt2.protocol.round_record import Evidence
+from fedgpt2.ranking.budget import window_shape
+from fedgpt2.validator.scoring import draw_scoring
+from fedgpt2.validator.training_loop import run_round
 
-from .conftest import MINERS, answer, run_row, with_settings
-
-
-def working(ticket):
-    return answer(ticket, 1e-3)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "trial", "windows"),
-    [(256, 64, 1), (256, 65, 2), (256, 192, 3), (128, 4096, 2)],  # of 64 tokens; the gate looks at two
-)
-async def test_a_trial_looks_at_the_first_of_the_scoring_windows(running, config, tokens, trial, windows):
-    wanted = with_settings(config, ranking={"tokens": tokens, "trial": trial})
-    with running(wanted, {MINERS[0]: working}) as run:
-        score = run.corpus.score_tokens
-        evidence = read_evidence((await run_row(run, 1, 0))["evidence"])
-        picks = [Pick(*place) for place in evidence.picks]
-    assert len(picks) == tokens // 64
-    with running(with_settings(wanted, run={"dir": f"{config.run.dir}-anew"}), {}) as fresh:
-        before = fresh.training.loss(score(picks[:windows]))
-    (made,) = evidence.trials
-    assert made.hotkey == MINERS[0]
-    assert made.before == pytest.approx(before, abs=1e-6)
-    assert made.after == pytest.approx(made.before, abs=1e-4)  # on the same ones: a step of warm-up is short
+from .conftest import MINERS, answer, with_settings
 
 
-async def test_without_tokens_for_them_there_are_no_trials_and_audits_all_the_same(running, config):
-    with running(with_settings(config, ranking={"trial": 0}), {MINERS[0]: working}) as run:
-        evidence = read_evidence((await run_row(run, 1, 0))["evidence"])
-    assert evidence.trials == ()
-    assert [audit.hotkey for audit in evidence.audits] == [MINERS[0]]
+def working(value):
+    return lambda ticket: answer(ticket, value)
 
 
-@pytest.mark.parametrize("missing", ["tokens", "sample", "trial"])
-def test_a_ranking_by_losses_needs_trials(missing):
-    check_ranking(Ranking(score="losses"))
-    with pytest.raises(UsageError, match=r"--ranking\.score losses compares trials: .* must not be 0"):
-        check_ranking(Ranking(score="losses", **{missing: 0}))
+THREE = {hotkey: working(value) for hotkey, value in zip(MINERS[:3], (1e-3, 2e-3, -1e-3), strict=True)}
+
+
+async def measured(running, config, behaviours) -> tuple[Evidence, list[list[int]], list[int]]:
+    """Evidence of round 1, the shape of the windows of its scoring gradient, and the tokens of its audits."""
+    with running(config, behaviours) as ctx:
+        shapes, audited = [], []
+        gradient, nudge = ctx.training.scoring_gradient, ctx.training.nudge
+        ctx.training.scoring_gradient = lambda windows: shapes.append(list(windows.shape)) or gradient(windows)
+        ctx.training.nudge = lambda x, norm, windows: audited.append(windows[:, 1:].size) or nudge(x, norm, windows)
+        record = await run_round(ctx, 1, 0)
+    return record.evidence, shapes, audited
+
+
+@pytest.mark.parametrize(("tokens", "audits", "gradient"), [(0, 1, 38), (128, 1, 64), (257, 2, 129), (512, 0, 512)])
+async def test_gradient_and_audits_stay_within_the_budget(running, config, tokens, audits, gradient):
+    wanted = with_settings(config, ranking={"tokens": tokens, "audits": audits})
+    evidence, shapes, audited = await measured(running, wanted, THREE)
+    count, length = window_shape(gradient, 64)
+    assert shapes == [[count, length + 1]]
+    assert len(evidence.picks) == count
+    assert len(evidence.audits) == audits
+    budget = tokens or 3 * 4 * 64 // 10
+    assert count * length + sum(audited) <= budget
+    assert evidence.products is not None
+    assert set(evidence.products.miners) == set(MINERS[:3])
+
+
+async def test_windows_come_from_the_score_pool_those_of_the_gate_first(running, config):
+    with running(with_settings(config, ranking={"tokens": 512, "audits": 0}), THREE) as ctx:
+        record = await run_round(ctx, 1, 0)
+        digests = [miner.digest for miner in record.miners]
+        picks = ctx.corpus.score_picks(ctx.key, 1, digests, 8)
+        gate = draw_scoring(ctx, 1, digests).windows
+        assert [Pick(*pair) for pair in record.evidence.picks] == list(picks)
+        assert np.array_equal(gate, ctx.corpus.score_tokens(picks[:2]))
+
+
+@pytest.mark.parametrize(("count", "rule"), [(1, "contribution"), (2, "contribution"), (3, "off")])
+async def test_few_miners_and_rule_off_are_not_measured(running, config, count, rule):
+    wanted = with_settings(config, ranking={"rule": rule})
+    with running(wanted, dict(list(THREE.items())[:count])) as ctx:
+        record = await run_round(ctx, 1, 0)
+    assert (record.evidence.products, record.evidence.audits, record.evidence.picks) == (None, (), ())
+    assert [miner.score for miner in record.miners] == [None] * count
+    assert [miner.rating for miner in record.miners] == [25.0] * count
+    assert {miner.verdict for miner in record.miners} == {"own"}
