@@ -16,12 +16,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from statistics import median
 
 import numpy as np
 import torch
-from fedgpt2.ranking.evidence import Audit, Evidence, MinerEvidence, Trial, rule_row
-from fedgpt2.ranking.measure import measure
+from msgspec import structs
 from torch import Tensor
 
 from fedgpt2.aggregation.combine import combine, terms
@@ -34,64 +34,96 @@ from fedgpt2.data.tokens import Tokens
 from fedgpt2.gradient.exact import Exact
 from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.hardware import prepare
+from fedgpt2.protocol.round_record import (
+    Audit,
+    Bytes,
+    Evidence,
+    MinerRecord,
+    PhaseSeconds,
+    Products,
+    RoundRecord,
+)
+from fedgpt2.ranking.budget import Budget, budget, window_shape
+from fedgpt2.ranking.inner_products import measure_products
 from fedgpt2.ranking.table import REVISION, Table, advance
-from fedgpt2.types import ModelShape
+from fedgpt2.types import Digest, Hotkey, ModelShape, WorkId
 from fedgpt2.validator.training import Training
 
 LIMIT = 0.15
 _LR = 1e-4
+_MODEL = Digest("0" * 64)
 
 
 class Round:
     """One round of a validator: its training state and random contributions of `miners` miners."""
 
     def __init__(self, model: str, miners: int, tokens: int) -> None:
-        self.rule, self.tokens = Ranking(), tokens
+        rule, self.tokens = Ranking(), tokens
         wallet, axons = Wallet("validator", "default", "."), Axons(addresses=("127.0.0.1:1",))
-        config = ValidatorConfig(wallet=wallet, axons=axons, model=Model(model), ranking=self.rule)
+        config = ValidatorConfig(wallet=wallet, axons=axons, model=Model(model), ranking=rule)
         self.shape = config.model.shape
         self.training = Training(config, prepare("cpu", 1))
         d, generator = self.training.weights.flat.numel(), torch.Generator().manual_seed(0)
-        self.rows = {f"miner-{i:02}": torch.randn(d, generator=generator) for i in range(miners)}
+        self.rows = {Hotkey(f"miner-{i:02}"): torch.randn(d, generator=generator) for i in range(miners)}
         self.norms = {hotkey: norm(row) for hotkey, row in self.rows.items()}
         for _ in range(2):  # so that recent aggregates and a moment exist
-            self.gram = self.training.aggregate(self._form)[1].gram
+            self.training.aggregate(self._form)
             self.training.step(_LR)
-        self.windows = random_windows(self.shape, self.rule.tokens)
-        self.tried = self.windows[: -(-self.rule.trial // self.shape.block_size)]
-        self.texts = random_windows(self.shape, self.rule.audit)[:, : self.rule.audit + 1]
+        self.plan: Budget = budget(rule, [tokens] * miners)
+        self.evidence = Evidence(revision=REVISION, rule=asdict(rule))
+        self.windows = random_windows(self.shape, self.plan.gradient)
+        self.texts = random_windows(self.shape, self.plan.audit)
 
     def rank(self) -> None:
         """Compute a round's ranking."""
+        evidence = self.evidence
+        if self.plan.gradient:
+            sample = list(self.rows)[: self.plan.audits]
+            audits = tuple(self._audit(hotkey) for hotkey in sample)
+            evidence = structs.replace(evidence, products=self._products(), audits=audits)
+        advance(Table(), self._record(evidence))
+
+    def _products(self) -> Products:
         gradient = self.training.scoring_gradient(self.windows)
-        products = measure(list(self.rows), list(self.rows.values()), self.training.free(), gradient, self.gram)
-        sample = list(self.rows)[: self.rule.sample]
-        evidence = Evidence(
-            round=1,
-            revision=REVISION,
-            applied=True,
-            rule=rule_row(self.rule),
-            miners=tuple(map(self._miner, self.rows)),
-            products=products,
-            trials=tuple(self._trial(hotkey) for hotkey in sample),
-            audits=tuple(self._audit(hotkey) for hotkey in sample),
-        )
-        advance(Table(), evidence)
+        return measure_products(list(self.rows), list(self.rows.values()), self.training.baseline(), gradient)
 
     def _form(self, out: Tensor) -> Aggregate:
         rows, norms = list(self.rows.values()), list(self.norms.values())
         return combine(terms("default", len(rows), 0), rows, norms, [1] * len(rows), out, 0)
 
-    def _trial(self, hotkey: str) -> Trial:
-        after = self.training.trial_of(self.rows[hotkey], self.norms[hotkey], _LR, self.tried)
-        return Trial(hotkey=hotkey, before=after, after=after)
-
-    def _audit(self, hotkey: str) -> Audit:
+    def _audit(self, hotkey: Hotkey) -> Audit:
         before, after, length = self.training.nudge(self.rows[hotkey], self.norms[hotkey], self.texts)
         return Audit(hotkey=hotkey, windows=(0,), before=before, after=after, length=length)
 
-    def _miner(self, hotkey: str) -> MinerEvidence:
-        return MinerEvidence(hotkey=hotkey, status="admitted", norm=self.norms[hotkey], tokens=self.tokens)
+    def _record(self, evidence: Evidence) -> RoundRecord:
+        return RoundRecord(
+            round=1,
+            attempt=0,
+            parent=_MODEL,
+            model=_MODEL,
+            applied=True,
+            train_loss=1.0,
+            lr=_LR,
+            rule="default",
+            f=0,
+            tokens=self.tokens * len(self.rows),
+            seconds=PhaseSeconds(),
+            bytes=Bytes(),
+            miners=tuple(map(self._miner, self.rows)),
+            evidence=evidence,
+        )
+
+    def _miner(self, hotkey: Hotkey) -> MinerRecord:
+        return MinerRecord(
+            hotkey=hotkey,
+            axon="",
+            slot=0,
+            work_id=WorkId(""),
+            status="admitted",
+            tokens=self.tokens,
+            seconds=0.0,
+            norm=self.norms[hotkey],
+        )
 
 
 class Miner:
@@ -108,8 +140,9 @@ class Miner:
 
 
 def random_windows(shape: ModelShape, tokens: int) -> Tokens:
-    """As few windows as hold `tokens` tokens."""
-    size = (-(-tokens // shape.block_size), shape.block_size + 1)
+    """As few windows as hold `tokens` tokens, all of one length."""
+    count, length = window_shape(tokens, shape.block_size)
+    size = (count, length + 1)
     return np.random.default_rng(0).integers(0, shape.vocab_size, size, np.uint16)
 
 

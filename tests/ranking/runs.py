@@ -6,38 +6,29 @@ import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from fedgpt2.ranking.evidence import Evidence, as_row
-from fedgpt2.ranking.record import kept, miner_row
-
 from fedgpt2.config import PRESETS
 from fedgpt2.ledger.ledger import Ledger
-from fedgpt2.ranking.table import Table, advance
+from fedgpt2.protocol.round_record import RoundRecord
+from fedgpt2.ranking.table import Table, advance, rating_lines, with_ranking
+from fedgpt2.types import Hotkey
 
 RUN_ID = "ab" * 32
+SENDER = Hotkey("validator")
 
 
-def write_run(folder: Path, rounds: Iterable[Evidence], *, keep: bool = True) -> Table:
+def write_run(folder: Path, rounds: Iterable[RoundRecord], *, keep: bool = True) -> Table:
     """A run directory of these rounds; the table after the last."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"model": dataclasses.asdict(PRESETS["tiny"]), "run_id": RUN_ID, "identity": {"codec.state": "fp32"}}
     (folder / "config.json").write_text(json.dumps(facts))
     ledger, table = Ledger(folder / "ledger.sqlite"), Table()
-    ledger.set_meta({"run_id": RUN_ID})
-    for evidence in rounds:
-        table, entries = advance(table, evidence)
-        ledger.commit_round(evidence.round, 0, row(evidence, entries), None, kept(table) if keep else None)
+    ledger.create(RUN_ID)
+    for record in rounds:
+        table, entries = advance(table, record)
+        ranked = with_ranking(record, table, entries)
+        ledger.commit_round(ranked, sender=SENDER, ratings=rating_lines(table) if keep else None)
     ledger.close()
     return table
-
-
-def row(evidence: Evidence, entries: dict) -> dict[str, object]:
-    """The row of a round."""
-    return {
-        "round": evidence.round,
-        "applied": evidence.applied,
-        "miners": [{"hotkey": m.hotkey, "status": m.status, **miner_row(entries[m.hotkey])} for m in evidence.miners],
-        "evidence": as_row(evidence),
-    }
 
 
 def edit(folder: Path, seq: int, change: Callable[[dict], None]) -> None:

@@ -1,15 +1,15 @@
-"""Reliability, shares, presence, and what is paid on them."""
+"""Reliability, share, presence, and pay."""
 
 import math
 
 import pytest
-from fedgpt2.ranking.marks import Mark, RoundOutcome
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgpt2.ranking.payout import U16_MAX, merit, pay, to_u16, weights
+from fedgpt2.ranking.outcomes import MinerOutcome, RoundOutcome
+from fedgpt2.ranking.payout import U16_MAX, pay, pay_shares, score, to_u16
 from fedgpt2.ranking.rating import Rating
-from fedgpt2.ranking.reliability import Average, Conduct, observe
+from fedgpt2.ranking.reliability import Average, Conduct, update_conduct
 from tests.ranking.worlds import rule
 
 RULE = rule()
@@ -19,7 +19,9 @@ PAYS = st.lists(st.floats(0, 1e12), max_size=40)
 def after(*verdicts: RoundOutcome | None, bad: bool = False) -> Conduct:
     conduct = Conduct()
     for verdict in verdicts:
-        conduct = observe(conduct, None if verdict is None else Mark(verdict), RULE.memory, bad_round=bad)
+        conduct = update_conduct(
+            conduct, None if verdict is None else MinerOutcome(verdict), RULE.memory, common_failure=bad
+        )
     return conduct
 
 
@@ -66,14 +68,17 @@ def test_shares_of_hotkeys_that_send_one_gradient_sum_to_one(k: int, first: list
     members = [Conduct()] * k
     for turn in first:
         said = [RoundOutcome.OWN if i == turn % k else RoundOutcome.COPY for i in range(k)]
-        members = [observe(c, Mark(v), RULE.memory, bad_round=False) for c, v in zip(members, said, strict=True)]
+        members = [
+            update_conduct(c, MinerOutcome(v), RULE.memory, common_failure=False)
+            for c, v in zip(members, said, strict=True)
+        ]
     assert math.fsum(c.share.value(1.0) for c in members) == pytest.approx(1.0)
 
 
-def test_who_is_there_half_of_the_time_is_paid_half() -> None:
+def test_a_miner_present_in_half_of_the_rounds_is_paid_half() -> None:
     rating = Rating(30.0, 2.0)
     often, seldom = after(*[RoundOutcome.OWN] * 60), after(*[RoundOutcome.OWN, None] * 60)
-    both = [pay(merit(rating, conduct, 1.0, RULE), conduct, RULE) for conduct in (often, seldom)]
+    both = [pay(score(rating, conduct, 1.0), conduct, RULE) for conduct in (often, seldom)]
     assert both[1] / both[0] == pytest.approx(0.5, abs=0.03)
     assert after(*[RoundOutcome.OWN] * 9, bad=True).presence.value(0.0) == 1.0
     assert after(*[None] * 9, bad=True).presence == Average()
@@ -82,15 +87,15 @@ def test_who_is_there_half_of_the_time_is_paid_half() -> None:
 def test_newcomers_are_rated_and_not_paid() -> None:
     rating = Rating(40.0, 1.0)
     young, grown = after(*[RoundOutcome.OWN] * (RULE.clean_rounds - 1)), after(*[RoundOutcome.OWN] * RULE.clean_rounds)
-    assert merit(rating, young, 1.0, RULE) == merit(rating, grown, 1.0, RULE) > 0.0
-    assert pay(merit(rating, young, 1.0, RULE), young, RULE) == 0.0
-    assert pay(merit(rating, grown, 1.0, RULE), grown, RULE) > 0.0
+    assert score(rating, young, 1.0) == score(rating, grown, 1.0) > 0.0
+    assert pay(score(rating, young, 1.0), young, RULE) == 0.0
+    assert pay(score(rating, grown, 1.0), grown, RULE) > 0.0
     assert pay(5.0, after(*[RoundOutcome.COPY] * 50), RULE) == 0.0
 
 
-def test_pay_is_convex_and_nothing_for_the_doubtful() -> None:
+def test_pay_is_convex_and_0_for_uncertain_ratings() -> None:
     conduct = after(*[RoundOutcome.OWN] * 10)
-    assert merit(Rating(20.0, 7.0), conduct, 1.0, RULE) == 0.0
+    assert score(Rating(20.0, 7.0), conduct, 1.0) == 0.0
     one, two = (pay(score, conduct, RULE) for score in (5.0, 10.0))
     assert two == pytest.approx(4.0 * one)
     assert pay(10.0, conduct, rule(power=1.0)) == pytest.approx(10.0)
@@ -98,7 +103,7 @@ def test_pay_is_convex_and_nothing_for_the_doubtful() -> None:
 
 @given(PAYS)
 def test_weights_sum_to_one_and_keep_proportion(pays: list[float]) -> None:
-    found = weights(pays)
+    found = pay_shares(pays)
     assert len(found) == len(pays)
     if not any(pays):
         assert found == [0.0] * len(pays)
@@ -108,16 +113,16 @@ def test_weights_sum_to_one_and_keep_proportion(pays: list[float]) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
-def test_pay_that_is_none_is_refused(value: float) -> None:
+def test_pay_that_is_negative_or_not_finite_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="finite and not negative"):
-        weights([1.0, value])
+        pay_shares([1.0, value])
 
 
 @given(PAYS)
-def test_u16_are_those_the_chain_s_own_library_makes(pays: list[float]) -> None:
+def test_u16_weights_equal_those_of_bittensor(pays: list[float]) -> None:
     from bittensor.intents.weights import normalize
 
-    found = weights(pays)
+    found = pay_shares(pays)
     uids, values = normalize(range(len(found)), found)
     assert dict(zip(uids, values, strict=True)) == {i: v for i, v in enumerate(to_u16(found)) if v}
     assert max(to_u16(found), default=0) in (0, U16_MAX)

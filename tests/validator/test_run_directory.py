@@ -114,33 +114,27 @@ async def test_it_goes_on_after_the_last_checkpoint(train, opened, config):
         assert all(torch.equal(a, b) for a, b in zip(after, now, strict=True))
 
 
-RANKED_OTHERWISE = {  # how many are remembered then, and a round later by the settings of before
-    "more": ({"recent": 4}, 2, 2),
-    "fewer": ({"recent": 1}, 1, 1),
-    "none": ({"recent": 0}, 0, 0),
-    "nobody scored": ({"tokens": 0}, 0, 0),
-    "another basis": ({"basis": "moment"}, 0, 0),
-    "as before": ({}, 2, 2),
-}
-
-
-@pytest.mark.parametrize("case", RANKED_OTHERWISE)
-async def test_what_the_ranking_remembers_is_taken_as_far_as_it_is_there_and_asked_for(case, train, opened, config):
-    changes, remembered, back = RANKED_OTHERWISE[case]
-    after = await train(config, 3)
+@pytest.mark.parametrize(("rule", "restored", "after"), [("contribution", 2, 2), ("off", 0, 0)])
+async def test_recent_aggregates_are_restored_where_the_ranking_needs_them(
+    rule, restored, after, train, opened, config
+):
+    moved = await train(config, 3)
     with opened(config) as (_, training, _):
-        before = [values.clone() for free, values in training.free() if free.kind == "aggregate"]
-    changed = with_settings(config, ranking=changes)
+        before = aggregates(training)
+    changed = with_settings(config, ranking={"rule": rule})
     with opened(changed) as (_, training, done):
-        now = [values for free, values in training.free() if free.kind == "aggregate"]
-        assert (done, len(now)) == (3, remembered)
-        assert all(torch.equal(*pair) for pair in zip(before[:remembered], now, strict=True))
+        now = aggregates(training)
+        assert (done, len(now)) == (3, restored)
+        assert all(torch.equal(*pair) for pair in zip(before[:restored], now, strict=True))
         moments = training.optimizer.tensors().values()
-        assert all(torch.equal(*pair) for pair in zip(after, [training.weights.flat, *moments], strict=True))
+        assert all(torch.equal(*pair) for pair in zip(moved, [training.weights.flat, *moments], strict=True))
     await train(changed, 4)
     with opened(config) as (_, training, done):
-        now = [values for free, values in training.free() if free.kind == "aggregate"]
-        assert (done, len(now)) == (4, back)
+        assert (done, len(aggregates(training))) == (4, after)
+
+
+def aggregates(training):
+    return [values.clone() for vector, values in training.baseline() if vector.kind == "aggregate"]
 
 
 async def test_rounds_after_it_are_taken_back_under_another_attempt(train, opened, config):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from fedgpt2.ranking.measure import KEPT, inner, measure
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedgpt2.ranking.inner_products import inner, measure_products
 from tests.ranking.worlds import AGGREGATE, MOMENT, products
 
 
@@ -22,7 +22,7 @@ def near(one: object, other: object, lengths: float) -> bool:
 def test_products_are_right_to_a_few_millionths(n: int, d: int, k: int) -> None:
     xs, free = rows(n, d, 1), list(zip([AGGREGATE, MOMENT, AGGREGATE], rows(3, d, 2), strict=True))[:k]
     (g,) = rows(1, d, 3)
-    found = measure([f"m{i}" for i in range(n)], xs, free, g)
+    found = measure_products([f"m{i}" for i in range(n)], xs, free, g)
     right = products(
         {f"m{i}": x.double().numpy() for i, x in enumerate(xs)},
         g.double().numpy(),
@@ -31,13 +31,10 @@ def test_products_are_right_to_a_few_millionths(n: int, d: int, k: int) -> None:
     assert found.miners == right.miners
     assert near(found.gradient, right.gradient, d)
     assert near(found.gradient_norm**2, right.gradient_norm**2, d)
-    for one, other in ((found.free_gram, right.free_gram), (found.gram, right.gram)):
-        assert one is not None
-        assert other is not None
-        assert all(near(a, b, d) for a, b in zip(one, other, strict=True))
+    assert all(near(a, b, d) for a, b in zip(found.baseline_gram, right.baseline_gram, strict=True))
     if k:
-        assert near(found.gradient_free, right.gradient_free, d)
-        assert near(found.contributions_free, right.contributions_free, d)
+        assert near(found.gradient_baseline, right.gradient_baseline, d)
+        assert near(found.contributions_baseline, right.contributions_baseline, d)
 
 
 @given(st.integers(1, 200_000), st.integers(1, 4))
@@ -48,39 +45,24 @@ def test_a_few_rows_and_all_rows_give_the_same(d: int, first: int) -> None:
     assert near(whole, whole.T, d)
 
 
-def test_a_gram_matrix_at_hand_is_taken() -> None:
-    xs, (g,) = rows(3, 50), rows(1, 50, 9)
-    given_ = np.arange(9.0).reshape(3, 3)
-    assert measure(["a", "b", "c"], xs, [], g, given_).gram == ((0.0,), (3.0, 4.0), (6.0, 7.0, 8.0))
-
-
-def test_of_many_the_gram_matrix_is_not_kept() -> None:
-    xs, (g,) = rows(KEPT + 1, 8), rows(1, 8, 9)
-    found = measure([f"m{i}" for i in range(KEPT + 1)], xs, [(MOMENT, g)], g)
-    assert found.gram is None
-    assert len(found.gradient) == KEPT + 1
-
-
 @pytest.mark.parametrize("scale", [1e-15, 1e-22, 1e25])
-def test_lengths_that_fp32_cannot_square_are_no_matter(scale: float) -> None:
+def test_lengths_whose_square_fp32_cannot_hold(scale: float) -> None:
     xs, (g,) = [x * scale for x in rows(2, 100)], rows(1, 100, 9)
-    found = measure(["a", "b"], xs, [], g)
-    assert found.gram is not None
-    assert found.gram[1][0] == pytest.approx(float(xs[0].double() @ xs[1].double()), rel=1e-5)
+    found = measure_products(["a", "b"], xs, [], g)
+    assert found.gradient[0] == pytest.approx(float(g.double() @ xs[0].double()), rel=1e-5)
 
 
-def test_a_contribution_that_is_no_number_is_left_out_and_a_gradient_refused() -> None:
+def test_a_contribution_that_is_not_finite_is_left_out_and_such_a_gradient_refused() -> None:
     xs, (g,) = rows(3, 100), rows(1, 100, 9)
     xs[1][7] = torch.nan
-    found = measure(["a", "b", "c"], xs, [(MOMENT, g)], g)
+    found = measure_products(["a", "b", "c"], xs, [(MOMENT, g)], g)
     assert found.miners == ("a", "c")
-    assert found.gram is not None
-    assert [len(row) for row in found.gram] == [1, 2]
+    assert len(found.gradient) == len(found.contributions_baseline) == 2
     with pytest.raises(ValueError, match="not finite"):
-        measure(["a"], xs[:1], [], g * torch.inf)
+        measure_products(["a"], xs[:1], [], g * torch.inf)
 
 
-def test_nobody_admitted_is_no_contribution() -> None:
+def test_no_admitted_miner() -> None:
     (g,) = rows(1, 100)
-    assert measure([], [], [], g).gradient == ()
+    assert measure_products([], [], [], g).gradient == ()
     assert inner([g], 1).shape == (1, 1)
