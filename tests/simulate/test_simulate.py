@@ -67,7 +67,8 @@ def minus_the_mean(scene, i):
 
 def test_the_round_is_the_validators_own():
     assert program.run_rounds is validator_rounds.run_rounds is validator_program.run_rounds
-    assert validator_rounds.run_round is validator_round.run_round
+    assert validator_rounds.train_round is validator_round.train_round
+    assert validator_rounds.finish_round is validator_round.finish_round
     assert program.build_context is validator_program.build_context
 
 

@@ -86,9 +86,8 @@ def test_whoever_answers_after_an_outage_is_back_for_good():
     miners = [ConnectedMiner(f"miner-{i}", f"127.0.0.1:{i}") for i in range(17)]
     suspensions = Suspensions()
     for number in range(1, 9):
-        suspensions.add(
-            number, {miner.hotkey: LATE if i < 8 and number < 6 else None for i, miner in enumerate(miners[:16])}
-        )
+        late = miners[:8] if number < 6 else []
+        add(suspensions, number, {miner.hotkey: LATE if miner in late else None for miner in miners[:16]})
     assert suspensions.active(miners[:15], 9, 1) == miners[:15]  # one of them left
     assert suspensions.active(miners, 9, 1) == miners  # or one came
 
