@@ -20,11 +20,11 @@ import matplotlib as mpl
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
-from fedgpt2.simulate.attacks.names import NAMES
 from matplotlib.axes import Axes
 
 from fedgpt2.config import Data
 from fedgpt2.data.corpus import Corpus
+from fedgpt2.simulate.attacks.registry import NAMES
 from trials.cells import NONE, SEEDS, Cell, plan
 from trials.table import Result, ResultTable
 from trials.twins import completed

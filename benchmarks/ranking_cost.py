@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/ranking_cost.py [--model nano small] [--miners 1 4 16] [--tokens 2048] [--json]
 
 `ranking` is all that a round computes for its ranking, with the package's defaults, on a validator's own training state
-after two steps and on random contributions: the scoring gradient, inner products, audits and the rating. `miner` is one
-gradient on the tokens assigned to a miner, computed as the miner program does. Both run on one thread and are counted
-in CPU-seconds, so neither waiting nor spinning nor other programs count.
+after two steps and on random contributions: the scoring gradient, inner products and audits; the rating takes
+milliseconds and is left out. `miner` is one gradient on the tokens assigned to a miner, computed as the miner program
+does. Both run on one thread and are counted in CPU-seconds, so neither waiting nor spinning nor other programs count.
 
 It holds if ranking takes at most LIMIT of the CPU-seconds of all miners of the round, for each model and number of
 miners. The exit code is 1 if it does not.
@@ -16,114 +16,58 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from statistics import median
 
 import numpy as np
 import torch
-from msgspec import structs
 from torch import Tensor
 
-from fedgpt2.aggregation.combine import combine, terms
 from fedgpt2.aggregation.gram import norm
-from fedgpt2.aggregation.pipeline import Aggregate
 from fedgpt2.cli.bench.report import Row, interleave, report
 from fedgpt2.cli.bench.worker import peak_mb
-from fedgpt2.config import Axons, Gradient, Model, Ranking, ValidatorConfig, Wallet
+from fedgpt2.config import Axons, Gradient, Model, ValidatorConfig, Wallet
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.gradient.exact import Exact
 from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.hardware import prepare
-from fedgpt2.protocol.round_record import (
-    Audit,
-    Bytes,
-    Evidence,
-    MinerRecord,
-    PhaseSeconds,
-    Products,
-    RoundRecord,
-)
-from fedgpt2.ranking.budget import Budget, budget, window_shape
+from fedgpt2.ranking.budget import budget, window_shape
 from fedgpt2.ranking.inner_products import measure_products
-from fedgpt2.ranking.table import REVISION, Table, advance
-from fedgpt2.types import Digest, Hotkey, ModelShape, WorkId
+from fedgpt2.types import Hotkey, ModelShape
 from fedgpt2.validator.training import Training
 
 LIMIT = 0.15
 _LR = 1e-4
-_MODEL = Digest("0" * 64)
 
 
 class Round:
     """One round of a validator: its training state and random contributions of `miners` miners."""
 
     def __init__(self, model: str, miners: int, tokens: int) -> None:
-        rule, self.tokens = Ranking(), tokens
         wallet, axons = Wallet("validator", "default", "."), Axons(addresses=("127.0.0.1:1",))
-        config = ValidatorConfig(wallet=wallet, axons=axons, model=Model(model), ranking=rule)
-        self.shape = config.model.shape
+        config = ValidatorConfig(wallet=wallet, axons=axons, model=Model(model))
+        self.shape, self.budget = config.model.shape, budget(config.ranking, [tokens] * miners)
         self.training = Training(config, prepare("cpu", 1))
         d, generator = self.training.weights.flat.numel(), torch.Generator().manual_seed(0)
         self.rows = {Hotkey(f"miner-{i:02}"): torch.randn(d, generator=generator) for i in range(miners)}
-        self.norms = {hotkey: norm(row) for hotkey, row in self.rows.items()}
         for _ in range(2):  # so that recent aggregates and a moment exist
             self.training.aggregate(self._form)
             self.training.step(_LR)
-        self.plan: Budget = budget(rule, [tokens] * miners)
-        self.evidence = Evidence(revision=REVISION, rule=asdict(rule))
-        self.windows = random_windows(self.shape, self.plan.gradient)
-        self.texts = random_windows(self.shape, self.plan.audit)
 
     def rank(self) -> None:
         """Compute a round's ranking."""
-        evidence = self.evidence
-        if self.plan.gradient:
-            sample = list(self.rows)[: self.plan.audits]
-            audits = tuple(self._audit(hotkey) for hotkey in sample)
-            evidence = structs.replace(evidence, products=self._products(), audits=audits)
-        advance(Table(), self._record(evidence))
+        if not self.budget.gradient:
+            return
+        gradient = self.training.scoring_gradient(self._windows(self.budget.gradient))
+        measure_products(list(self.rows), list(self.rows.values()), self.training.baseline(), gradient)
+        for row in list(self.rows.values())[: self.budget.audits]:
+            self.training.nudge(row, norm(row), self._windows(self.budget.audit))
 
-    def _products(self) -> Products:
-        gradient = self.training.scoring_gradient(self.windows)
-        return measure_products(list(self.rows), list(self.rows.values()), self.training.baseline(), gradient)
+    def _form(self, out: Tensor) -> None:
+        out.copy_(next(iter(self.rows.values())))
 
-    def _form(self, out: Tensor) -> Aggregate:
-        rows, norms = list(self.rows.values()), list(self.norms.values())
-        return combine(terms("default", len(rows), 0), rows, norms, [1] * len(rows), out, 0)
-
-    def _audit(self, hotkey: Hotkey) -> Audit:
-        before, after, length = self.training.nudge(self.rows[hotkey], self.norms[hotkey], self.texts)
-        return Audit(hotkey=hotkey, windows=(0,), before=before, after=after, length=length)
-
-    def _record(self, evidence: Evidence) -> RoundRecord:
-        return RoundRecord(
-            round=1,
-            attempt=0,
-            parent=_MODEL,
-            model=_MODEL,
-            applied=True,
-            train_loss=1.0,
-            lr=_LR,
-            rule="default",
-            f=0,
-            tokens=self.tokens * len(self.rows),
-            seconds=PhaseSeconds(),
-            bytes=Bytes(),
-            miners=tuple(map(self._miner, self.rows)),
-            evidence=evidence,
-        )
-
-    def _miner(self, hotkey: Hotkey) -> MinerRecord:
-        return MinerRecord(
-            hotkey=hotkey,
-            axon="",
-            slot=0,
-            work_id=WorkId(""),
-            status="admitted",
-            tokens=self.tokens,
-            seconds=0.0,
-            norm=self.norms[hotkey],
-        )
+    def _windows(self, tokens: int) -> Tokens:
+        count, length = window_shape(tokens, self.shape.block_size)
+        return random_windows(self.shape, count * self.shape.block_size)[:, : length + 1]
 
 
 class Miner:
@@ -140,9 +84,8 @@ class Miner:
 
 
 def random_windows(shape: ModelShape, tokens: int) -> Tokens:
-    """As few windows as hold `tokens` tokens, all of one length."""
-    count, length = window_shape(tokens, shape.block_size)
-    size = (count, length + 1)
+    """As few windows as hold `tokens` tokens."""
+    size = (-(-tokens // shape.block_size), shape.block_size + 1)
     return np.random.default_rng(0).integers(0, shape.vocab_size, size, np.uint16)
 
 
@@ -150,21 +93,22 @@ def main() -> int:
     """Measure, print; 0 when every share is within the limit."""
     arguments = _parse()
     prepare("cpu", 1)
-    rows = [row for model in arguments.model for row in shares(model, arguments.miners, arguments)]
+    rows = [row for model in arguments.model for row in shares(model, arguments)]
     note = f"ranking over its miners' computing, CPU-seconds, {arguments.tokens} tokens a miner; limit {LIMIT}"
     report("ranking-cost", rows, as_json=arguments.json, notes=[note])
     return 0 if all(float(row.extra["share"]) <= LIMIT for row in rows) else 1
 
 
-def shares(model: str, miners: list[int], arguments: argparse.Namespace) -> list[Row]:
+def shares(model: str, arguments: argparse.Namespace) -> list[Row]:
     """A row for each number of miners."""
     miner, rows = Miner(model, arguments.tokens), []
-    for n in miners:
+    for n in arguments.miners:
         round_ = Round(model, n, arguments.tokens)
         turns = {"ranking": cpu_seconds(round_.rank), "miner": cpu_seconds(miner.compute)}
         times = interleave(turns, arguments.repeats)
         one = median(times["miner"])
-        extra = {"miner": round(one, 3), "share": round(median(times["ranking"]) / (n * one), 4)}
+        spent = round_.budget.gradient + round_.budget.audits * round_.budget.audit
+        extra = {"tokens": spent, "miner": round(one, 3), "share": round(median(times["ranking"]) / (n * one), 4)}
         rows.append(Row(f"{model} {n}", times["ranking"], peak_mb(), extra, group=f"{model} {n}"))
     return rows
 

@@ -24,10 +24,10 @@ from scoring.questions import (
     worst,
 )
 from scoring.scores import Evidence, Score
-from scoring.shipped import paid, taus
+from scoring.shipped import RULES, paid, taus
 from scoring.training import graded_names
 
-__all__ = ["BEGIN", "CHOSEN", "END", "SHIPPED_TOKENS", "answers", "page"]
+__all__ = ["BEGIN", "CHOSEN", "END", "answers", "page", "shipped_answers", "shipped_page"]
 
 BEGIN = "<!-- study: tables written by studies/ranking_study.py -->"
 END = "<!-- end of study -->"
@@ -54,7 +54,7 @@ RATINGS = {
     "gamma 1, luck 8.3": Rating(beta=25 / 3, damped=False),
 }
 TOKENS = (512, 1024, 2048, 4096, 8192)
-SHIPPED_TOKENS = (512, 1024)  # beside 2048, for the shipped ranking
+
 FOUR = ("2 agg/1 - agg/2", "loud/1", "mean agg 1-4", "small + 1 loud/1")
 
 _BASES = ("A1", "A2", "A4", "A8", "M", "M+A1", "M+A2", "M+A4")
@@ -79,13 +79,33 @@ _SHOWN = (
 Values = NDArray[np.float64]
 
 
-def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
-    """All numbers of a group of trainings that differ in the seed only."""
-    adds = _ADDS if kept[0].moment else replace(_ADDS, basis="A2")
-    truths = (truth(kept, _WORTH), truth(kept, adds))
-    worth = truths[0]
+def shipped_answers(kept: Sequence[Evidence]) -> dict[str, Any]:
+    """The numbers of the shipped rule and of Gauntlet's scores, for trainings that differ in the seed only."""
+    truths = _truths(kept)
     return {
         "seeds": [evidence.name for evidence in kept],
+        "shipped": {
+            title: {
+                "tau": {name: _spread(values) for name, values in taus(kept, *truths, rule).items()},
+                "lies": {name: [_round(value) for value in values] for name, values in paid(kept, rule).items()},
+            }
+            for title, rule in RULES.items()
+        },
+        "baselines": {name: _spread(values) for name, values in loss_changes(kept, *truths, RATING).items()},
+    }
+
+
+def _truths(kept: Sequence[Evidence]) -> tuple[Values, Values]:
+    adds = _ADDS if kept[0].moment else replace(_ADDS, basis="A2")
+    return truth(kept, _WORTH), truth(kept, adds)
+
+
+def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
+    """All numbers of a group of trainings that differ in the seed only."""
+    truths = _truths(kept)
+    worth = truths[0]
+    return {
+        **shipped_answers(kept),
         "loss": [[round(float(evidence.loss[r]), 3) for r in (0, len(evidence.loss) // 2, -1)] for evidence in kept],
         "grades": {
             name: {"worth": _round(whole / worth[0]), "adds": _round(added / truths[1][0])}
@@ -93,12 +113,6 @@ def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
         },
         "tau_of_the_two_truths": _round(kendall(true_changes(kept)[None], worth)[0]),
         "scores": {score.name: _score(kept, score, truths) for score in SCORES},
-        "shipped": {
-            "tau": _taus_of(kept, truths),
-            "tau_by_tokens": {str(tokens): _taus_of(kept, truths, tokens) for tokens in SHIPPED_TOKENS},
-            "lies": {name: [_round(value) for value in values] for name, values in paid(kept).items()},
-        },
-        "baselines": {name: _spread(values) for name, values in loss_changes(kept, *truths, RATING).items()},
         "tokens": {
             f"{score.name} {tokens}": _score(kept, replace(score, tokens=tokens), truths)
             for score in (Score(), Score("whole", "M+A2"), CHOSEN)
@@ -112,10 +126,6 @@ def answers(kept: Sequence[Evidence]) -> dict[str, Any]:
         },
         "four_at_once": {score.name: _round(four_attacks(kept, score, RATING, FOUR)) for score in _COMPARED},
     }
-
-
-def _taus_of(kept: Sequence[Evidence], truths: tuple[Values, Values], tokens: int = 2048) -> dict[str, Any]:
-    return {name: _spread(values) for name, values in taus(kept, *truths, tokens).items()}
 
 
 def _rating(kept: Sequence[Evidence], settings: Rating, truths: tuple[Values, Values]) -> dict[str, Any]:
@@ -148,7 +158,7 @@ def _score(kept: Sequence[Evidence], score: Score, truths: tuple[Values, Values]
 
 def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> list[str]:
     """Markdown tables of the groups in `names`, with these titles."""
-    lines = [*_shipped({title: found[group] for group, title in names.items()}), ""]
+    lines = [*shipped_page(found, names), ""]
     for group, title in names.items():
         lines += [f"**{title}** ({len(found[group]['seeds'])} seeds)", "", *_scores(found[group]), ""]
     groups = {title: found[group] for group, title in names.items()}
@@ -159,45 +169,40 @@ def page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> li
     return [*lines, "**Attacks and their gain**", "", *_gains(groups)]
 
 
-def _shipped(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The shipped rule, audits included, beside Gauntlet's scores."""
+def shipped_page(found: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> list[str]:
+    """The table of the shipped rule, audits included, beside Gauntlet's scores."""
+    groups = {title: found[group] for group, title in names.items()}
     lines = [
         "| | " + " | ".join(f"{title} ({len(group['seeds'])} seeds)" for title, group in groups.items()) + " |",
         "|---|" + "---|" * len(groups),
     ]
     every = list(groups.values())
-    rows = {**_taus(every, "adds", "what a miner adds"), **_taus(every, "whole", "the whole effect")}
-    for tokens in SHIPPED_TOKENS:
-        rows |= _by_tokens(every, str(tokens))
-    for kind, words in (("0", "no work"), ("1/8", "⅛ of the work"), ("stale", "an old answer")):
-        rows[f"{words}: above an honest miner · pay"] = [_most(g["shipped"]["lies"], kind) for g in every]
-    rows["honest miners unpaid beside an attack, of 12"] = [_unpaid(g["shipped"]["lies"]) for g in every]
-    rows["deviation of their pay over its mean"] = [_spreads(g["shipped"]["lies"]) for g in every]
-    for name in (n for n in every[0]["shipped"]["lies"] if n.startswith("works")):
-        rows[name] = ["{:.2f} · {:.2f}".format(*g["shipped"]["lies"][name][:2]) for g in every]
+    rows = {**_baselines(every, "_adds", "what a miner adds"), **_baselines(every, "", "the whole effect")}
+    for tokens in RULES:
+        rows |= _ruled(f"**the rule, {tokens}**", [group["shipped"][tokens] for group in every])
     return [*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())]
 
 
-def _taus(every: Sequence[Mapping[str, Any]], worth: str, words: str) -> dict[str, list[str]]:
+def _ruled(rule: str, every: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Cells by row of one rule, a column a group."""
     rows = {}
-    for there, who in (("all", "all 16"), ("six", "6 of 16")):
-        shown = [
-            [_both(g["shipped"]["tau"][f"{there} {order} {worth}"]) for order in ("rating", "table")] for g in every
-        ]
-        rows[f"**the rule**, τ with {words}, {who}: rating · table"] = [" · ".join(pair) for pair in shown]
-    suffix = "_adds" if worth == "adds" else ""
-    for name, how in (("rated", "Plackett-Luce"), ("mean", "running mean")):
-        rows[f"losses of 6 sampled, {how}, τ with {words}"] = [_both(g["baselines"][name + suffix]) for g in every]
+    for worth, words in (("adds", "what a miner adds"), ("whole", "the whole effect")):
+        for there, who in (("all", "all 16"), ("six", "6 of 16")):
+            shown = [[_both(g["tau"][f"{there} {order} {worth}"]) for order in ("rating", "table")] for g in every]
+            rows[f"{rule}: τ with {words}, {who}: rating · table"] = [" · ".join(pair) for pair in shown]
+    for kind, words in (("0", "no work"), ("1/8", "⅛ of the work"), ("stale", "an old answer")):
+        rows[f"{rule}: {words}: above an honest miner · pay"] = [_most(g["lies"], kind) for g in every]
+    rows[f"{rule}: honest miners unpaid beside an attack, of 12"] = [_unpaid(g["lies"]) for g in every]
+    rows[f"{rule}: deviation of their pay over its mean"] = [_spreads(g["lies"]) for g in every]
+    for name in (n for n in every[0]["lies"] if n.startswith("works")):
+        rows[f"{rule}: {name}"] = ["{:.2f} · {:.2f}".format(*g["lies"][name][:2]) for g in every]
     return rows
 
 
-def _by_tokens(every: Sequence[Mapping[str, Any]], tokens: str) -> dict[str, list[str]]:
-    """Taus of the ratings with what a miner adds, on other numbers of scoring tokens."""
+def _baselines(every: Sequence[Mapping[str, Any]], suffix: str, words: str) -> dict[str, list[str]]:
     return {
-        f"**the rule** on {tokens} scoring tokens, τ with what a miner adds, {who}: rating": [
-            _both(g["shipped"]["tau_by_tokens"][tokens][f"{there} rating adds"]) for g in every
-        ]
-        for there, who in (("all", "all 16"), ("six", "6 of 16"))
+        f"losses of 6 sampled, {how}, τ with {words}": [_both(g["baselines"][name + suffix]) for g in every]
+        for name, how in (("rated", "Plackett-Luce"), ("mean", "running mean"))
     }
 
 

@@ -7,7 +7,7 @@ Rows of a round r, each of d parameters (letters: i miner, k lag in rounds):
 
     full/i       gradient of honest miner i, 16 windows          part/i    the same from its first FRACTIONS[i] windows
     noise/p      16 windows, p % of the targets exchanged        late/k    this round's text on weights k rounds old
-    half/2       half of slot 15's text, weights 2 rounds old    audit/s   half of slot s's text, as audits draw it
+    half/2       half of slot 15's text, weights 2 rounds old    audit/s/w w random windows of slot s, for an audit
     stale/k      what miner STALE[k] computed k rounds ago       own/k     what miner 11 computed k rounds ago
     small/k      a hostile miner's 2 windows of slot 15, k rounds ago
     agg/k        aggregate of k rounds ago; agg/0 this round's   ema/b     running mean of aggregates, decay b
@@ -21,7 +21,7 @@ Rows of a round r, each of d parameters (letters: i miner, k lag in rounds):
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,14 @@ from fedgpt2.types import Digest, ModelShape
 from scoring.vocabulary import Vocabulary
 
 __all__ = [
+    "AUDITED",
     "FRACTIONS",
     "HONEST",
     "HOSTILE",
+    "LENGTH",
     "NOISE",
     "PRESENT",
+    "SCORES",
     "SLOTS",
     "STALE",
     "WINDOWS",
@@ -61,13 +64,15 @@ __all__ = [
 ]
 
 HONEST, WINDOWS, SMALL = 12, 16, 2  # honest miners, windows of each, windows that a hostile miner computes on
-SLOTS, HOSTILE, AUDITED = 16, 15, 8  # slots a round, the hostile miner's, windows of a slot that an audit uses
+SLOTS, HOSTILE = 16, 15  # slots a round, the hostile miner's
+LENGTH = 64  # tokens of a window
+AUDITED = (1, 2, 3, 8)  # windows of a slot that an audit uses
 FRACTIONS = {1: 12, 2: 8, 3: 6, 4: 4, 5: 3, 6: 2, 7: 1}  # of miner i: windows of part/i
 NOISE = {12: 10, 13: 25, 14: 50}  # of slot: percent of targets exchanged
 STALE = {1: 8, 2: 9, 4: 10, 8: 11}  # lag: miner
 OWN, LAGS, STEPS, SMALLS = (1, 2, 3, 4), 8, 4, 12
 DECAYS = (0.5, 0.9, 0.99)
-SCORES = (512, 1024, 2048, 4096, 8192)  # tokens
+SCORES = (320, 512, 640, 832, 1024, 2048, 4096, 8192)  # tokens
 PRESENT = 6  # graded miners a round whose true loss change is measured
 TRUE_TOKENS, TRUE_STEP = 2048, 0.1  # tokens of that measurement; its step is 0.1 of the median norm
 _UNRECORDED = 12  # rounds before the first recorded one: they fill every history
@@ -81,7 +86,7 @@ class Recipe:
     seed: int
     preset: str = "nano"
     vocabulary: int = 4096
-    length: int = 64  # tokens of a window
+    length: int = LENGTH  # tokens of a window
     rounds: int = 50  # recorded
     lr: float = 1e-3
     warmup: int = 10  # rounds of linear warm-up of the learning rate
@@ -181,9 +186,13 @@ class Training:
         return rows
 
     def _audits(self) -> dict[str, Tensor]:
-        """Gradients on a random half of each slot's text, as an audit draws it."""
-        drawn = {slot: np.sort(self.rng.permutation(WINDOWS)[:AUDITED]) for slot in range(SLOTS)}
-        return {f"audit/{slot}": self.gradient(self._assigned(slot)[places]) for slot, places in drawn.items()}
+        """Gradients on the first windows of a random order of each slot's, as audits draw them."""
+        rows = {}
+        for slot in range(SLOTS):
+            windows = self._assigned(slot)[self.rng.permutation(WINDOWS)]
+            for count, mean in self._growing(windows, AUDITED).items():
+                rows[f"audit/{slot}/{count}"] = mean
+        return rows
 
     def _assigned(self, slot: int) -> Tokens:
         assignment = self.corpus.assign(self.round, slot, WINDOWS)
@@ -261,14 +270,19 @@ class Training:
         return self.vocabulary(self.corpus.score(key, self.round, digests, SCORES[-1] // self.recipe.length))
 
     def _scores(self, windows: Tokens) -> dict[str, Tensor]:
-        rows: dict[str, Tensor] = {}
+        counts = [tokens // self.recipe.length for tokens in SCORES]
+        means = self._growing(windows, counts)
+        return {f"score/{tokens}": means[count] for tokens, count in zip(SCORES, counts, strict=True)}
+
+    def _growing(self, windows: Tokens, counts: Sequence[int]) -> dict[int, Tensor]:
+        """Mean gradients of the first windows, for each of the rising `counts`."""
+        means: dict[int, Tensor] = {}
         total, done = torch.zeros_like(self.model.weights.flat), 0
-        for tokens in SCORES:
-            count = tokens // self.recipe.length
+        for count in counts:
             total = total + self.gradient(windows[done:count]) * (count - done)
             done = count
-            rows[f"score/{tokens}"] = total / done
-        return rows
+            means[count] = total / done
+        return means
 
     def _true_changes(self, rows: list[Tensor], windows: Tokens) -> dict[str, Any]:
         """Loss change of a short step along each row on TRUE_TOKENS scoring tokens; all steps have one length."""

@@ -83,7 +83,7 @@ def test_what_a_run_printed_is_read_by_sides() -> None:
         {"hotkey": "a", "hostile": True, "rank": None, "rating": None, "weight": 0.0, "pay": None},
         {"hotkey": "b", "hostile": False, "rank": 1, "rating": 25.0, "weight": 1.0, "pay": 1.0},
     ]
-    settings = {"ranking": {"tokens": 64}}
+    settings = {"ranking": {"rule": "contribution"}}
     said = {"settings": settings, "final_val_loss": 6.0, "unigram_loss": 6.6, "miners": miners, "rounds": []}
     made = condense(cell("late"), 0, json.dumps(said), "", (1.0, 2.0))
     assert not isinstance(made, Failed)

@@ -1,6 +1,5 @@
 """The ranking study's arithmetic: against openskill, against plain linear algebra, against the shipped rule."""
 
-import msgspec
 import numpy as np
 import pytest
 from openskill.models import PlackettLuce
@@ -13,16 +12,17 @@ from scoring.questions import graded, honest_names
 from scoring.scores import BASES, Evidence, Score, scores
 from scoring.shipped import Rounds, graded_texts, name_of
 from scoring.tables import CHOSEN
-from scoring.training import SLOTS, graded_names
+from scoring.training import AUDITED, SCORES, SLOTS, graded_names
 
 ROUNDS, D = 6, 400
 
 
 def _names() -> list[str]:
-    fixed = {*honest_names(), *graded_names(), "agg/0", *(f"audit/{slot}" for slot in range(SLOTS))}
+    fixed = {*honest_names(), *graded_names(), "agg/0"}
+    fixed |= {f"audit/{slot}/{windows}" for slot in range(SLOTS) for windows in AUDITED}
     rows = {row for basis in BASES.values() for row in basis}
     rows |= {row for attack in ATTACKS.values() for row in attack[0] | attack[1]}
-    return sorted(fixed | rows | {f"score/{tokens}" for tokens in (512, 1024, 2048, 4096, 8192)})
+    return sorted(fixed | rows | {f"score/{tokens}" for tokens in SCORES})
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +80,10 @@ def test_scores_are_those_of_the_vectors(evidence: Evidence, dense: dict[str, np
 
 
 def test_the_chosen_score_is_that_of_the_shipped_rule(evidence: Evidence) -> None:
-    x, rule = graded(evidence), Ranking()
-    rounds, table = Rounds.of(evidence, x, graded_texts()), Table(rule=rule)
+    x, rule = graded(evidence), Ranking(tokens=2048, audits=0)
+    rounds, table = Rounds.of(evidence, x, graded_texts(), SLOTS, rule), Table(rule=rule)
     expected = scores(evidence, x, SLOTS, CHOSEN)
     for r in range(ROUNDS):
-        given = msgspec.structs.replace(rounds.evidence(r, range(SLOTS), table, rule, b""), audits=())
-        table, made = advance(table, given, rule)
-        found = [(made[name_of(i)].mark.score or 0.0) / rounds.unit[r] for i in range(SLOTS)]
+        table, made = advance(table, rounds.record(r, range(SLOTS), table, b""))
+        found = [(made[name_of(i)].score or 0.0) / rounds.unit[r] for i in range(SLOTS)]
         np.testing.assert_allclose(found, expected[r], rtol=1e-6, atol=1e-9)

@@ -71,7 +71,7 @@ def test_flags_name_the_attack_and_the_rule() -> None:
 
 CELL = Cell("default", True, "alie", 1)
 OUTPUT = {
-    "settings": {"ranking": {"tokens": 64}},
+    "settings": {"ranking": {"rule": "contribution"}},
     "final_val_loss": 6.5,
     "unigram_loss": 6.6,
     "rounds": [{"round": 1, "applied": True, "reason": None, "hostile_share": 0.0, "cosine": 1.0, "seconds": 0.1}],
