@@ -88,15 +88,16 @@ class Federation:
         """A validator over `axons` (miners, ports or addresses); its run directory is `run`."""
         addresses = [getattr(axon, "port", axon) for axon in axons]
         argv = ["validator", "--wallet.name", "validator", "--axons", *addresses, "--model.preset", "tiny"]
-        argv += ["--rounds", rounds, "--run.dir", self.folder / run, "--axons.wait_seconds", 20, "--data.max_slots", 4]
-        argv += ["--data.max_pages", 2, "--data.span", 4, "--ranking.tokens", 128, "--ranking.audits", 1]
+        argv += ["--rounds", rounds, "--run.dir", self.folder / run, "--axons.wait_seconds", 20]
+        argv += ["--data.windows", 4, "--data.max_slots", 4, "--data.max_pages", 2, "--data.span", 4]
+        argv += ["--ranking.tokens", 128, "--ranking.audits", 1]
         argv += self._common()
         return self.start("validator", [*argv, *flags], **how)
 
     def _common(self):
         return [
             *("--wallet.path", self.wallets, "--device", "cpu", "--data.source", self.source),
-            *("--data.windows", 4, "--run.threads", 1),
+            *("--run.threads", 1),
         ]
 
     def ledger(self, sql, *values, run="run"):
