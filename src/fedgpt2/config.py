@@ -167,7 +167,7 @@ class Codec:
 class Optimizer:
     """The only optimizer; it lives on the validator."""
 
-    name: str = setting("adamw", "adamw or sgd")
+    name: str = setting("adamw", "adamw, sgd, or package.module:object (docs/simulation.md)")
     lr: float = setting(1e-3, "peak learning rate", least=0)
     min_lr: float = setting(1e-4, "learning rate at the end of the cosine", least=0)
     warmup: int = setting(10, "rounds of linear warm-up", least=0)
@@ -187,8 +187,7 @@ class Aggregation:
 
     rule: str = setting(
         "default",
-        "default (norm clipping, NNM, geometric median; below 4 miners the clipped mean), mean (by assigned tokens, "
-        "trusts everybody), or another of docs/aggregation.md",
+        "aggregation rule: default, mean, another of docs/aggregation.md, or package.module:object",
     )
     gate: bool = setting(
         True, "take a step only if it does not raise the loss on held-out windows; else a part of it, or none"
@@ -341,8 +340,7 @@ class SimulationConfig:
     miners: int = setting(8, "miners that take part, hostile ones included", least=1)
     attack: str = setting(
         "none",
-        "what the hostile ones do: an attack of docs/aggregation.md, none (they are honest too) or absent (they are "
-        "not there)",
+        "what hostile miners send: none, absent, one of docs/simulation.md, or package.module:function",
     )
     byzantine: int = setting(0, "how many of the miners are hostile; which ones is drawn by --run.seed", least=0)
     rounds: int = setting(30, "rounds to train", least=1)

@@ -18,7 +18,7 @@ class HostileConfig(MinerConfig):
     """A miner's settings, and its attacks."""
 
     attack: tuple[str, ...] = setting(
-        CYCLE, "attacks of docs/aggregation.md or package.module:function, one per order, in turn"
+        CYCLE, "attacks of docs/simulation.md or package.module:function, one per order, in turn"
     )
 
 
