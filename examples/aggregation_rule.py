@@ -1,4 +1,4 @@
-"""An aggregation rule of one's own: the mean of the rows with the largest cosines to the median row.
+"""An aggregation rule of your own: the mean of the rows with the largest cosines to the median row.
 
     fedgpt2 simulate --miners 8 --aggregation.rule examples.aggregation_rule:aligned_mean
 

@@ -1,4 +1,4 @@
-"""An attack of one's own: hostile miners that push the mean against its largest coordinates.
+"""An attack of your own: hostile miners that push the mean against its largest coordinates.
 
     fedgpt2 simulate --miners 8 --byzantine 2 --attack examples.attack:against_the_largest
 

@@ -1,4 +1,4 @@
-"""An optimizer of one's own: Lion (Chen et al. 2023, arXiv 2302.06675).
+"""An optimizer of your own: Lion (Chen et al. 2023, arXiv 2302.06675).
 
     fedgpt2 simulate --optimizer.name examples.optimizer:Lion --optimizer.lr 3e-4
 

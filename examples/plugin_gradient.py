@@ -1,4 +1,4 @@
-"""A gradient strategy of one's own: the same mean gradient, here by plain functional torch.
+"""A gradient strategy of your own: the mean gradient by plain functional torch.
 
     fedgpt2 miner --gradient.strategy plugin --gradient.plugin examples.plugin_gradient:gradient
 

@@ -205,7 +205,7 @@ class Codec:
 class Optimizer:
     """The validator's optimizer."""
 
-    name: str = setting("adamw", "adamw or sgd")
+    name: str = setting("adamw", "adamw, sgd, or package.module:object (docs/simulation.md)")
     lr: float = setting(1e-3, "peak learning rate", common=True, least=0)
     min_lr: float = setting(1e-4, "learning rate at the end of the cosine decay", least=0)
     warmup: int = setting(10, "rounds of linear warm-up", least=0)
@@ -223,7 +223,7 @@ class Aggregation:
 
     rule: str = setting(
         "default",
-        "aggregation rule: default, mean, or another one of docs/aggregation.md",
+        "aggregation rule: default, mean, another of docs/aggregation.md, or package.module:object",
         common=True,
         note="`default` is norm clipping, NNM and the geometric median, and below 4 miners the clipped mean. `mean` "
         "weights by assigned tokens; its breakdown point is 0: a single hostile miner controls it.",
@@ -353,7 +353,7 @@ class SimulationConfig:
     miners: int = setting(8, "miners that take part, hostile ones included", common=True, least=1)
     attack: str = setting(
         "none",
-        "what hostile miners send: none, absent, or an attack of docs/aggregation.md",
+        "what hostile miners send: none, absent, one of docs/simulation.md, or package.module:function",
         common=True,
         note="With `none` they behave as honest miners; with `absent` they take no part.",
     )

@@ -1,10 +1,10 @@
-"""The document lists every attack in the words of the program."""
+"""docs/simulation.md lists every attack with its line in the registry."""
 
 from pathlib import Path
 
 from fedgpt2.simulate.attacks.registry import ATTACKS, NAMES
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "aggregation.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "simulation.md"
 
 
 def table() -> str:
@@ -17,5 +17,5 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def test_the_document_lists_the_arena():
+def test_the_document_lists_every_attack():
     assert table() in DOCUMENT.read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
-"""A rule, an optimizer and an attack of one's own take part in real rounds: registered by name, or by import path."""
+"""A rule, an optimizer and an attack of a test take part in real rounds: registered, or named by import path."""
 
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -93,12 +94,12 @@ def test_every_example_trains(small, monkeypatch, changes):
     assert result.val_loss[-1] < result.val_loss[0]
 
 
-def test_the_documents_name_every_example():
+def test_the_document_shows_every_example():
     text = (ROOT / "docs" / "simulation.md").read_text()
     for name in ("aggregation_rule", "optimizer", "attack"):
         source = (ROOT / "examples" / f"{name}.py").read_text()
-        body = source[source.index("\n\n\n") + 3 :]
-        assert all(f"    {line}" in text for line in body.splitlines() if line), name
+        body = source[source.index("\n\n\n") + 3 :].rstrip()
+        assert textwrap.indent(body, "    ") in text, name
 
 
 def test_an_example_attack_is_admitted_and_has_a_vote(small, monkeypatch):
