@@ -11,10 +11,11 @@ Who could hurt the model, and where it is stopped:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 from fedgpt2 import codec
@@ -78,10 +79,12 @@ def check_values(values: FlatState, largest_norm: float) -> float:
     return norm
 
 
-def admit(outcomes: Sequence[OrderResult], limits: Limits) -> list[AdmissionResult]:
+def admit(
+    outcomes: Sequence[OrderResult], limits: Limits, lease: Callable[[str, int], memoryview] | None = None
+) -> list[AdmissionResult]:
     """Judge every outcome of a round; of equal bodies the one that was named first, by our clock, keeps its place."""
     seen: set[str] = set()
-    judged = {i: _judge(outcomes[i], limits, seen) for i in _as_named(outcomes)}
+    judged = {i: _judge(outcomes[i], limits, seen, lease) for i in _as_named(outcomes)}
     return [judged[i] for i in range(len(outcomes))]
 
 
@@ -89,12 +92,17 @@ def _as_named(outcomes: Sequence[OrderResult]) -> list[int]:
     return sorted(range(len(outcomes)), key=lambda i: outcomes[i].traffic.described)
 
 
-def _judge(outcome: OrderResult, limits: Limits, seen: set[str]) -> AdmissionResult:
+def _judge(outcome: OrderResult, limits: Limits, seen: set[str], lease: Callable[[str, int], memoryview] | None) -> AdmissionResult:
     if outcome.answer is None:
         return AdmissionResult(outcome, Status.REFUSED if outcome.answered else Status.FAILED, outcome.failure)
     answer, schema = outcome.answer, outcome.ticket.order.model.schema()
     try:
-        decoded = codec.get(answer.contribution.blob.codec).decode(answer.layout, schema, answer.data)
+        which = codec.get(answer.contribution.blob.codec)
+        out = None
+        if lease is not None and not (which.exact and answer.layout.canonical):
+            size = codec.get("fp32").data_bytes(schema)
+            out = torch.frombuffer(lease(f"{outcome.ticket.seat.axon} decoded", size), dtype=torch.float32)
+        decoded = which.decode(answer.layout, schema, answer.data, out)
         norm = check_values(FlatState(schema, decoded), limits.gradient_norm)
         digest = answer.contribution.blob.digest
         if digest in seen:

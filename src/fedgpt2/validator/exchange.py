@@ -13,6 +13,7 @@ from dataclasses import replace
 from fedgpt2 import codec
 from fedgpt2.config import Limits
 from fedgpt2.errors import Culprit, NetworkError, PeerError, ProtocolError, Reason, Refused
+from fedgpt2.event_loop import off_loop
 from fedgpt2.identity.signing import open_envelope
 from fedgpt2.link.blobs import Blob, Incoming
 from fedgpt2.link.client import AxonClient
@@ -48,6 +49,7 @@ class Exchange:
         self._limits = limits
         self._traffic = traffic
         self._lease = lease
+        self._buffer = memoryview(b"")
         self._began = time.monotonic()
         self._layout: Layout | None = None
         self._incoming: Incoming | None = None
@@ -100,6 +102,7 @@ class Exchange:
         envelope = await self._answer()
         self._traffic.described = self._traffic.described or self._elapsed()
         contribution = self._open(envelope)
+        self._buffer = await off_loop(self._lease, contribution.blob.length)
         gradient = await self._client.get_blob(self._expect(contribution))
         self._traffic.received = self._elapsed()
         if self._layout is None:
@@ -168,7 +171,7 @@ class Exchange:
         which = codec.get(self._incoming.ref.codec if self._incoming else "")
         schema = self._ticket.order.model.schema()
         self._layout = read_header(header, schema, which.dtype)
-        return self._lease(self._layout.data_bytes)
+        return self._buffer[: self._layout.data_bytes]
 
 
 def _reason(word: str) -> Reason:

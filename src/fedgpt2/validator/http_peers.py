@@ -8,9 +8,9 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 import aiohttp
-import torch
 
 from fedgpt2.config import Axons, Limits
 from fedgpt2.errors import Culprit, NetworkError, NoMinersError, PeerError, Reason, Refused
@@ -51,6 +51,7 @@ class DialledMiners:
         record: Callable[[str, Hotkey], None],
         notice: Callable[[str], None],
         check_miner: Callable[[Info, Collection[Hotkey]], str | None] = lambda *_: None,
+        lease: Callable[[str, int], memoryview] = lambda _, size: memoryview(bytearray(size)),
     ) -> None:
         """`check_miner`: why a miner cannot take part, from its info and the miners connected; None if it can."""
         self._signer = signer
@@ -66,7 +67,7 @@ class DialledMiners:
         self._seats: dict[str, ConnectedMiner] = {}  # axon -> the miner that answers there
         self._trouble: dict[str, str] = {}  # axon -> why nobody does
         self._changed = asyncio.Event()
-        self._buffers: dict[str, torch.Tensor] = {}  # axon -> where its answer goes
+        self._lease = lease
         self._posting: set[Hotkey] = set()  # miners whose receipts are on their way
         self._refusing: set[Hotkey] = set()  # those of whom one did not arrive since the last round
         self._tasks: set[asyncio.Task[None]] = set()
@@ -198,27 +199,11 @@ class DialledMiners:
         ]
 
     async def _exchange(self, ticket: IssuedOrder, blobs: Mapping[Digest, Blob], traffic: Traffic) -> OrderResult:
-        exchange = Exchange(self._clients[ticket.seat.axon], ticket, blobs, self._limits, traffic, self._buffer(ticket))
+        exchange = Exchange(self._clients[ticket.seat.axon], ticket, blobs, self._limits, traffic, partial(self._lease, ticket.seat.axon))
         outcome = await exchange.run()
         if not outcome.answered and outcome.failure is not None and outcome.failure.reason in _ABSENT:
             self._lost(ticket.seat.axon, str(outcome.failure))
         return outcome
-
-    def _buffer(self, ticket: IssuedOrder) -> Callable[[int], memoryview]:
-        """An axon's receive buffer, allocated once: a fresh 498 MB costs 0.2 s to touch.
-
-        Whoever answers there has the same one: axons are given, keys are anybody's to make. No two tickets of a round
-        name one axon, and a round is done with its answers before the next is gathered.
-        """
-
-        def lease(size: int) -> memoryview:
-            axon = ticket.seat.axon
-            buffer = self._buffers.get(axon)
-            if buffer is None or buffer.numel() != size:
-                buffer = self._buffers[axon] = torch.empty(size, dtype=torch.uint8)
-            return buffer.numpy().data
-
-        return lease
 
     def _given_up(self, ticket: IssuedOrder, traffic: Traffic, why: PeerError) -> OrderResult:
         self._spawn(self._cancel(ticket))

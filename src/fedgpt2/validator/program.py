@@ -119,6 +119,7 @@ async def _peers(
             record=record,
             notice=observer.notice,
             check_miner=partial(check_miner, config, directory.ledger),
+            lease=directory.buffers.lease,
         )
         peers.start()
         try:

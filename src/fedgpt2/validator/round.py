@@ -44,7 +44,7 @@ async def run_round(run: Run, number: int, attempt: int, stop: Stop) -> dict[str
     clock.gathered([outcome.traffic for outcome in outcomes])
 
     # 5-6  admit; the admitted set is committed before the step
-    verdicts = await until_stopped(stop, off_loop(admit, outcomes, config.limits))
+    verdicts = await until_stopped(stop, off_loop(admit, outcomes, config.limits, directory.buffers.lease))
     admissions = [_admission(verdict) for verdict in verdicts if verdict.status is Status.ADMITTED]
     directory.ledger.admit(number, attempt, admissions)
     clock.mark("admit")

@@ -24,6 +24,7 @@ from fedgpt2.ledger.ledger import Ledger, Receipts
 from fedgpt2.ledger.round_lines import RoundLines
 from fedgpt2.storage import checkpoints as checkpoints
 from fedgpt2.storage.checkpoints import Checkpoint
+from fedgpt2.storage.mapped import BufferPool
 from fedgpt2.storage.files import disk_errors, write_durably
 from fedgpt2.types import Hotkey, Schema
 from fedgpt2.validator.training import Training
@@ -48,6 +49,7 @@ class RunDirectory:
         self._earlier = earlier
         self.lines = RoundLines(path / "rounds.jsonl")
         self.run_id = ledger.meta("run_id") or ""
+        self.buffers = BufferPool(path / "contributions")
 
     @property
     def checkpoints(self) -> Path:
