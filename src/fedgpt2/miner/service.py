@@ -15,7 +15,8 @@ from fedgpt2.identity.signing import open_envelope
 from fedgpt2.miner.delivery import BlobCache, Delivery
 from fedgpt2.miner.job import Answer, Job, MinerContext
 from fedgpt2.miner.journal import OrderJournal
-from fedgpt2.miner.orders import Plan, check_age, check_order, physical_memory
+from fedgpt2.miner.orders import Plan, check_age, check_order
+from fedgpt2.model.hardware import physical_memory
 from fedgpt2.protocol.digests import work_id
 from fedgpt2.protocol.messages import Accepted, Envelope, Order, Receipt, WorkStatus
 from fedgpt2.types import Hotkey, ModelShape
