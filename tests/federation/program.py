@@ -153,12 +153,16 @@ class Forked(Program):
 class Spawned(Program):
     """A process of its own from the start; `argv` begins with the command, miner or validator."""
 
+    def command(self):
+        """The command line."""
+        command, *rest = self.argv
+        return [sys.executable, SRC / f"{command}.py", *rest]
+
     def _start(self, folder, environment, program):
         assert program == MAIN, "only the forked kind runs other programs"
-        command, *rest = self.argv
         with self._out.open("w") as out, self._err.open("w") as err:
             self._process = subprocess.Popen(
-                [sys.executable, str(SRC / f"{command}.py"), *rest],
+                self.command(),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,

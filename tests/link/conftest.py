@@ -1,6 +1,7 @@
 """An axon made of the shared HTTP pieces alone, a client of it, and a line between them that can be cut."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from bittensor.sp_core import CRYPTO_SR25519, Keypair
 
 from fedgpt2.config import Limits
 from fedgpt2.errors import PeerError, Reason, Refused
-from fedgpt2.identity.auth import Gate
+from fedgpt2.identity.auth import Authenticator
 from fedgpt2.identity.signing import Signer
 from fedgpt2.link.address import Address
 from fedgpt2.link.blobs import Blob, Incoming
@@ -78,7 +79,7 @@ class Axon:
     """A miner's axon without a miner: blobs in, blobs out, canned answers."""
 
     signer: Signer
-    gate: Gate
+    authenticator: Authenticator
     expected: dict[str, Incoming] = field(default_factory=dict)
     blobs: dict[str, Blob] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
@@ -114,13 +115,13 @@ class Axon:
         return web.Response(body=encode(self.signer.seal("info", info)))
 
     async def message(self, request: web.Request) -> Envelope:
-        self.gate.precheck(request.headers, request.method, request.raw_path)
+        self.authenticator.check_headers(request.headers, request.method, request.raw_path)
         body = await read_message(request, LIMITS.message_bytes, seconds=LIMITS.request_seconds)
         self.verify(request, body)
         return decode(body, Envelope)
 
     def verify(self, request: web.Request, body: bytes = b"") -> None:
-        self.gate.verify(request.headers, body, request.method, request.raw_path)
+        self.authenticator.verify(request.headers, hashlib.sha256(body).hexdigest(), request.method, request.raw_path)
         self.calls.append(f"{request.method} {request.raw_path}")
 
     async def take(self, request: web.Request) -> web.Response:
@@ -208,7 +209,7 @@ class Line:
 @pytest.fixture
 async def axon() -> AsyncIterator[Axon]:
     me = signer(2)
-    axon = Axon(me, Gate(me.hotkey, allowed=frozenset({signer(1).hotkey}), proxies=False))
+    axon = Axon(me, Authenticator(me.hotkey, allowed=frozenset({signer(1).hotkey}), proxies=False))
     server = Server(axon.app(), "127.0.0.1", 0)
     await server.start()
     axon.port = server.port

@@ -11,8 +11,9 @@ from fedgpt2.link.base import ConnectedMiner, IssuedOrder, OrderResult
 from fedgpt2.link.blobs import Blob
 from fedgpt2.protocol.digests import work_id
 from fedgpt2.protocol.messages import Assignment, BlobRef, Caps, Contribution, Order
+from fedgpt2.storage.mapped import MemoryPool
 from fedgpt2.types import Hotkey, ModelShape
-from fedgpt2.validator.collector import Buffers, Collector
+from fedgpt2.validator.collector import Collector
 
 SHAPE = ModelShape(n_layer=1, n_head=1, n_embd=4, block_size=8, vocab_size=16)
 SCHEMA = SHAPE.schema()
@@ -72,7 +73,7 @@ def contribution(issued: IssuedOrder, blob: BlobRef, **changes) -> Contribution:
 
 async def collect(link, issued: IssuedOrder) -> OrderResult:
     """What a collector makes of an order over the link."""
-    collector = Collector(VALIDATOR, Outbox(), Buffers().lease, lambda _line: None)
+    collector = Collector(VALIDATOR, Outbox(), MemoryPool().lease, lambda _line: None)
     collector.connect(link)
     (result,) = await collector.collect([issued], {STATE.ref.digest: STATE}, deadline=60.0, quorum=1)
     await collector.close()

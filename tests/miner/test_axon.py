@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 from aiohttp import ClientSession
@@ -13,6 +14,7 @@ from fedgpt2.link.http_server import Server
 from fedgpt2.miner.journal import OrderJournal
 from fedgpt2.miner.service import Miner
 from fedgpt2.protocol.messages import encode
+from fedgpt2.protocol.statuses import http_status
 
 
 async def refused(awaitable, reason):
@@ -266,3 +268,102 @@ async def test_an_order_is_named_by_the_bytes_it_came_in(rig):
         work, accepted = await validator.post(order)
         assert accepted.work_id == work
         assert encode(order).decode() == validator.signer.seal("order", order).payload
+
+
+def post_head(miner, headers, length, *more):
+    """Head of a POST /v1/work with a body of `length` bytes, for a raw socket."""
+    lines = [*(f"{name}: {value}" for name, value in headers.items()), f"Content-Length: {length}", "Host: x", *more]
+    return "\r\n".join(["POST /v1/work HTTP/1.1", *lines]).encode() + b"\r\n\r\n"
+
+
+async def test_a_signature_is_checked_before_a_body_is_invited(rig):
+    async with rig() as miner:
+        hotkey = miner.signers[0].hotkey
+        good = miner.signers[1].headers("POST", "/v1/work", b"{}", receiver=hotkey)
+        forged = {**good, "X-Bittensor-Signature": "0x" + "ab" * 64}
+        reader, writer = await asyncio.open_connection(miner.address.host, miner.address.port)
+        writer.write(post_head(miner, forged, 2, "Expect: 100-continue"))
+        answer = await reader.read()
+        assert answer.splitlines()[0].split()[1] == b"401"
+        assert b"100 Continue" not in answer
+        writer.close()
+
+
+async def test_a_body_other_than_announced_is_refused_and_its_headers_are_used_up(rig):
+    async with rig() as miner:
+        headers = miner.signers[1].headers("POST", "/v1/work", b"{}", receiver=miner.signers[0].hotkey)
+        assert await request(miner, "POST", "/v1/work", b"[]", headers) == (401, "bad_signature")
+        assert await request(miner, "POST", "/v1/work", b"{}", headers) == (401, "replay")
+
+
+async def test_a_sender_that_announces_nothing_is_verified_after_its_body(rig):
+    async with rig() as miner:
+        validator = miner.validator()
+        body = encode(validator.signer.seal("order", validator.order()))
+        headers = validator.signer.headers("POST", "/v1/work", body, receiver=miner.signers[0].hotkey)
+        del headers["Content-Digest"]
+        assert await request(miner, "POST", "/v1/work", body[:-1], headers) == (401, "bad_signature")
+        async with (
+            ClientSession() as session,
+            session.post(miner.address.url + "/v1/work", data=body, headers=headers) as response,
+        ):
+            assert response.status == 202
+
+
+async def test_bodies_without_a_checked_signature_are_eight_mebibytes_at_most(rig):
+    """40 senders announce 1 MiB each and send half: 8 are read, the others refused; who announces its digest is not."""
+    async with rig(limits=MinerLimits(request_seconds=2.0)) as miner:
+        length = MinerLimits().message_bytes
+
+        async def push():
+            headers = miner.signers[1].headers("POST", "/v1/work", b"{}", receiver=miner.signers[0].hotkey)
+            del headers["Content-Digest"]
+            reader, writer = await asyncio.open_connection(miner.address.host, miner.address.port)
+            writer.write(post_head(miner, headers, length) + bytes(length // 2))
+            answer = await reader.read(1000)
+            writer.transport.abort()
+            return int(answer.split()[1])
+
+        pushing = asyncio.gather(*(push() for _ in range(40)))
+        await asyncio.sleep(0.5)
+        validator = miner.validator()
+        assert await validator.ask(validator.order())
+        statuses = await pushing
+        assert statuses.count(http_status(Reason.BUSY)) == 32
+        assert statuses.count(http_status(Reason.TIMED_OUT)) == 8  # what they held is free again
+        assert await push() == http_status(Reason.TIMED_OUT)
+
+
+async def test_the_loop_does_not_wait_for_the_journal(rig, monkeypatch):
+    """Every call of the journal takes 0.3 s; a timer of the loop is on time, and the order is on disk when answered."""
+    slow = {name: getattr(OrderJournal, name) for name in ("newest", "record", "keep_receipt")}
+    done = []
+
+    def slowed(name):
+        def method(*arguments):
+            time.sleep(0.3)
+            result = slow[name](*arguments)
+            done.append(name)
+            return result
+
+        return method
+
+    for name in slow:
+        monkeypatch.setattr(OrderJournal, name, slowed(name))
+    late = []
+
+    async def probe():
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.01)
+            late.append(time.monotonic() - began - 0.01)
+
+    async with rig() as miner:
+        validator, probing = miner.validator(), asyncio.create_task(probe())
+        order = validator.order()
+        work = await validator.ask(order)
+        assert done == ["newest", "record"]
+        await validator.client.deliver_receipt(validator.receipt(work, order))
+        assert done == ["newest", "record", "keep_receipt"]
+        probing.cancel()
+    assert max(late) < 0.1

@@ -128,3 +128,16 @@ def test_a_thread_computes_in_memory_it_freed_before():
     faults = [int(line) for line in done.stdout.split()]
     assert faults[0] > 25_000  # the logits of 512 tokens alone are 25,129 pages
     assert min(faults[-3:]) < 500  # rarely a hole is too small once more, and the heap grows again
+
+
+def test_physical_memory_is_the_machines_or_the_containers(monkeypatch, tmp_path):
+    assert 1 << 28 < hardware.physical_memory() < 1 << 50
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(hardware, "_MEMORY_LIMITS", (tmp_path / "none", limit))
+    limit.write_text("max\n")
+    whole = hardware.physical_memory()
+    limit.write_text("100000000\n")
+    assert hardware.physical_memory() == 100_000_000
+    monkeypatch.setattr("os.sysconf_names", {})
+    limit.write_text("max\n")
+    assert hardware.physical_memory() == 1 << 62 > whole

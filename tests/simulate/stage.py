@@ -129,7 +129,7 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
 def judged(view: RoundView, replies: Sequence[Submission | PeerError]) -> list[Reason | None]:
     """What the validator makes of each answer: a reason, or None for one it admits."""
     results = [_received(order, reply) for order, reply in zip(view.orders, replies, strict=True)]
-    verdicts = admit(results, Limits())
+    verdicts = admit(results, Limits(), MemoryPool().lease)
     return [verdict.failure.reason if verdict.failure else None for verdict in verdicts]
 
 

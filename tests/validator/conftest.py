@@ -19,8 +19,9 @@ from fedgpt2.link.blobs import Blob
 from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import BlobRef, Contribution, Receipt, decode
 from fedgpt2.protocol.tensors import read_header
+from fedgpt2.storage.mapped import MemoryPool
 from fedgpt2.types import Hotkey
-from fedgpt2.validator.collector import Buffers, Collector
+from fedgpt2.validator.collector import Collector
 from fedgpt2.validator.context import RunContext
 from fedgpt2.validator.orders import OrderBook
 from fedgpt2.validator.run_directory import open_run_directory
@@ -177,7 +178,7 @@ def running(opened, corpus):
     @contextmanager
     def start(config, behaviours):
         with opened(config) as (directory, training, _):
-            collector = Collector(SIGNER, directory.outbox, Buffers().lease, start.notices.append)
+            collector = Collector(SIGNER, directory.outbox, MemoryPool().lease, start.notices.append)
             start.links = {link.miner.hotkey: link for link in connected(collector, behaviours)}
             orders = order_book(corpus, config, directory.run_id)
             report = corpus.report(directory.key, config.run.eval_windows)

@@ -12,8 +12,9 @@ from fedgpt2.errors import Culprit, NetworkError, Reason, Refused, SetupError
 from fedgpt2.ledger.outbox import MAX_WAITING, Outbox
 from fedgpt2.link.base import ConnectedMiner, OrderResult
 from fedgpt2.protocol.messages import Receipt, decode
+from fedgpt2.storage.mapped import MemoryPool
 from fedgpt2.validator import collector as module
-from fedgpt2.validator.collector import Buffers, Collector
+from fedgpt2.validator.collector import Collector
 
 from .conftest import MINERS, SIGNER, answer, order_book, receipt_for
 
@@ -75,7 +76,7 @@ class Miners:
 
     def __init__(self, *links, outbox=None):
         self.links, self.notices = links, []
-        self.collector = Collector(SIGNER, outbox or Outbox(), Buffers().lease, self.notices.append)
+        self.collector = Collector(SIGNER, outbox or Outbox(), MemoryPool().lease, self.notices.append)
 
     async def __aenter__(self):
         for each in self.links:

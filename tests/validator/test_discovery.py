@@ -11,8 +11,9 @@ from fedgpt2.identity.pins import KeyBook
 from fedgpt2.ledger.outbox import Outbox
 from fedgpt2.link.address import parse
 from fedgpt2.protocol.messages import Info
+from fedgpt2.storage.mapped import MemoryPool
 from fedgpt2.validator import discovery
-from fedgpt2.validator.collector import Buffers, Collector
+from fedgpt2.validator.collector import Collector
 from fedgpt2.validator.discovery import Discovery
 
 from .conftest import MINERS, SIGNER, order_book, receipt_for
@@ -68,7 +69,7 @@ class Found:
         self.notices, self.records = [], {}
         settings = Axons(**{"wait_seconds": 0.3, **axons})
         self.collector = Collector(
-            SIGNER, outbox or Outbox(), Buffers().lease, self.notices.append, wait_seconds=settings.wait_seconds
+            SIGNER, outbox or Outbox(), MemoryPool().lease, self.notices.append, wait_seconds=settings.wait_seconds
         )
         self.discovery = Discovery(
             None,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 from fedgpt2.errors import Culprit, ProtocolError, Reason, Refused, blamed_on
+from fedgpt2.identity.auth import content_digest
 from fedgpt2.identity.keys import verify
 from fedgpt2.protocol.messages import Envelope, Kind, Message, decode, encode, signed_bytes
 from fedgpt2.types import Hotkey
@@ -42,10 +43,14 @@ class Signer:
         return Envelope(kind=kind, payload=payload, signer=self.hotkey, signature=signature.hex())
 
     def headers(self, method: str, path: str, body: bytes = b"", *, receiver: Hotkey) -> dict[str, str]:
-        """btauth/1 headers with a fresh nonce; `path` is the request target as sent, query included."""
+        """btauth/1 headers with a fresh nonce, and the digest of a body that is not empty.
+
+        `path` is the request target as sent, query included.
+        """
         from bittensor import http_auth
 
-        return http_auth.sign(self._keypair, method=method, path=path, body=body, receiver_ss58=receiver)
+        headers = http_auth.sign(self._keypair, method=method, path=path, body=body, receiver_ss58=receiver)
+        return {**headers, "Content-Digest": content_digest(body)} if body else headers
 
 
 def open_envelope(envelope: Envelope, kind: Kind, type_: type[M], *, signer: str | None, verify: Verify = verify) -> M:

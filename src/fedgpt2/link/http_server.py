@@ -10,19 +10,21 @@ import logging
 import re
 import resource
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
 
-from fedgpt2.errors import NetworkError, PeerError, PortInUseError, ProtocolError, Reason, SetupError
+from fedgpt2.errors import NetworkError, PeerError, PortInUseError, ProtocolError, Reason, Refused, SetupError
 from fedgpt2.link.blobs import Blob, Incoming, pump
 from fedgpt2.protocol.messages import Message, RefusalBody, encode
 from fedgpt2.protocol.statuses import http_status
 
 __all__ = [
     "READ_BUFFER",
+    "ByteBudget",
     "Server",
     "content_range",
     "hold_body",
@@ -73,12 +75,40 @@ class _Refusal(_Answer):
         self._unread = not request.content.is_eof()
         if self._unread:
             self.force_close()
+            _discard_body(request)
         return await super().prepare(request)
 
     async def write_eof(self, data: bytes = b"") -> None:
         await super().write_eof(data)
         if self._unread:
             await asyncio.sleep(_LINGER)
+
+
+def _discard_body(request: web.BaseRequest) -> None:
+    """Free what the parser holds of a refused body, and take no more of it from the connection."""
+    if request.content.exception() is None:
+        request.content.read_nowait()
+    if request.transport is not None and not request.transport.is_closing():
+        request.transport.pause_reading()
+
+
+class ByteBudget:
+    """Bytes that several readers may hold at the same time, in all."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+
+    @contextmanager
+    def hold(self, count: int) -> Iterator[None]:
+        """Hold `count` bytes. Raises Refused(busy) if they are not free; nobody waits for them."""
+        if self._held + count > self._most:
+            raise Refused(Reason.BUSY, f"bodies of {self._most} bytes are being read before their signatures")
+        self._held += count
+        try:
+            yield
+        finally:
+            self._held -= count
 
 
 def refusal_response(error: PeerError) -> web.Response:
@@ -96,17 +126,24 @@ async def hold_body(request: web.Request) -> None:
     """`expect_handler` for routes with a body: do not invite it yet; the readers below do, once it is accepted."""
 
 
-async def read_message(request: web.Request, limit: int, *, seconds: float = 10.0) -> bytes:
-    """The body of a request that carries a message.
+async def read_message(
+    request: web.Request, limit: int, *, seconds: float = 10.0, budget: ByteBudget | None = None
+) -> bytes:
+    """The body of a request that carries a message; while it is read its length is held of the `budget`.
 
-    Raises, before a byte is read: Refused-like ProtocolError(wrong_length) without Content-Length,
-    ProtocolError(too_large) over `limit` bytes; then NetworkError(timed_out | cut_off) if it does not arrive within
+    Raises, before a byte is read: ProtocolError(wrong_length) without Content-Length, ProtocolError(too_large) over
+    `limit` bytes, Refused(busy) over the budget; then NetworkError(timed_out | cut_off) if it does not arrive within
     `seconds`.
     """
     length = _announced(request)
     if length > limit:
         raise ProtocolError(f"message of {length} bytes, the limit is {limit}", Reason.TOO_LARGE)
-    await _invite(request)
+    with budget.hold(length) if budget else nullcontext():
+        await _invite(request)
+        return await _read_exactly(request, length, seconds)
+
+
+async def _read_exactly(request: web.Request, length: int, seconds: float) -> bytes:
     try:
         async with asyncio.timeout(seconds):
             return await request.content.readexactly(length)

@@ -1,4 +1,4 @@
-"""The miner's HTTP side: routes, who may call them, and refusals as JSON. What a request means is `service`'s affair.
+"""The miner's HTTP side: routes, who may call them, and refusals as JSON. What a request means is in `service`.
 
     GET    /v1/info?challenge=HEX64     unauthenticated: who answers here, over the caller's challenge
     POST   /v1/work                     an order
@@ -11,6 +11,7 @@
 A body is read only after everything that headers can decide has been decided.
 """
 
+import hashlib
 import re
 import time
 from collections.abc import Callable
@@ -20,9 +21,10 @@ from aiohttp import web
 from fedgpt2 import __version__, codec
 from fedgpt2.config import MinerLimits
 from fedgpt2.errors import PeerError, ProtocolError, Reason, Refused, SetupError, printable
-from fedgpt2.identity.auth import Gate
+from fedgpt2.identity.auth import Authenticator, announced_digest
 from fedgpt2.identity.signing import Signer
 from fedgpt2.link.http_server import (
+    ByteBudget,
     Handler,
     hold_body,
     message_response,
@@ -42,19 +44,27 @@ _CHALLENGE = re.compile(r"[0-9a-f]{64}")
 _SECONDS = re.compile(r"[0-9]{1,4}", re.ASCII)
 _LONGEST_WAIT = 60.0
 _QUIET_SECONDS = 10.0  # between two lines about refusals for the same reason
+_UNVERIFIED_BYTES = 8 << 20  # bodies that are read before their senders' signatures can be checked, in all
+_EMPTY = hashlib.sha256(b"").hexdigest()
 
 
 class Axon:
     """The application of one miner."""
 
     def __init__(
-        self, miner: Miner, signer: Signer, gate: Gate, limits: MinerLimits, say: Callable[[str], None]
+        self,
+        miner: Miner,
+        signer: Signer,
+        authenticator: Authenticator,
+        limits: MinerLimits,
+        say: Callable[[str], None],
     ) -> None:
         self._miner = miner
         self._signer = signer
-        self._gate = gate
+        self._authenticator = authenticator
         self._limits = limits
         self._say = say
+        self._unverified = ByteBudget(_UNVERIFIED_BYTES)
         self._said: dict[Reason, float] = {}
 
     def app(self) -> web.Application:
@@ -71,7 +81,7 @@ class Axon:
         return app
 
     async def _info(self, request: web.Request) -> web.Response:
-        self._gate.check_forwarded(request.headers)
+        self._authenticator.check_forwarded(request.headers)
         challenge = request.query.get("challenge", "")
         if not _CHALLENGE.fullmatch(challenge):
             raise ProtocolError("challenge is not 64 lower-case hex characters")
@@ -124,14 +134,32 @@ class Axon:
 
     def _caller(self, request: web.Request) -> Hotkey:
         """The caller of a request that is signed over the empty body."""
-        return self._gate.verify(request.headers, b"", request.method, request.raw_path)
+        return self._verify(request, _EMPTY)
 
     async def _signed(self, request: web.Request) -> tuple[Hotkey, Envelope]:
-        """The caller of a request with a message, and the message."""
-        self._gate.precheck(request.headers, request.method, request.raw_path)
-        body = await read_message(request, self._limits.message_bytes, seconds=self._limits.request_seconds)
-        caller = self._gate.verify(request.headers, body, request.method, request.raw_path)
+        """The caller of a request with a message, and the message.
+
+        The signature is checked before the body is read, if the sender announced the body's digest; the bodies of all
+        other senders share a budget until their signatures are checked.
+        """
+        announced = announced_digest(request.headers)
+        if announced is not None:
+            caller = self._verify(request, announced)
+            body = await self._read(request, None)
+            if hashlib.sha256(body).hexdigest() != announced:
+                raise Refused(Reason.BAD_SIGNATURE, "the body is not the one that Content-Digest announced")
+        else:
+            self._authenticator.check_headers(request.headers, request.method, request.raw_path)
+            body = await self._read(request, self._unverified)
+            caller = self._verify(request, hashlib.sha256(body).hexdigest())
         return caller, decode(body, Envelope)
+
+    def _verify(self, request: web.Request, body_digest: str) -> Hotkey:
+        return self._authenticator.verify(request.headers, body_digest, request.method, request.raw_path)
+
+    async def _read(self, request: web.Request, budget: ByteBudget | None) -> bytes:
+        limits = self._limits
+        return await read_message(request, limits.message_bytes, seconds=limits.request_seconds, budget=budget)
 
     @web.middleware
     async def _answer_failures(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -1,13 +1,14 @@
-"""What a miner remembers over a restart: the newest order taken of each run, and its receipts.
+"""The miner's durable record: the newest order accepted of each run, and its receipts.
 
-DIR/journal.sqlite     one row a (validator, run_id), written before an order is answered; which receipts came
-DIR/receipts.jsonl     signed receipts as they came, a line each; past its cap the file becomes receipts.1.jsonl
+DIR/journal.sqlite     one row a (validator, run_id), written before an order is answered; which receipts arrived
+DIR/receipts.jsonl     signed receipts as they arrived, one a line; past its cap the file becomes receipts.1.jsonl
 """
 
 import errno
 import hashlib
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ RECEIPTS_BYTES = 16 << 20
 _RUNS_KEPT = 10_000
 _RECEIPTS_KNOWN = 10_000
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NO_FILES = (errno.EMFILE, errno.ENFILE)  # of a moment: connections come and go
+_NO_FILES = (errno.EMFILE, errno.ENFILE)  # temporary: connections come and go
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS taken (
@@ -44,24 +45,26 @@ CREATE TABLE IF NOT EXISTS receipted (
 
 
 class OrderJournal:
-    """The folder of one hotkey. Used from one thread."""
+    """The folder of one hotkey. Its methods wait for the disk: call them off the event loop; one runs at a time."""
 
     def __init__(self, directory: Path, *, receipts_bytes: int = RECEIPTS_BYTES) -> None:
         """Open or create it. Raises RunDirectoryError or DiskFullError, one line each."""
         self._directory = directory
         self._receipts = directory / "receipts.jsonl"
         self._receipts_bytes = receipts_bytes
-        with self._one_line():
+        self._lock = threading.Lock()
+        with self._exclusive():
             directory.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(directory / "journal.sqlite", isolation_level=None)
+            path = directory / "journal.sqlite"
+            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.executescript(_SCHEMA)
-            self._mend()
+            self._repair()
 
     def newest(self, order: Order) -> Taken | None:
-        """The newest order taken of this order's run, or None."""
-        with self._one_line():
+        """The newest order accepted of this order's run, or None."""
+        with self._exclusive():
             row = self._database.execute(
                 "SELECT attempt, round, work_id FROM taken WHERE validator = ? AND run_id = ?",
                 (order.sender, order.run_id),
@@ -70,7 +73,7 @@ class OrderJournal:
 
     def record(self, order: Order, work_id: WorkId) -> None:
         """Make this order the newest of its run; on disk when this returns."""
-        with self._one_line():
+        with self._exclusive():
             self._database.execute(
                 "INSERT OR REPLACE INTO taken (validator, run_id, attempt, round, work_id) VALUES (?, ?, ?, ?, ?)",
                 (order.sender, order.run_id, order.attempt, order.round, work_id),
@@ -81,9 +84,9 @@ class OrderJournal:
             )
 
     def keep_receipt(self, envelope: Envelope) -> bool:
-        """Append a receipt; the oldest go when the file and its predecessor are full. False for one that is there."""
+        """Append a receipt; False if it is stored already. The oldest are dropped when both files are full."""
         line = encode(envelope) + b"\n"
-        with self._one_line():
+        with self._exclusive():
             if self._known(envelope):
                 return False
             if self._receipts.exists() and self._receipts.stat().st_size + len(line) > self._receipts_bytes:
@@ -105,8 +108,8 @@ class OrderJournal:
             "DELETE FROM receipted WHERE rowid <= (SELECT MAX(rowid) FROM receipted) - ?", (_RECEIPTS_KNOWN,)
         )
 
-    def _mend(self) -> None:
-        """End or undo half a line, and note the last whole one: what a kill or a full disk may have left."""
+    def _repair(self) -> None:
+        """Complete or cut off a partial last line, and note the last whole one, after a kill or a full disk."""
         if not self._receipts.is_file():
             return
         text = self._receipts.read_bytes()
@@ -121,14 +124,17 @@ class OrderJournal:
 
     def close(self) -> None:
         """Close the database."""
-        self._database.close()
+        with self._exclusive():
+            self._database.close()
 
     @contextmanager
-    def _one_line(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, sqlite3.Error) as error:
-            raise self._failure(error) from error
+    def _exclusive(self) -> Iterator[None]:
+        """One thread at a time; each failure of the disk becomes one line."""
+        with self._lock:
+            try:
+                yield
+            except (OSError, sqlite3.Error) as error:
+                raise self._failure(error) from error
 
     def _failure(self, error: OSError | sqlite3.Error) -> FedGPT2Error:
         full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or (
@@ -142,7 +148,7 @@ class OrderJournal:
 
 
 def _read(line: bytes) -> Envelope | None:
-    """A line of receipts.jsonl; None for what is none, or not whole."""
+    """The receipt in a line of receipts.jsonl; None if the line is partial or no receipt."""
     try:
         return decode(line, Envelope)
     except ProtocolError:
@@ -150,5 +156,5 @@ def _read(line: bytes) -> Envelope | None:
 
 
 def _key(envelope: Envelope) -> tuple[str, str]:
-    """What tells a receipt that is sent again, with another signature, from one that says something else."""
+    """Key that is the same for a receipt sent again with a new signature, and differs for another receipt."""
     return envelope.signer, hashlib.sha256(envelope.payload.encode()).hexdigest()

@@ -4,7 +4,6 @@ What needs the manifest or the weights themselves (the pages, the model digest) 
 `fedgpt2.miner.work`.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -25,7 +24,6 @@ __all__ = [
     "check_age",
     "check_order",
     "check_windows",
-    "physical_memory",
 ]
 
 MANIFEST_BYTES = 8 << 20  # RefinedWeb's manifest names 5,534 files in 0.8 MB
@@ -122,14 +120,6 @@ def answer_codec(order: Order, schema: Schema) -> Codec:
         if len(candidate.header(schema)) + candidate.data_bytes(schema) <= order.caps.answer_bytes:
             return candidate
     raise Refused(Reason.TOO_LARGE, f"no answer fits into caps.answer_bytes {order.caps.answer_bytes}")
-
-
-def physical_memory() -> int:
-    """Bytes of memory of this machine; where the system does not say, more than any model needs."""
-    names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
-    if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
-        return 1 << 62
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _check_shape(shape: ModelShape, limits: MinerLimits) -> None:

@@ -12,7 +12,7 @@ from fedgpt2.data.store import Store
 from fedgpt2.event_loop import Stop, off_loop
 from fedgpt2.gradient.registry import build
 from fedgpt2.gradient.strategy import Strategy
-from fedgpt2.identity.auth import Gate
+from fedgpt2.identity.auth import Authenticator
 from fedgpt2.identity.keys import parse_hotkey
 from fedgpt2.identity.pins import is_loopback, require_validators
 from fedgpt2.identity.signing import Signer
@@ -56,10 +56,9 @@ async def run_miner(
     source, store = opened
     if source.credit:
         say(source.credit)
-    keypair = open_hotkey(config.wallet, create=is_loopback(config.axon.host), notice=say)
-    signer = Signer(keypair)
+    signer = Signer(await off_loop(open_hotkey, config.wallet, create=is_loopback(config.axon.host), notice=say))
     tools = MinerContext(signer, MinerCorpus(source, store), Trainer(device, strategy), packer or HonestEncoder())
-    return await serve(config, tools, _journal(config, signer), stop, say)
+    return await serve(config, tools, await off_loop(_journal, config, signer), stop, say)
 
 
 async def serve(
@@ -67,8 +66,9 @@ async def serve(
 ) -> int:
     """Listen and work until `stop`; closes `journal`. Raises PortInUseError, DiskFullError, RunDirectoryError."""
     miner = Miner(tools, journal, config.limits, say, config.model.shape)
-    gate = Gate(miner.hotkey, allowed=frozenset(config.axon.validators) or None, proxies=config.axon.proxies)
-    axon = Axon(miner, tools.signer, gate, config.limits, say)
+    allowed = frozenset(config.axon.validators) or None
+    authenticator = Authenticator(miner.hotkey, allowed=allowed, proxies=config.axon.proxies)
+    axon = Axon(miner, tools.signer, authenticator, config.limits, say)
     server = Server(axon.app(), config.axon.host, config.axon.port)
     try:
         await server.start()
@@ -76,7 +76,7 @@ async def serve(
         await _until(stop, miner.failed)
     finally:
         await asyncio.gather(miner.close(), server.stop())
-        journal.close()  # only now: until then requests in flight may use it
+        await off_loop(journal.close)  # only now: until then requests in flight may use it
         await off_loop(tools.library.close)
     say("stopped")
     return 0

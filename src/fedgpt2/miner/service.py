@@ -10,11 +10,13 @@ from collections.abc import Callable
 
 from fedgpt2.config import MinerLimits
 from fedgpt2.errors import Reason, Refused, printable
+from fedgpt2.event_loop import off_loop
 from fedgpt2.identity.signing import open_envelope
 from fedgpt2.miner.delivery import BlobCache, Delivery
 from fedgpt2.miner.job import Answer, Job, MinerContext
 from fedgpt2.miner.journal import OrderJournal
-from fedgpt2.miner.orders import Plan, check_age, check_order, physical_memory
+from fedgpt2.miner.orders import Plan, check_age, check_order
+from fedgpt2.model.hardware import physical_memory
 from fedgpt2.protocol.digests import work_id
 from fedgpt2.protocol.messages import Accepted, Envelope, Order, Receipt, WorkStatus
 from fedgpt2.types import Hotkey, ModelShape
@@ -70,9 +72,9 @@ class Miner:
         async with self._turn:
             current = self._current
             if current is None or current.plan.work_id != name or not current.standing:
-                check_age(order, name, self._journal.newest(order))
+                check_age(order, name, await off_loop(self._journal.newest, order))
                 await self._make_room(caller)
-                current = self._begin(plan)
+                current = await self._begin(plan)
             current.touched = time.monotonic()
             return current.accepted()
 
@@ -121,7 +123,7 @@ class Miner:
         receipt = open_envelope(envelope, "receipt", Receipt, signer=caller)
         if receipt.receiver != self.hotkey:
             raise Refused(Reason.WRONG_RECEIVER, f"the receipt is for {receipt.receiver[:60]}")
-        if self._journal.keep_receipt(envelope):  # else a validator sent it again that does not know it arrived
+        if await off_loop(self._journal.keep_receipt, envelope):  # else it was sent again: the answer had been lost
             why = f" ({receipt.reason}: {receipt.detail})" if receipt.reason else ""
             became = printable(f"{receipt.status} by {caller[:12]}{why}")
             self._say(f"round {receipt.round}: {became}, weight {receipt.weight:.3f}")
@@ -178,21 +180,25 @@ class Miner:
             self._previous = None
         return True
 
-    def _begin(self, plan: Plan) -> Job:
-        """Start on an order; what must survive a restart is on disk before its validator hears of it.
+    async def _begin(self, plan: Plan) -> Job:
+        """Start on an order; it is recorded on disk before the validator gets its answer.
 
-        Raises Refused(cut_off) once the miner is closing: it is nobody's fault, as if the connection had broken.
+        Raises Refused(cut_off) when the miner is closing: nobody's fault, as if the connection had broken.
         """
-        if self._closing:
-            raise _ending()
+        self._check_open()
         manifest, state = self._shelf.manifest(plan), self._shelf.state(plan)
-        self._journal.record(plan.order, plan.work_id)
+        await off_loop(self._journal.record, plan.order, plan.work_id)
+        self._check_open()  # it may have begun to close meanwhile
         job = Job(plan, self._tools, manifest, state, before_compute=self._give_up_previous, done=self._tell)
         job.task.add_done_callback(self._watch)
         self._current = job
         order = plan.order
         self._say(f"round {order.round}: {order.n_windows} windows from {order.sender[:12]}, run {order.run_id[:8]}")
         return job
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise _ending()
 
     def _give_up_previous(self) -> None:
         if self._previous is not None:

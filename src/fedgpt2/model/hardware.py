@@ -15,20 +15,34 @@ AVX2 core that does 70 in fp32: a gradient of nano takes 12 (128 tokens) to 19 t
 
 import contextlib
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 import torch
 
 from fedgpt2.errors import DeviceError, UsageError
 from fedgpt2.model.cores import usable_cores
 
-__all__ = ["arithmetic", "keep_freed_memory", "native_precision", "prepare", "resolve", "route_fp32", "set_threads"]
+__all__ = [
+    "arithmetic",
+    "keep_freed_memory",
+    "native_precision",
+    "physical_memory",
+    "prepare",
+    "resolve",
+    "route_fp32",
+    "set_threads",
+]
 
 # glibc, malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 # names of torch.cpu.get_capabilities: x86's two, ARM's two
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+
+# memory limit of this process's control group: version 2, version 1
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def prepare(device: str, threads: int = 0) -> torch.device:
@@ -104,6 +118,15 @@ def route_fp32() -> bool:
         switch.fp32_precision = before
         return False
     return True
+
+
+def physical_memory() -> int:
+    """Bytes of memory of this machine or container; where the system does not say, more than any model needs."""
+    limits = [path.read_text().strip() for path in _MEMORY_LIMITS if path.exists()]
+    names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
+    known = "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else 1 << 62
+    return min([whole, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def native_precision(device: torch.device) -> str:

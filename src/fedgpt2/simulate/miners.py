@@ -36,8 +36,8 @@ from fedgpt2.simulate.attacks.base import Attack, RoundView, Submission
 from fedgpt2.simulate.exchange import RoundWork, Work
 from fedgpt2.simulate.honest_miners import Engine, HonestMiners
 from fedgpt2.simulate.participants import Participants, number
+from fedgpt2.storage.mapped import MemoryPool
 from fedgpt2.types import Digest
-from fedgpt2.validator.collector import Buffers
 
 __all__ = ["SimulatedMiners"]
 
@@ -71,7 +71,7 @@ class SimulatedMiners:
         self._attack = attack
         self._aggregate = aggregate
         self._places = {i: place for place, i in enumerate(participants.honest)}
-        self._buffers = Buffers()
+        self._buffers = MemoryPool()
         self._round: RoundWork | None = None
         self._task: asyncio.Task[None] | None = None
         self._receipts: list[Receipt] = []  # since the last round

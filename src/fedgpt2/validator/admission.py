@@ -11,21 +11,25 @@ Who could hurt the model, and where it is stopped:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 from fedgpt2 import codec
 from fedgpt2.config import Limits
 from fedgpt2.errors import Culprit, PeerError, Reason, Refused
 from fedgpt2.ledger.ledger import Admission
-from fedgpt2.link.base import OrderResult
+from fedgpt2.link.base import OrderResult, ReceivedContribution
 from fedgpt2.model.state import FlatState
-from fedgpt2.types import Digest
+from fedgpt2.types import Digest, Schema
 
 __all__ = ["AdmissionResult", "Status", "admissions", "admit", "check_values"]
+
+
+Lease = Callable[[str, int], memoryview]  # owner, size in bytes -> buffer
 
 
 class Status(StrEnum):
@@ -60,10 +64,13 @@ def check_values(values: FlatState, largest_norm: float) -> float:
     return norm
 
 
-def admit(results: Sequence[OrderResult], limits: Limits) -> list[AdmissionResult]:
-    """Judge every result of a round; of equal bodies the one whose digest was named first is admitted."""
+def admit(results: Sequence[OrderResult], limits: Limits, lease: Lease) -> list[AdmissionResult]:
+    """Judge every result of a round; of equal bodies the one whose digest was named first is admitted.
+
+    `lease` (owner, bytes -> buffer) gives room for values that have to be decoded.
+    """
     seen: set[str] = set()
-    judged = {i: _judge(results[i], limits, seen) for i in _as_named(results)}
+    judged = {i: _judge(results[i], limits, seen, lease) for i in _as_named(results)}
     return [judged[i] for i in range(len(results))]
 
 
@@ -85,12 +92,12 @@ def _as_named(results: Sequence[OrderResult]) -> list[int]:
     return sorted(range(len(results)), key=lambda i: results[i].traffic.described)
 
 
-def _judge(result: OrderResult, limits: Limits, seen: set[str]) -> AdmissionResult:
+def _judge(result: OrderResult, limits: Limits, seen: set[str], lease: Lease) -> AdmissionResult:
     if result.received is None:
         return AdmissionResult(result, Status.REFUSED if result.answered else Status.FAILED, result.failure)
     received, schema = result.received, result.issued.order.model.schema()
     try:
-        decoded = codec.get(received.contribution.blob.codec).decode(received.layout, schema, received.data)
+        decoded = _decoded(result.issued.miner.axon, received, schema, lease)
         norm = check_values(FlatState(schema, decoded), limits.gradient_norm)
         digest = received.contribution.blob.digest
         if digest in seen:
@@ -99,6 +106,15 @@ def _judge(result: OrderResult, limits: Limits, seen: set[str]) -> AdmissionResu
     except Refused as failure:
         return AdmissionResult(result, Status.REFUSED, failure)
     return AdmissionResult(result, Status.ADMITTED, None, decoded, norm)
+
+
+def _decoded(axon: str, received: ReceivedContribution, schema: Schema, lease: Lease) -> Tensor:
+    """The values, [d] fp32: a view of the received data where that holds them, else decoded into a leased buffer."""
+    which, out = codec.get(received.contribution.blob.codec), None
+    if not (which.exact and received.layout.canonical):
+        size = codec.get("fp32").data_bytes(schema)
+        out = torch.frombuffer(lease(f"{axon} decoded", size), dtype=torch.float32)
+    return which.decode(received.layout, schema, received.data, out)
 
 
 def _refused(reason: Reason, detail: str) -> Refused:

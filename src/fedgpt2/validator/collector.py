@@ -9,9 +9,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
-import torch
-
 from fedgpt2.errors import Culprit, NetworkError, NoMinersError, PeerError, Reason, Refused
+from fedgpt2.event_loop import off_loop
 from fedgpt2.identity.signing import Signer
 from fedgpt2.ledger.outbox import MAX_WAITING, Outbox
 from fedgpt2.link.base import ConnectedMiner, IssuedOrder, Link, OrderResult, Traffic
@@ -19,29 +18,12 @@ from fedgpt2.link.blobs import Blob
 from fedgpt2.protocol.messages import Receipt
 from fedgpt2.types import Digest, Hotkey
 
-__all__ = ["Buffers", "Collector"]
+__all__ = ["Collector"]
 
 _BUSY_SECONDS = 2.0  # before miners that are all busy are asked again
 _RECEIPT_SECONDS = 10.0
 _CLOSING_SECONDS = 1.0  # for receipts, when the run is over
 _UNREADABLE = (Reason.BAD_MESSAGE, Reason.UNSUPPORTED_VERSION, Reason.TOO_LARGE)  # the receipt is not sent again
-
-
-class Buffers:
-    """Receive buffers in memory, one an axon, allocated once: touching a new 498 MB takes 0.2 s."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, torch.Tensor] = {}
-
-    def lease(self, axon: str, size: int) -> memoryview:
-        """The axon's buffer, whichever miner answers there; a new one for another size.
-
-        No two orders of a round go to one axon, and a round has used its contributions before the next one collects.
-        """
-        buffer = self._buffers.get(axon)
-        if buffer is None or buffer.numel() != size:
-            buffer = self._buffers[axon] = torch.empty(size, dtype=torch.uint8)
-        return buffer.numpy().data
 
 
 class Collector:
@@ -208,6 +190,7 @@ class Collector:
         try:
             if link is None:
                 raise NetworkError(Reason.UNREACHABLE, "the miner is no longer connected")
+            await off_loop(self._lease, issued.miner.axon, issued.order.caps.answer_bytes)  # the disk space, in advance
             received = await link.offer(issued, blobs, traffic, partial(self._lease, issued.miner.axon))
         except PeerError as failure:
             answered = traffic.answered and failure.culprit is Culprit.MINER

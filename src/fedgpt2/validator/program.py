@@ -17,7 +17,7 @@ from fedgpt2.link.address import Address, parse
 from fedgpt2.link.client import open_session
 from fedgpt2.model.hardware import prepare
 from fedgpt2.observe.observer import Observer
-from fedgpt2.validator.collector import Buffers, Collector
+from fedgpt2.validator.collector import Collector
 from fedgpt2.validator.compatibility import check_miner
 from fedgpt2.validator.discovery import Discovery
 from fedgpt2.validator.run_directory import RunDirectory, open_run_directory
@@ -116,7 +116,7 @@ async def _collector(
     ledger = directory.ledger
     reserved = {address.hotkey: str(address) for address in addresses if address.hotkey is not None}
     collector = Collector(
-        signer, directory.outbox, Buffers().lease, observer.notice, wait_seconds=config.axons.wait_seconds
+        signer, directory.outbox, directory.buffers.lease, observer.notice, wait_seconds=config.axons.wait_seconds
     )
     async with open_session(config.limits) as session:
         discovery = Discovery(

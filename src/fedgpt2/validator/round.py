@@ -74,7 +74,7 @@ async def train_round(ctx: RunContext, number: int, attempt: int) -> Round:
     now.clock.mark_collected([each.traffic for each in received])
 
     # 5-6  admit; commit the admitted set before the step
-    now.results = await now.work("admit", admit, received, config.limits)
+    now.results = await now.work("admit", admit, received, config.limits, ctx.directory.buffers.lease)
     admitted = admissions(now.results)
     await now.work("admit", ctx.directory.ledger.admit, number, attempt, admitted)
 

@@ -29,6 +29,7 @@ from fedgpt2.protocol.round_record import RoundRecord, encode_record
 from fedgpt2.storage import checkpoints
 from fedgpt2.storage.checkpoints import Checkpoint
 from fedgpt2.storage.files import disk_errors, write_durably
+from fedgpt2.storage.mapped import BufferPool
 from fedgpt2.types import Hotkey, Schema, WorkId
 from fedgpt2.validator.training import Training
 
@@ -74,6 +75,7 @@ class RunDirectory:
         self.path = path
         self.ledger = ledger
         self.key = key
+        self.buffers = BufferPool(path / "contributions")
         self.outbox = Outbox(ledger.waiting_receipts())
         self.lines = RoundLines(path / "rounds.jsonl")
         self.run_id = ledger.meta("run_id") or ""

@@ -29,9 +29,10 @@ from fedgpt2.link.blobs import Blob
 from fedgpt2.link.client import open_session
 from fedgpt2.model.hardware import prepare
 from fedgpt2.protocol.messages import MANIFEST_CODEC
+from fedgpt2.storage.mapped import MemoryPool
 from fedgpt2.types import Digest
 from fedgpt2.validator.admission import admit
-from fedgpt2.validator.collector import Buffers, Collector
+from fedgpt2.validator.collector import Collector
 from fedgpt2.validator.discovery import Discovery
 from fedgpt2.validator.orders import OrderBook
 from fedgpt2.validator.training import Training
@@ -73,7 +74,7 @@ async def _collector(config: ValidatorConfig, signer: Signer) -> AsyncIterator[C
     collector = Collector(
         signer,
         Outbox(),
-        Buffers().lease,
+        MemoryPool().lease,
         lambda line: print(line, file=sys.stderr),
         wait_seconds=config.axons.wait_seconds,
     )
@@ -142,7 +143,7 @@ class _Trips:
 
     def _step(self, results: Sequence[OrderResult]) -> None:
         """A step against the gradients, which changes the weights."""
-        verdicts = admit(results, self._config.limits)
+        verdicts = admit(results, self._config.limits, MemoryPool().lease)
         for verdict in verdicts:
             if verdict.failure is not None:
                 raise FedGPT2Error(f"{verdict.result.issued.miner.axon}: {verdict.failure}")
