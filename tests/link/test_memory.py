@@ -24,6 +24,7 @@ from fedgpt2.link.memory import Answer, MemoryLink, seal_unsigned, unsigned
 from fedgpt2.link.receive import check_contribution
 from fedgpt2.protocol.messages import Accepted, Caps, Envelope, Order, WorkStatus, decode, encode
 from fedgpt2.protocol.tensors import PREFIX, write_header
+from fedgpt2.storage.mapped import MemoryPool
 from fedgpt2.types import Hotkey, ModelShape
 from fedgpt2.validator.admission import admit
 
@@ -96,7 +97,7 @@ def over_http(body, envelope=b""):
 
 def fate(result):
     """All that a round does with a result."""
-    (verdict,) = admit([result], Limits())
+    (verdict,) = admit([result], Limits(), MemoryPool().lease)
     failure = verdict.failure
     said = (failure.reason, failure.culprit, failure.detail) if failure else None
     return (

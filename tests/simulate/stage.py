@@ -17,6 +17,7 @@ from fedgpt2.protocol.digests import blob_digest
 from fedgpt2.protocol.messages import Assignment, BlobRef, Caps, Contribution, Envelope, Order
 from fedgpt2.protocol.tensors import PREFIX, read_header
 from fedgpt2.simulate.attacks.base import Attack, RoundView, Submission
+from fedgpt2.storage.mapped import MemoryPool
 from fedgpt2.types import Digest, Hotkey, ModelShape, WorkId
 from fedgpt2.validator.admission import admit
 

@@ -16,6 +16,7 @@ from fedgpt2.link.receive import check_contribution
 from fedgpt2.model.state import FlatState
 from fedgpt2.protocol.messages import Assignment, BlobRef, Caps, Contribution, Envelope, Order
 from fedgpt2.protocol.tensors import read_header
+from fedgpt2.storage.mapped import MemoryPool
 from fedgpt2.types import Hotkey, ModelShape, WorkId
 from fedgpt2.validator.admission import AdmissionResult, Status, admit, check_values
 
@@ -134,7 +135,7 @@ def test_admit_judges_each_and_keeps_the_order() -> None:
     lost = replace(result(good, "gone"), received=None, answered=False, failure=NetworkError(Reason.UNREACHABLE))
     forged = replace(result(good, "liar"), received=None, failure=Refused(Reason.WRONG_PARENT, "", Culprit.MINER))
     results = [result(good, "a", "a"), result(nan, "b", "b"), lost, forged, result(good, "c", "c")]
-    verdicts = admit(results, Limits())
+    verdicts = admit(results, Limits(), MemoryPool().lease)
     assert [verdict.status for verdict in verdicts] == [
         Status.ADMITTED,
         Status.REFUSED,
@@ -154,13 +155,13 @@ def reason(verdict: AdmissionResult) -> str | None:
 
 
 def test_of_two_equal_bodies_the_first_keeps_its_place() -> None:
-    verdicts = admit([result(torch.ones(D), "a"), result(torch.ones(D), "b")], Limits())
+    verdicts = admit([result(torch.ones(D), "a"), result(torch.ones(D), "b")], Limits(), MemoryPool().lease)
     assert [verdict.status for verdict in verdicts] == [Status.ADMITTED, Status.REFUSED]
     assert reason(verdicts[1]) == "duplicate"
 
 
 def test_equal_bodies_that_are_no_gradients_are_each_its_senders_fault() -> None:
-    verdicts = admit([result(torch.full((D,), math.nan), hotkey) for hotkey in "ab"], Limits())
+    verdicts = admit([result(torch.full((D,), math.nan), hotkey) for hotkey in "ab"], Limits(), MemoryPool().lease)
     assert [reason(verdict) for verdict in verdicts] == ["non_finite", "non_finite"]
-    verdicts = admit([result(torch.full((D,), 1e9), hotkey) for hotkey in "ab"], Limits())
+    verdicts = admit([result(torch.full((D,), 1e9), hotkey) for hotkey in "ab"], Limits(), MemoryPool().lease)
     assert [reason(verdict) for verdict in verdicts] == ["norm_bound", "norm_bound"]
