@@ -272,6 +272,11 @@ class Run:
     eval_every: int = setting(10, "rounds between evaluations of the held-out loss", least=1)
     eval_windows: int = setting(16, "held-out windows per evaluation", least=1)
     score_windows: int = setting(4, "windows of the score pool on which train_loss is measured", least=1)
+    scratch: str = setting(
+        "",
+        "folder for contributions in flight; empty: inside the run directory",
+        note="Contributions lie in files mapped into memory, one or two bodies of the model a miner.",
+    )
     plain: bool = setting(False, "print plain lines instead of the live console")
 
 

@@ -11,7 +11,7 @@ from fedgpt2.errors import CheckpointError, Culprit, Reason, Refused
 from fedgpt2.model.state import FlatState
 from fedgpt2.optim.registry import OPTIMIZERS
 
-__all__ = ["ServerOptimizer", "build"]
+__all__ = ["ServerOptimizer", "build", "state_buffers"]
 
 
 class ServerOptimizer:
@@ -82,6 +82,12 @@ class ServerOptimizer:
 
     def _state_of(self, name: str) -> dict[str, Tensor]:
         return {key: buffer.views[name] for key, buffer in self._state.items()}
+
+
+def state_buffers(config: Optimizer) -> int:
+    """How many buffers of the model's size the optimizer's state takes. Raises UsageError for an unknown name."""
+    rule = OPTIMIZERS.get(config.name, "--optimizer.name")(config)
+    return len(rule.init(FlatState({"weight": (1,)})))
 
 
 def build(config: Optimizer, weights: FlatState) -> ServerOptimizer:

@@ -20,6 +20,7 @@ from fedgpt2.observe.observer import Observer
 from fedgpt2.validator.collector import Collector
 from fedgpt2.validator.compatibility import check_miner
 from fedgpt2.validator.discovery import Discovery
+from fedgpt2.validator.requirements import check_machine
 from fedgpt2.validator.run_directory import RunDirectory, open_run_directory
 from fedgpt2.validator.training import Training
 from fedgpt2.validator.training_loop import (
@@ -74,6 +75,7 @@ async def _train_on(
     loopback = all(address.loopback for address in addresses)
     signer = Signer(open_hotkey(config.wallet, create=loopback, notice=observer.notice))
     with open_run_directory(config, corpus.manifest) as directory:
+        observer.notice(await off_loop(check_machine, config, device, len(addresses)))
         training = await off_loop(Training, config, device)
         done = await off_loop(directory.resume, config, training, observer.notice)
         report = await until_stopped(stop, off_loop(corpus.report, directory.key, config.run.eval_windows))

@@ -8,12 +8,20 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from fedgpt2 import codec
+from fedgpt2.config import ValidatorConfig, path_of
 from fedgpt2.errors import SetupError
 from fedgpt2.model.hardware import physical_memory
 from fedgpt2.observe.formatting import many, volume
+from fedgpt2.optim.server import state_buffers
+from fedgpt2.ranking.credit import RECENT
 from fedgpt2.storage.mapped import memory_backed
+from fedgpt2.types import Schema
+from fedgpt2.validator.run_directory import scratch_folder
 
-__all__ = ["Machine", "Needs", "check", "look_at", "needs", "statement"]
+__all__ = ["Machine", "Needs", "check", "check_machine", "look_at", "needs", "statement"]
 
 _PROGRAM = 700_000_000  # the interpreter with torch, and the logits of an evaluation
 
@@ -65,6 +73,31 @@ def needs(
         contributions=miners * (body + gradient),
         miners=miners,
     )
+
+
+def check_machine(config: ValidatorConfig, device: torch.device, miners: int) -> str:
+    """What the run needs, as one line. Raises SetupError where this machine cannot hold it. Blocking."""
+    schema = config.model.shape.schema()
+    encoded = {name: _encoded(name, schema) for name in (config.codec.state, config.codec.gradient)}
+    needed = needs(
+        codec.get("fp32").data_bytes(schema),
+        optimizer_states=state_buffers(config.optimizer),
+        aggregates=0 if config.ranking.rule == "off" else RECENT,
+        state=encoded[config.codec.state],
+        gradient=encoded[config.codec.gradient],
+        miners=miners,
+        checkpoints=config.checkpoint.keep,
+        on_cpu=device.type == "cpu",
+    )
+    machine = look_at(path_of("--run.dir", config.run.dir), scratch_folder(config))
+    check(needed, machine)
+    return statement(needed, machine)
+
+
+def _encoded(name: str, schema: Schema) -> int:
+    """Bytes of an encoded body; 0 where it is the fp32 values themselves."""
+    which = codec.get(name)
+    return 0 if which.exact else which.data_bytes(schema)
 
 
 def look_at(run_directory: Path, scratch: Path) -> Machine:

@@ -33,7 +33,7 @@ from fedgpt2.storage.mapped import BufferPool
 from fedgpt2.types import Hotkey, Schema, WorkId
 from fedgpt2.validator.training import Training
 
-__all__ = ["RESUMABLE", "RunDirectory", "open_run_directory"]
+__all__ = ["RESUMABLE", "RunDirectory", "open_run_directory", "scratch_folder"]
 
 # Settings that a resumed run may change; docs/settings.md lists them. `_identity` names those that make a run that run.
 RESUMABLE = (
@@ -71,11 +71,14 @@ class _Found:
 class RunDirectory:
     """An open run directory; only one process holds it at a time. Every method blocks on the disk."""
 
-    def __init__(self, path: Path, ledger: Ledger, key: bytes, identity: Mapping[str, object], found: _Found) -> None:
+    def __init__(
+        self, path: Path, scratch: Path, ledger: Ledger, key: bytes, identity: Mapping[str, object], found: _Found
+    ) -> None:
+        """`scratch`: folder for contributions in flight."""
         self.path = path
         self.ledger = ledger
         self.key = key
-        self.buffers = BufferPool(path / "contributions")
+        self.buffers = BufferPool(scratch)
         self.outbox = Outbox(ledger.waiting_receipts())
         self.lines = RoundLines(path / "rounds.jsonl")
         self.run_id = ledger.meta("run_id") or ""
@@ -220,7 +223,7 @@ def open_run_directory(
             key = _evaluation_key(path, draw, revealed="evaluation_key" in found.facts)
             ledger.create(draw(32).hex() if ledger.meta("run_id") is None else "")
             _write_json(path / "manifest.json", json.loads(manifest.to_bytes()))
-            directory = RunDirectory(path, ledger, key, identity, found)
+            directory = RunDirectory(path, scratch_folder(config), ledger, key, identity, found)
             if found.new:  # an existing config.json stays as it is until the run goes on
                 directory.write_facts(config)
             yield directory
@@ -228,6 +231,13 @@ def open_run_directory(
                 ledger.settle(directory.outbox.delivered())
         finally:
             ledger.close()
+
+
+def scratch_folder(config: ValidatorConfig) -> Path:
+    """The folder for contributions in flight."""
+    if config.run.scratch:
+        return path_of("--run.scratch", config.run.scratch)
+    return path_of("--run.dir", config.run.dir) / "contributions"
 
 
 def _lock(descriptor: int, path: Path) -> None:
