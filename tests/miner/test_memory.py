@@ -16,26 +16,27 @@ from .test_orders import ORDER, SCHEMA, SHAPE
 
 FP32 = codec.get("fp32")
 TEXT = FP32.header(SCHEMA)[8:]
+LENGTH = FP32.longest_body(SCHEMA)
 PLAN = Plan(ORDER, "e" * 64, SCHEMA, FP32, 5.0)
 
 
 def test_fp32_weights_are_the_received_bytes_themselves():
     memory = Memory(SCHEMA)
-    landing = StateReceiver(memory, FP32)
+    landing = StateReceiver(memory, FP32, LENGTH)
     place = landing.open(TEXT)
     place[:] = initialise(SHAPE, 1).memory()
     weights = landing.weights()
     assert torch.equal(weights.flat, initialise(SHAPE, 1).flat)
     place[0:4] = b"\0\0\0\0"
     assert weights.flat[0] == 0
-    assert StateReceiver(memory, FP32).open(TEXT).obj is not None
+    assert StateReceiver(memory, FP32, LENGTH).open(TEXT).obj is not None
     assert memory.body(FP32).nbytes == 4 * weights.flat.numel()
     assert memory.weights(FP32, landing._layout).flat.data_ptr() == weights.flat.data_ptr()
 
 
 def test_bf16_is_widened_into_one_buffer_used_again():
     memory, bf16 = Memory(SCHEMA), codec.get("bf16")
-    landing = StateReceiver(memory, bf16)
+    landing = StateReceiver(memory, bf16, bf16.longest_body(SCHEMA))
     landing.open(bf16.header(SCHEMA)[8:])[:] = bf16.encode(initialise(SHAPE, 1).flat)
     weights = landing.weights()
     assert torch.equal(weights.flat, initialise(SHAPE, 1).flat.bfloat16().float())
@@ -52,7 +53,7 @@ def test_an_fp32_gradient_is_sent_from_where_it_was_computed():
 
 
 def test_a_header_of_another_model_opens_nothing():
-    landing = StateReceiver(Memory(SCHEMA), FP32)
+    landing = StateReceiver(Memory(SCHEMA), FP32, LENGTH)
     with pytest.raises(ProtocolError) as refusal:
         landing.open(b"{}")
     assert refusal.value.reason is Reason.WRONG_NAMES

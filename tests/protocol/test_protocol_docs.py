@@ -144,7 +144,7 @@ def test_protocol_document_lists_every_route() -> None:
 
 def test_protocol_document_lists_every_codec() -> None:
     rows = {row[0].strip("`"): row[1].strip("`") for row in table(section("Codecs"))}
-    assert rows == {name: codec.get(name).dtype for name in codec.NAMES}
+    assert rows == {name: codec.get(name).dtype for name in codec.CODECS.names}
 
 
 def test_protocol_document_states_every_tensor() -> None:

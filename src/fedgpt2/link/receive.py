@@ -11,7 +11,7 @@ from fedgpt2.identity.signing import Verify, open_envelope
 from fedgpt2.link.base import IssuedOrder, Lease, ReceivedContribution, Traffic
 from fedgpt2.link.blobs import Blob, Incoming
 from fedgpt2.protocol.messages import Contribution, Envelope, Failure, Order
-from fedgpt2.protocol.tensors import Layout, read_header
+from fedgpt2.protocol.tensors import PREFIX, Layout
 from fedgpt2.types import WorkId
 
 __all__ = ["Receiver", "check_contribution"]
@@ -79,9 +79,12 @@ class Receiver:
 
     def _open_data(self, header: bytes) -> memoryview:
         """Destination of the data, once its header describes exactly the gradient ordered."""
-        which = codec.get(self._contribution.blob.codec if self._contribution else "")
-        self._layout = read_header(header, self._issued.order.model.schema(), which.dtype)
-        return self._lease(self._layout.data_bytes)
+        if self._contribution is None:
+            raise ProtocolError("a body before its description", culprit=Culprit.MINER)
+        blob, schema = self._contribution.blob, self._issued.order.model.schema()
+        data_bytes = blob.length - PREFIX - len(header)
+        self._layout = codec.get(blob.codec).open(header, schema, data_bytes)
+        return self._lease(data_bytes)
 
 
 def check_contribution(order: Order, work_id: WorkId, contribution: Contribution, header_limit: int) -> None:
@@ -95,11 +98,11 @@ def check_contribution(order: Order, work_id: WorkId, contribution: Contribution
     blob = contribution.blob
     if blob.codec not in order.answer_codecs:
         raise _refused(Reason.UNSUPPORTED_CODEC, f"codec {blob.codec[:40]!r} was not offered")
-    data = codec.get(blob.codec).data_bytes(order.model.schema())
+    least, most = codec.get(blob.codec).size_bounds(order.model.schema())
     if blob.length > order.caps.answer_bytes:
         raise _refused(Reason.TOO_LARGE, f"{blob.length} bytes, the cap is {order.caps.answer_bytes}")
-    if not data < blob.length <= data + 8 + header_limit:
-        raise _refused(Reason.WRONG_LENGTH, f"{blob.length} bytes cannot hold {data} bytes of tensors")
+    if not least + PREFIX < blob.length <= most + PREFIX + header_limit:
+        raise _refused(Reason.WRONG_LENGTH, f"{blob.length} bytes, {blob.codec} takes {least} to {most} and a header")
 
 
 def _reason(word: str) -> Reason:

@@ -86,7 +86,7 @@ class BlobCache:
             memory = held.memory if held.memory.schema == plan.schema else None
         self._state = held = None  # the old buffers are free before new ones are taken
         memory = memory or Memory(plan.schema)
-        landing = StateReceiver(memory, plan.state_codec)
+        landing = StateReceiver(memory, plan.state_codec, plan.state.length)
         incoming = Incoming(plan.state, header_limit=self._header_limit, open_data=landing.open)
         self._state = StateDelivery(incoming, memory, landing)
         return self._state

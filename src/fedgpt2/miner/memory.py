@@ -9,7 +9,7 @@ import torch
 from fedgpt2.codec import Codec
 from fedgpt2.errors import Reason, Refused
 from fedgpt2.model.state import FlatState
-from fedgpt2.protocol.tensors import Layout, read_header
+from fedgpt2.protocol.tensors import PREFIX, Layout
 from fedgpt2.types import Schema
 
 __all__ = ["Memory", "StateReceiver"]
@@ -32,7 +32,8 @@ class Memory:
         """The data region a state in `codec` is received into; the same one for every state."""
         if codec.name not in self._bodies:
             try:
-                self._bodies[codec.name] = torch.empty(codec.data_bytes(self.schema), dtype=torch.uint8)
+                _, most = codec.size_bounds(self.schema)
+                self._bodies[codec.name] = torch.empty(most, dtype=torch.uint8)
             except (MemoryError, RuntimeError) as error:
                 raise _too_large(error) from error
         return self._bodies[codec.name].numpy().data.cast("B")
@@ -40,7 +41,7 @@ class Memory:
     def weights(self, codec: Codec, layout: Layout) -> FlatState:
         """The received state as fp32 weights: a view of the body where codec and layout allow it."""
         body = self._bodies[codec.name]
-        flat = codec.decode(layout, self.schema, self.body(codec), self._decoded)
+        flat = codec.decode(layout, self.schema, self.body(codec)[: layout.data_bytes], self._decoded)
         if flat.data_ptr() != body.data_ptr():
             self._decoded = flat
         return FlatState(self.schema, flat)
@@ -49,8 +50,10 @@ class Memory:
 class StateReceiver:
     """Where one incoming state body goes; remembers the layout its header described."""
 
-    def __init__(self, memory: Memory, codec: Codec) -> None:
+    def __init__(self, memory: Memory, codec: Codec, length: int) -> None:
+        """`length`: bytes of the whole body, as its order announces them."""
         self._memory = memory
+        self._length = length
         self._codec = codec
         self._layout: Layout | None = None
 
@@ -59,8 +62,9 @@ class StateReceiver:
 
         Raises ProtocolError, blamed on the sender, before a byte of the data is taken.
         """
-        self._layout = read_header(header, self._memory.schema, self._codec.dtype)
-        return self._memory.body(self._codec)
+        data_bytes = self._length - PREFIX - len(header)
+        self._layout = self._codec.open(header, self._memory.schema, data_bytes)
+        return self._memory.body(self._codec)[:data_bytes]
 
     def weights(self) -> FlatState:
         """The state that has arrived. Raises Refused(wrong_state) when none has."""

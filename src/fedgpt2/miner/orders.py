@@ -113,11 +113,13 @@ def answer_codec(order: Order, schema: Schema) -> Codec:
 
     Raises Refused: unsupported_codec or too_large.
     """
-    known = [codec.get(name) for name in order.answer_codecs if name in codec.NAMES]
+    known = [codec.get(name) for name in order.answer_codecs if name in codec.CODECS.names]
     if not known:
-        raise Refused(Reason.UNSUPPORTED_CODEC, f"none of the answer codecs is known here: {', '.join(codec.NAMES)}")
+        raise Refused(
+            Reason.UNSUPPORTED_CODEC, f"none of the answer codecs is known here: {', '.join(codec.CODECS.names)}"
+        )
     for candidate in known:
-        if len(candidate.header(schema)) + candidate.data_bytes(schema) <= order.caps.answer_bytes:
+        if candidate.longest_body(schema) <= order.caps.answer_bytes:
             return candidate
     raise Refused(Reason.TOO_LARGE, f"no answer fits into caps.answer_bytes {order.caps.answer_bytes}")
 
@@ -150,20 +152,20 @@ def _parameters(shape: ModelShape) -> int:
 
 def _check_memory(schema: Schema, state_codec: Codec, memory: int) -> None:
     """Weights and gradient in fp32, and the body beside them where it is not the weights themselves."""
-    fp32 = codec.get("fp32").data_bytes(schema)
-    staged = 0 if state_codec.name == "fp32" else state_codec.data_bytes(schema)
+    _, fp32 = codec.get("fp32").size_bounds(schema)
+    staged = 0 if state_codec.name == "fp32" else state_codec.size_bounds(schema)[1]
     if 2 * fp32 + staged > memory:
         raise _unsupported(f"weights and gradient take {2 * fp32 + staged} bytes, this machine has {memory}")
 
 
 def _state_codec(order: Order, schema: Schema, limits: MinerLimits) -> Codec:
-    """The codec of the state, which is one full blob of the length that schema and codec imply."""
+    """The codec of the state, which is one full blob of a length that schema and codec allow."""
     if len(order.state) != 1 or order.state[0].base is not None:
         raise Refused(Reason.UNSUPPORTED_CODEC, "a state in parts or as a delta; one full blob is taken here")
     state = order.state[0]
     known = codec.get(state.codec)
-    header = state.length - known.data_bytes(schema) - PREFIX
-    if not 2 <= header <= limits.header_bytes:
+    least, most = known.size_bounds(schema)
+    if not least + PREFIX + 2 <= state.length <= most + PREFIX + limits.header_bytes:
         raise Refused(Reason.WRONG_STATE, f"{state.length} bytes cannot be this model in {known.name}")
     return known
 

@@ -49,8 +49,8 @@ class HonestEncoder:
         codec = answer_codec(order, gradient.schema)
         if self._rounded is None or self._rounded.shape != gradient.flat.shape:
             self._rounded = codec.buffer(gradient.flat)
-        data = codec.encode(gradient.flat, self._rounded)
-        blob = Blob.of(codec.name, codec.header(gradient.schema), data, threads=torch.get_num_threads())
+        body = codec.write(gradient.schema, gradient.flat, self._rounded)
+        blob = Blob.of(codec.name, body.header, body.data, threads=torch.get_num_threads())
         return describe(order, work_id, result, blob.ref), blob
 
 

@@ -29,7 +29,7 @@ from fedgpt2.link.blobs import Blob
 from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.state import FlatState
 from fedgpt2.protocol.messages import Order
-from fedgpt2.protocol.tensors import PREFIX, read_header
+from fedgpt2.protocol.tensors import PREFIX
 from fedgpt2.types import ModelShape, Schema
 
 __all__ = ["Behaviour", "Engine", "HonestMiners", "Task", "as_asked"]
@@ -82,7 +82,7 @@ class Engine:
 
 
 class HonestMiners:
-    """h honest miners: a body each in the answer codec's own type, allocated once, and what became of their rounds."""
+    """h honest miners: a row of fp32 values each, allocated once, that holds what the miner last sent."""
 
     def __init__(
         self, miners: int, engine: Engine, state: Codec, answer: Codec, behaviours: Mapping[int, Behaviour]
@@ -91,10 +91,8 @@ class HonestMiners:
         self._engine = engine
         self._answer = answer
         self._behaviours = behaviours
-        self._header = answer.header(engine.schema)
-        self._scratch = FlatState(engine.schema) if answer.dtype != "F32" else None
-        self._decoded = FlatState(engine.schema) if state.dtype != "F32" else None
-        self._bodies = _rows(miners, engine.schema, answer)
+        self._decoded = FlatState(engine.schema) if state.name != "fp32" else None
+        self._bodies = _rows(miners, engine.schema)
         self._answered: list[int] = []
 
     @property
@@ -105,7 +103,7 @@ class HonestMiners:
     def weights(self, blob: Blob) -> FlatState:
         """The weights in a state blob, as every miner decodes them; fp32 is the blob's own memory."""
         which, schema = codec.get(blob.ref.codec), self._engine.schema
-        layout = read_header(blob.header[PREFIX:], schema, which.dtype)
+        layout = which.open(blob.header[PREFIX:], schema, blob.data.nbytes)
         out = None if self._decoded is None else self._decoded.flat
         return FlatState(schema, which.decode(layout, schema, blob.data, out))
 
@@ -128,7 +126,7 @@ class HonestMiners:
         halt: threading.Event,
     ) -> tuple[Blob, float] | None:
         """One miner's body and the loss it claims; None when it does not answer. Raises PeerError."""
-        out = self._scratch or FlatState(self._engine.schema, self._bodies[place])
+        out = FlatState(self._engine.schema, self._bodies[place])
         losses: list[float] = []
 
         def gradient(at: Tensor, on: Tokens) -> Tensor:
@@ -143,8 +141,11 @@ class HonestMiners:
         if values is not out.flat:
             out.flat.copy_(values)
         self._answered.append(place)
-        data = self._answer.encode(out.flat, None if self._scratch is None else self._bodies[place])
-        return Blob.of(self._answer.name, self._header, data), losses[-1] if losses else 0.0
+        body = self._answer.write(self._engine.schema, out.flat)
+        if not self._answer.exact:
+            layout = self._answer.open(body.header[PREFIX:], self._engine.schema, body.data.nbytes)
+            self._answer.decode(layout, self._engine.schema, body.data, out.flat)
+        return Blob.of(self._answer.name, body.header, body.data), losses[-1] if losses else 0.0
 
     def gradients(self) -> Float32[Tensor, "h d"]:
         """What those who answered sent, fp32, in order: a view of their bodies where all of them did, in fp32."""
@@ -171,9 +172,8 @@ def as_asked(task: Task) -> Tensor:
     return task.gradient(task.weights, task.windows)
 
 
-def _rows(miners: int, schema: Schema, answer: Codec) -> Tensor:
-    """Room for a body's values each, [miners, d], untouched until used."""
-    dtype = torch.float32 if answer.dtype == "F32" else torch.bfloat16
+def _rows(miners: int, schema: Schema) -> Float32[Tensor, "h d"]:
+    """Room for what each miner sends, fp32, untouched until used."""
     d = sum(math.prod(shape) for shape in schema.values())
-    line = _LINE // dtype.itemsize
-    return torch.empty(miners, -(-d // line) * line, dtype=dtype)[:, :d]
+    line = _LINE // torch.float32.itemsize
+    return torch.empty(miners, -(-d // line) * line)[:, :d]

@@ -110,10 +110,11 @@ def _judge(result: OrderResult, limits: Limits, seen: set[str], lease: Lease) ->
 
 def _decoded(axon: str, received: ReceivedContribution, schema: Schema, lease: Lease) -> Tensor:
     """The values, [d] fp32: a view of the received data where that holds them, else decoded into a leased buffer."""
-    which, out = codec.get(received.contribution.blob.codec), None
-    if not (which.exact and received.layout.canonical):
-        size = codec.get("fp32").data_bytes(schema)
-        out = torch.frombuffer(lease(f"{axon} decoded", size), dtype=torch.float32)
+    which = codec.get(received.contribution.blob.codec)
+    if (values := which.view(received.layout, received.data)) is not None:
+        return values
+    _, size = codec.get("fp32").size_bounds(schema)
+    out = torch.frombuffer(lease(f"{axon} decoded", size), dtype=torch.float32)
     return which.decode(received.layout, schema, received.data, out)
 
 

@@ -151,6 +151,7 @@ class Collector:
         No transfer of `blobs` is under way when this returns. Where all miners are busy and no other is connected, they
         are asked again until the deadline, each time with all of it to answer: a round without one trains nothing.
         """
+        await off_loop(self._reserve, orders)
         end = time.monotonic() + deadline
         results = await self._collect(orders, blobs, deadline, quorum)
         if _all_busy(results):
@@ -159,6 +160,11 @@ class Collector:
             await asyncio.sleep(_BUSY_SECONDS)
             results = await self._collect(orders, blobs, deadline, quorum)
         return results
+
+    def _reserve(self, orders: Sequence[IssuedOrder]) -> None:
+        """Lease every buffer once at its largest, which may wait for a disk; later leases do not."""
+        for issued in orders:
+            self._lease(issued.miner.axon, issued.order.caps.answer_bytes)
 
     def _all_ordered(self, orders: Sequence[IssuedOrder]) -> bool:
         """Whether every connected miner has an order: the next round would ask no others."""
@@ -190,7 +196,6 @@ class Collector:
         try:
             if link is None:
                 raise NetworkError(Reason.UNREACHABLE, "the miner is no longer connected")
-            await off_loop(self._lease, issued.miner.axon, issued.order.caps.answer_bytes)  # the disk space, in advance
             received = await link.offer(issued, blobs, traffic, partial(self._lease, issued.miner.axon))
         except PeerError as failure:
             answered = traffic.answered and failure.culprit is Culprit.MINER

@@ -70,7 +70,7 @@ class OrderBook:
             state=(state,),
             assignment=self._assignment(share),
             answer_codecs=(self.answer_codec.name,),
-            caps=Caps(answer_bytes=self.answer_codec.data_bytes(self.model.schema()) + self.header_bytes),
+            caps=Caps(answer_bytes=self.answer_codec.size_bounds(self.model.schema())[1] + self.header_bytes),
             budget_seconds=self.budget_seconds,
         )
         envelope = self.signer.seal("order", order)

@@ -80,7 +80,7 @@ def check_machine(config: ValidatorConfig, device: torch.device, miners: int) ->
     schema = config.model.shape.schema()
     encoded = {name: _encoded(name, schema) for name in (config.codec.state, config.codec.gradient)}
     needed = needs(
-        codec.get("fp32").data_bytes(schema),
+        codec.get("fp32").size_bounds(schema)[1],
         optimizer_states=state_buffers(config.optimizer),
         aggregates=0 if config.ranking.rule == "off" else RECENT,
         state=encoded[config.codec.state],
@@ -97,7 +97,7 @@ def check_machine(config: ValidatorConfig, device: torch.device, miners: int) ->
 def _encoded(name: str, schema: Schema) -> int:
     """Bytes of an encoded body; 0 where it is the fp32 values themselves."""
     which = codec.get(name)
-    return 0 if which.exact else which.data_bytes(schema)
+    return 0 if name == "fp32" else which.size_bounds(schema)[1]
 
 
 def look_at(run_directory: Path, scratch: Path) -> Machine:

@@ -75,9 +75,8 @@ class Training:
 
     def snapshot(self) -> Snapshot:
         """Encode and digest the weights once, for all miners."""
-        data = self.codec.encode(self._refresh().flat, self._body)
-        header = self.codec.header(self._schema)
-        return Snapshot(self.digest(), Blob.of(self.codec.name, header, data, threads=2))
+        body = self.codec.write(self._schema, self._refresh().flat, self._body)
+        return Snapshot(self.digest(), Blob.of(self.codec.name, body.header, body.data, threads=2))
 
     def digest(self) -> Digest:
         """Digest of the broadcast weights."""

@@ -43,8 +43,7 @@ _MAX_COMPLAINTS = 8  # shown after a round; the others after the next
 def check_names(config: ValidatorConfig) -> None:
     """Raise UsageError for a codec or a rule that this version does not know, before anything is opened."""
     for flag, name in (("--codec.state", config.codec.state), ("--codec.gradient", config.codec.gradient)):
-        if name not in codec.NAMES:
-            raise UsageError(f"{flag} {name}: no such codec; one of {', '.join(codec.NAMES)}")
+        codec.CODECS.get(name, flag)
     check_rule(config.aggregation.rule)
     check_ranking(config.ranking)
 

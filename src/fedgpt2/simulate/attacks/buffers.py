@@ -70,4 +70,5 @@ def seal(order: Order, row: Float32[Tensor, " d"]) -> Submission:
     """The submission that holds `row`, in the order's codec; in fp32 it shares the row's memory."""
     schema = order.model.schema()
     codec = answer_codec(order, schema)
-    return Submission(codec.header(schema), codec.encode(row), codec.name, Digest(order.parent))
+    body = codec.write(schema, row)
+    return Submission(body.header, body.data, codec.name, Digest(order.parent))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from fedgpt2.codec import Dense
 from fedgpt2.errors import PeerError, Reason, Refused
 from fedgpt2.miner.orders import answer_codec
 from fedgpt2.protocol.messages import Order
@@ -100,7 +101,7 @@ class Oversize:
         """Zeros."""
         order = view.orders[0]
         codec = answer_codec(order, order.model.schema())
-        header = codec.header(order.model.schema())
+        header = write_header(order.model.schema(), _dtype(order))
         wanted = order.caps.answer_bytes + 1 - len(header)
         if len(self._zeros) != wanted:
             self._zeros = bytearray(wanted)
@@ -136,7 +137,8 @@ class Late:
 
 
 def _dtype(order: Order) -> str:
-    return answer_codec(order, order.model.schema()).dtype
+    codec = answer_codec(order, order.model.schema())
+    return codec.dtype if isinstance(codec, Dense) else "F32"
 
 
 def _transposed(schema: Schema) -> Schema:
