@@ -87,7 +87,7 @@ def run(main: Callable[[Stop], Awaitable[int]]) -> int:
     SIGINT, SIGTERM and SIGHUP (a closed terminal) set its `Stop`; a second SIGINT exits at once with 130. Under `nohup`
     SIGHUP stays ignored. Exceptions of `main` pass through.
 
-    What was imported so far is exempt from garbage collection: one pass over all of torch holds every thread for 150 ms.
+    What is imported so far is exempt from garbage collection: a pass over torch's objects stops all threads for 150 ms.
     """
     gc.collect()
     gc.freeze()

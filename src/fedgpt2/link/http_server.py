@@ -93,7 +93,7 @@ class _Refusal(_Answer):
                     if not chunk:
                         return
                     left -= len(chunk)
-                if self._transport is not None:
+                if self._transport is not None and not self._transport.is_closing():
                     self._transport.pause_reading()
                 await asyncio.sleep(_LINGER)
 
