@@ -58,12 +58,13 @@ def main() -> int:
     parser.add_argument("--miners", type=int, nargs="+", default=[2, 32])
     parser.add_argument("--codecs", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path.cwd())
+    parser.add_argument("--folder", type=Path, default=Path("runs"))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         return run(lambda stop: _serve(given.serve, given.model, given.miners[0], stop))
+    given.folder.mkdir(parents=True, exist_ok=True)
     if memory_backed(given.folder):
         raise SystemExit(f"{given.folder} is kept in memory: name a folder on a disk with --folder")
     rows = [_measure(given, name, count) for name in given.codecs for count in given.miners]

@@ -7,11 +7,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from typing import ParamSpec, TypeVar
 
-__all__ = ["Stop", "Stopped", "off_loop", "run", "until_stopped"]
+__all__ = ["Stop", "Stopped", "entered_off_loop", "off_loop", "run", "until_stopped"]
 
 _INTERRUPTED = 130
 
@@ -79,6 +79,19 @@ async def off_loop(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
 
     threading.Thread(target=work, name=getattr(function, "__name__", "work"), daemon=True).start()
     return await asyncio.wrap_future(future)
+
+
+@contextlib.asynccontextmanager
+async def entered_off_loop(manager: contextlib.AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Enter `manager` in a thread, and leave it in one."""
+    value = await off_loop(manager.__enter__)
+    try:
+        yield value
+    except BaseException as error:
+        if not await off_loop(manager.__exit__, type(error), error, error.__traceback__):
+            raise
+    else:
+        await off_loop(manager.__exit__, None, None, None)
 
 
 def run(main: Callable[[Stop], Awaitable[int]]) -> int:

@@ -10,7 +10,6 @@ from contextlib import suppress
 from functools import partial
 
 from fedgpt2.errors import Culprit, NetworkError, NoMinersError, PeerError, Reason, Refused
-from fedgpt2.event_loop import off_loop
 from fedgpt2.identity.signing import Signer
 from fedgpt2.ledger.outbox import MAX_WAITING, Outbox
 from fedgpt2.link.base import ConnectedMiner, IssuedOrder, Link, OrderResult, Traffic
@@ -190,7 +189,6 @@ class Collector:
         try:
             if link is None:
                 raise NetworkError(Reason.UNREACHABLE, "the miner is no longer connected")
-            await off_loop(self._lease, issued.miner.axon, issued.order.caps.answer_bytes)  # the disk space, in advance
             received = await link.offer(issued, blobs, traffic, partial(self._lease, issued.miner.axon))
         except PeerError as failure:
             answered = traffic.answered and failure.culprit is Culprit.MINER
