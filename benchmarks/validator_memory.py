@@ -13,13 +13,16 @@ import asyncio
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from bittensor.sp_core import Keypair
+from numpy.typing import NDArray
 
 from fedgpt2 import codec
 from fedgpt2.cli.bench.report import Row, report
@@ -32,10 +35,14 @@ from fedgpt2.link.blobs import Blob
 from fedgpt2.miner.job import MinerContext
 from fedgpt2.miner.journal import OrderJournal
 from fedgpt2.miner.orders import answer_codec
-from fedgpt2.miner.packer import describe
+from fedgpt2.miner.packer import ComputeResult, describe
 from fedgpt2.miner.program import serve
 from fedgpt2.miner.work import MinerCorpus, Trainer
+from fedgpt2.model.gpt2 import GPT2
+from fedgpt2.model.state import FlatState
+from fedgpt2.protocol.messages import Contribution, Order
 from fedgpt2.storage.mapped import memory_backed
+from fedgpt2.types import WorkId
 
 _VALIDATOR = Path(__file__).resolve().parents[1] / "src" / "validator.py"
 _SAMPLE_SECONDS = 0.05
@@ -51,12 +58,13 @@ def main() -> int:
     parser.add_argument("--miners", type=int, nargs="+", default=[2, 32])
     parser.add_argument("--codecs", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path.cwd())
+    parser.add_argument("--folder", type=Path, default=Path("runs"))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         return run(lambda stop: _serve(given.serve, given.model, given.miners[0], stop))
+    given.folder.mkdir(parents=True, exist_ok=True)
     if memory_backed(given.folder):
         raise SystemExit(f"{given.folder} is kept in memory: name a folder on a disk with --folder")
     rows = [_measure(given, name, count) for name in given.codecs for count in given.miners]
@@ -73,15 +81,17 @@ def _more(rows: list[Row], name: str) -> float:
 
 def _measure(given: argparse.Namespace, name: str, miners: int) -> Row:
     """One run of the validator with so many miners."""
-    with tempfile.TemporaryDirectory(dir=given.folder, prefix="memory-") as folder:  # noqa: SIM117
-        with _miners(Path(folder), given.model, miners) as ports:
-            command = [sys.executable, _VALIDATOR, "--device", "cpu", "--axons", *ports, "--rounds", str(given.rounds)]
-            command += ["--model.preset", given.model, "--codec.state", name, "--codec.gradient", name]
-            command += ["--data.source", "sample", "--data.max_slots", str(miners), "--data.windows", "1"]
-            command += ["--data.span", "4", "--run.dir", f"{folder}/run", "--wallet.path", f"{folder}/wallets"]
-            began = time.monotonic()
-            peaks = _peaks(command)
-            seconds = time.monotonic() - began
+    with (
+        tempfile.TemporaryDirectory(dir=given.folder, prefix="memory-") as folder,
+        _miners(Path(folder), given.model, miners) as ports,
+    ):
+        command = [sys.executable, _VALIDATOR, "--device", "cpu", "--axons", *ports, "--rounds", str(given.rounds)]
+        command += ["--model.preset", given.model, "--codec.state", name, "--codec.gradient", name]
+        command += ["--data.source", "sample", "--data.max_slots", str(miners), "--data.windows", "1"]
+        command += ["--data.span", "4", "--run.dir", f"{folder}/run", "--wallet.path", f"{folder}/wallets"]
+        began = time.monotonic()
+        peaks = _peaks(command)
+        seconds = time.monotonic() - began
     body = codec.get("fp32").data_bytes(PRESETS[given.model].schema())
     extra = {f"{kind}_mb": round(peaks[kind] / 1e6, 1) for kind in _KINDS}
     bodies = {"anonymous_bodies": round(peaks["RssAnon"] / body, 2), "file_bodies": round(peaks["RssFile"] / body, 2)}
@@ -125,11 +135,13 @@ class _Prepared:
         self._drawn = drawn
         self._start = start
 
-    def __call__(self, model, windows, *, out, stop) -> Result:  # noqa: ANN001
+    def __call__(self, model: GPT2, windows: NDArray[np.integer], *, out: FlatState, stop: threading.Event) -> Result:
         """As `Strategy` says, but nothing is written."""
         return Result(0.0, windows.shape[0] * (windows.shape[1] - 1))
 
-    def pack(self, order, work_id, result, gradient):  # noqa: ANN001, ANN202
+    def pack(
+        self, order: Order, work_id: WorkId, result: ComputeResult, gradient: FlatState
+    ) -> tuple[Contribution, Blob]:
         """As `AnswerEncoder` says."""
         which = answer_codec(order, gradient.schema)
         values = self._drawn[self._start : self._start + gradient.flat.numel()]

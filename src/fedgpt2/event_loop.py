@@ -2,15 +2,16 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from typing import ParamSpec, TypeVar
 
-__all__ = ["Stop", "Stopped", "off_loop", "run", "until_stopped"]
+__all__ = ["Stop", "Stopped", "entered_off_loop", "off_loop", "run", "until_stopped"]
 
 _INTERRUPTED = 130
 
@@ -80,12 +81,29 @@ async def off_loop(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
     return await asyncio.wrap_future(future)
 
 
+@contextlib.asynccontextmanager
+async def entered_off_loop(manager: contextlib.AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Enter `manager` in a thread, and leave it in one."""
+    value = await off_loop(manager.__enter__)
+    try:
+        yield value
+    except BaseException as error:
+        if not await off_loop(manager.__exit__, type(error), error, error.__traceback__):
+            raise
+    else:
+        await off_loop(manager.__exit__, None, None, None)
+
+
 def run(main: Callable[[Stop], Awaitable[int]]) -> int:
     """Run `main` on a new event loop (uvloop where installed); return its exit code.
 
     SIGINT, SIGTERM and SIGHUP (a closed terminal) set its `Stop`; a second SIGINT exits at once with 130. Under `nohup`
     SIGHUP stays ignored. Exceptions of `main` pass through.
+
+    What is imported so far is exempt from garbage collection: a pass over torch's objects stops all threads for 150 ms.
     """
+    gc.collect()
+    gc.freeze()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_with_signals(main))
 

@@ -1,8 +1,8 @@
-"""The program with a probe in its event loop: how late a timer of 10 ms fires, and what ran on the loop meanwhile.
+"""The program with a probe in its event loop: how late a timer of 10 ms fires, and what ran meanwhile.
 
     python probed.py OUTPUT COMMAND ...
 
-A thread looks at the loop's own stack whenever the timer is overdue; OUTPUT gets the largest delay and that stack.
+A thread looks at all stacks whenever the timer is overdue; OUTPUT gets the delays with these stacks.
 """
 
 import asyncio
@@ -23,36 +23,34 @@ _OVERDUE = 0.03
 
 
 class Probe:
-    """How late the timer was at worst, in seconds."""
+    """Measures how late the timer was, in seconds, and what the program did then."""
 
     def __init__(self, output):
         self._output = Path(output)
-        self._loop_thread = threading.get_ident()
         self._due = time.monotonic() + _TIMER
         self._stack = ""
-        self.worst, self.during = 0.0, ""
+        self._delays = []
 
     async def measure(self):
         """Runs on the event loop until it is cancelled."""
         threading.Thread(target=self._watch, daemon=True).start()
         while True:
-            self._due = time.monotonic() + _TIMER
+            self._due, self._stack = time.monotonic() + _TIMER, ""
             await asyncio.sleep(_TIMER)
             late = time.monotonic() - self._due
-            if late > self.worst:
-                self.worst, self.during = late, self._stack
-            self._stack = ""
+            if late > _OVERDUE:
+                self._delays.append({"late": late, "during": self._stack})
 
     def _watch(self):
         while True:
             time.sleep(_TIMER / 2)
-            if not self._stack and time.monotonic() - self._due > _OVERDUE:
-                frame = sys._current_frames().get(self._loop_thread)
-                self._stack = "".join(traceback.format_stack(frame)[-6:]) if frame else ""
+            if time.monotonic() - self._due > _OVERDUE:
+                frames = {name: frame for name, frame in sys._current_frames().items() if name != threading.get_ident()}
+                self._stack = "\n".join("".join(traceback.format_stack(frame)[-4:]) for frame in frames.values())
 
     def write(self):
-        """Write the result."""
-        self._output.write_text(json.dumps({"late": self.worst, "during": self.during}))
+        """Write the delays, largest first."""
+        self._output.write_text(json.dumps(sorted(self._delays, key=lambda delay: -delay["late"])))
 
 
 def probed(run, output):

@@ -40,6 +40,8 @@ def test_no_event_loop_waits_for_the_disk(federation, slow_disk):
         miner.interrupt(10.0)
     assert [row["applied"] for row in federation.rows()] == [True, True]
     assert max(row["seconds"]["checkpoint"] for row in federation.rows()) > 0.5, "the disk was not slow"
-    probes = {name: json.loads((federation.folder / f"{name}.json").read_text()) for name in ("validator", "M1", "M2")}
-    late = {name: f"{probe['late']:.3f} s\n{probe['during']}" for name, probe in probes.items()}
-    assert max(probe["late"] for probe in probes.values()) <= LATEST, "\n".join(f"{n}: {t}" for n, t in late.items())
+    for name in ("validator", "M1", "M2"):
+        late = [
+            delay for delay in json.loads((federation.folder / f"{name}.json").read_text()) if delay["late"] > LATEST
+        ]
+        assert not late, f"{name}:\n" + "\n".join(f"{delay['late']:.3f} s\n{delay['during']}" for delay in late[:20])

@@ -1,4 +1,4 @@
-"""Requests: each is accepted once, for ten seconds, at its receiver, from allowed callers; else the reason is exact."""
+"""A signed request is accepted once, for ten seconds, at its receiver, from allowed callers."""
 
 import hashlib
 import time

@@ -54,7 +54,10 @@ def test_what_just_fits_is_accepted():
     ("changes", "way_out"),
     [
         ({"memory": NEEDED.memory - 1}, "of memory, this machine has .*: choose a smaller --model.preset"),
-        ({"scratch_in_memory": True}, "contributions included: .* --run.scratch names another"),
+        (
+            {"scratch_in_memory": True},
+            "of memory with contributions, .* tmpfs, .* a folder on a disk with --run.scratch",
+        ),
         ({"run_disk": ENOUGH.run_disk - 1}, "for checkpoints and contributions, .* --run.dir or --run.scratch"),
         ({"same_disk": False, "run_disk": NEEDED.checkpoints - 1}, r"for checkpoints, .* larger disk with --run.dir$"),
         ({"same_disk": False, "scratch_disk": NEEDED.contributions - 1}, "contributions of 4 miners .* --run.scratch"),

@@ -17,7 +17,7 @@ from fedgpt2.types import Digest, Hotkey, WorkId
 
 __all__ = ["ConnectedMiner", "IssuedOrder", "Lease", "Link", "OrderResult", "ReceivedContribution", "Traffic"]
 
-Lease = Callable[[int], memoryview]  # size in bytes -> the buffer for one contribution's data
+Lease = Callable[[int], memoryview]  # size in bytes -> the buffer for one contribution's data; may wait for a disk
 
 
 @dataclass(frozen=True)

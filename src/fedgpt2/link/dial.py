@@ -113,6 +113,7 @@ class _Exchange:
     async def _attempt(self) -> ReceivedContribution:
         await self._send()
         incoming = self._receiver.answer(await self._answer())
+        await self._receiver.reserve()
         return self._receiver.contribution(await self._client.get_blob(incoming))
 
     async def _send(self) -> None:

@@ -11,9 +11,9 @@ import re
 import resource
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
 
@@ -36,9 +36,10 @@ __all__ = [
     "taken_response",
 ]
 
-READ_BUFFER = 1 << 20  # bytes the reader of a body may run ahead (twice that at most)
+READ_BUFFER = 1 << 16  # bytes the reader of a body may run ahead (twice that at most)
 _KEEP_ALIVE = 75.0  # seconds an idle connection stays open; also the time a caller has for its headers
 _LINGER = 0.5  # seconds a refused sender has to read the refusal before its connection is closed
+_DROPPED = 2 << 20  # bytes of a refused body that are read meanwhile, and not kept
 _ANSWER_SECONDS = 10.0  # a caller has to take an answer that is no blob
 _UNREAD_SECONDS = 60.0  # an open connection may stand still with bytes that nobody takes
 _MOST_CONNECTIONS = 512  # a validator needs half a dozen
@@ -67,29 +68,34 @@ class _Answer(web.Response):
 
 
 class _Refusal(_Answer):
-    """A refusal that may come before the body: then the connection closes, after a moment in which nothing is read."""
+    """A refusal that may come before the body: then the connection closes, once the sender had time to read it."""
 
-    _unread = False
+    _unread: StreamReader | None = None
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        self._unread = not request.content.is_eof()
-        if self._unread:
+        if not request.content.is_eof():
+            self._unread = request.content
             self.force_close()
-            _discard_body(request)
         return await super().prepare(request)
 
     async def write_eof(self, data: bytes = b"") -> None:
         await super().write_eof(data)
-        if self._unread:
-            await asyncio.sleep(_LINGER)
+        if self._unread is not None:
+            await self._drop(self._unread)
 
-
-def _discard_body(request: web.BaseRequest) -> None:
-    """Free what the parser holds of a refused body, and take no more of it from the connection."""
-    if request.content.exception() is None:
-        request.content.read_nowait()
-    if request.transport is not None and not request.transport.is_closing():
-        request.transport.pause_reading()
+    async def _drop(self, body: StreamReader) -> None:
+        """Read and drop a little of the body: a connection that is closed before is reset, and the refusal lost."""
+        left = _DROPPED
+        with suppress(TimeoutError, ConnectionError, web.RequestPayloadError, HttpProcessingError):
+            async with asyncio.timeout(_LINGER):
+                while left > 0:
+                    chunk = await body.readany()
+                    if not chunk:
+                        return
+                    left -= len(chunk)
+                if self._transport is not None and not self._transport.is_closing():
+                    self._transport.pause_reading()
+                await asyncio.sleep(_LINGER)
 
 
 class ByteBudget:

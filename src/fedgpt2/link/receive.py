@@ -6,6 +6,7 @@ checked against the model's schema before a byte of the data is taken; the diges
 
 from fedgpt2 import codec
 from fedgpt2.errors import Culprit, ProtocolError, Reason, Refused
+from fedgpt2.event_loop import off_loop
 from fedgpt2.identity.keys import verify as verify_signature
 from fedgpt2.identity.signing import Verify, open_envelope
 from fedgpt2.link.base import IssuedOrder, Lease, ReceivedContribution, Traffic
@@ -39,6 +40,7 @@ class Receiver:
         self._contribution: Contribution | None = None
         self._incoming: Incoming | None = None
         self._layout: Layout | None = None
+        self._buffer = memoryview(b"")
 
     @property
     def have(self) -> int:
@@ -59,6 +61,11 @@ class Receiver:
         if self._incoming is None or before != contribution.blob:
             self._incoming = Incoming(contribution.blob, header_limit=self._header_limit, open_data=self._open_data)
         return self._incoming
+
+    async def reserve(self) -> None:
+        """Lease the buffer for the body before it is received: the event loop, which fills it, waits for no disk."""
+        if self._contribution is not None:
+            self._buffer = await off_loop(self._lease, self._contribution.blob.length)
 
     def contribution(self, body: Blob) -> ReceivedContribution:
         """The contribution, now that its body is complete."""
@@ -84,7 +91,7 @@ class Receiver:
         blob, schema = self._contribution.blob, self._issued.order.model.schema()
         data_bytes = blob.length - PREFIX - len(header)
         self._layout = codec.get(blob.codec).open(header, schema, data_bytes)
-        return self._lease(data_bytes)
+        return self._buffer[:data_bytes] if self._buffer.nbytes >= data_bytes else self._lease(data_bytes)
 
 
 def check_contribution(order: Order, work_id: WorkId, contribution: Contribution, header_limit: int) -> None:

@@ -1,22 +1,25 @@
-"""Checkpoints: the weights, the optimizer and where the run stands, in a folder that is whole or absent.
+"""Checkpoints: weights, optimizer and position of a run, in a folder that is complete or absent.
 
     round-000123/  model.safetensors  optimizer.safetensors  state.json  manifest.json
 
 Files go into a temporary folder, each with fsync; the manifest (length and BLAKE3 of each) is written last and the
-folder is renamed into place. A reader believes nothing that the manifest does not vouch for.
+folder is renamed into place. A reader checks every file against the manifest.
 """
 
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from fedgpt2.errors import CheckpointError, ProtocolError
@@ -28,13 +31,14 @@ from fedgpt2.types import Schema
 __all__ = ["Checkpoint", "checkpoint_name", "load", "prune", "save"]
 
 _HEADER_LIMIT = 1 << 20
+_CHUNK = 4 << 20
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
-_MADE = re.compile(r"round-([0-9]{6}|[1-9][0-9]{6,})|\.round-([0-9]{6}|[1-9][0-9]{6,})\.tmp")  # names `save` makes
+_MADE = re.compile(r"round-([0-9]{6}|[1-9][0-9]{6,})|\.round-([0-9]{6}|[1-9][0-9]{6,})\.tmp")  # names that `save` gives
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Contents of a checkpoint: fp32 tensors by name, and plain facts."""
+    """Contents of a checkpoint: fp32 tensors by name, and JSON values."""
 
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
@@ -89,10 +93,10 @@ def _sum(parts: list[bytes | memoryview]) -> dict[str, object]:
 def load(
     folder: Path, name: str, model: Schema, optimizer: Schema | None, optional: Schema = MappingProxyType({})
 ) -> Checkpoint:
-    """Read a checkpoint, every byte checked; `optimizer` None leaves the optimizer unread.
+    """Read a checkpoint and check every byte; with `optimizer` None the optimizer is not read.
 
-    Of `optional`, tensors beside the optimizer's, come those that are there. Raises CheckpointError, one line naming
-    the file, when it is missing, damaged or of another model.
+    Tensors of `optional`, stored beside the optimizer's, are read if they exist. Raises CheckpointError, one line that
+    names the file, if it is missing, damaged or of another model.
     """
     path = folder / name
     sums = _read_json(path / "manifest.json")
@@ -102,27 +106,35 @@ def load(
     return Checkpoint(weights, moments, state)
 
 
-def _read(path: Path) -> np.ndarray:
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
-        return np.fromfile(path, dtype=np.uint8)
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; the checkpoint is not whole") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _check(path: Path, data: np.ndarray, sums: Mapping[str, object]) -> None:
-    expected = sums.get(path.name)
-    if expected != {"blake3": blob_digest(data.data, threads=2), "bytes": data.nbytes}:
+def _verify(path: Path, sums: Mapping[str, object]) -> None:
+    """Check length and BLAKE3 of a file against the manifest's."""
+    hasher, size, buffer = blake3(max_threads=2), 0, memoryview(bytearray(_CHUNK))
+    with _opened(path) as file:
+        while count := file.readinto(buffer):
+            hasher.update(buffer[:count])
+            size += count
+    if not size or sums.get(path.name) != {"blake3": hasher.hexdigest(), "bytes": size}:
         raise CheckpointError(f"{path} is damaged: its checksum is not the manifest's")
 
 
 def _read_json(path: Path, sums: Mapping[str, object] | None = None) -> dict[str, object]:
-    data = _read(path)
     if sums is not None:
-        _check(path, data, sums)
+        _verify(path, sums)
+    with _opened(path) as file:
+        text = file.read()
     try:
-        value = json.loads(data.tobytes())
+        value = json.loads(text)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: not JSON") from error
     if not isinstance(value, dict):
@@ -133,8 +145,10 @@ def _read_json(path: Path, sums: Mapping[str, object] | None = None) -> dict[str
 def _read_tensors(
     path: Path, sums: Mapping[str, object], schema: Schema, optional: Schema = MappingProxyType({})
 ) -> dict[str, Tensor]:
-    data = _read(path)
-    _check(path, data, sums)
+    """Views of a verified file, mapped copy-on-write: its pages are file-backed until somebody writes to them."""
+    _verify(path, sums)
+    with _opened(path) as file:
+        data = np.memmap(file, np.uint8, "c")
     try:
         start = 8 + header_length(data[:8].tobytes(), _HEADER_LIMIT)
         header = data[8:start].tobytes()
@@ -150,7 +164,7 @@ def _read_tensors(
 
 
 def prune(folder: Path, keep: list[str]) -> None:
-    """Remove every checkpoint but those named, and what a crash left behind; what somebody put beside them stays."""
+    """Remove every checkpoint but those in `keep`, and the remains of a crash; other files and folders stay."""
     for path in folder.iterdir():
         if path.is_dir() and path.name not in keep and _MADE.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)

@@ -10,7 +10,6 @@ from contextlib import suppress
 from functools import partial
 
 from fedgpt2.errors import Culprit, NetworkError, NoMinersError, PeerError, Reason, Refused
-from fedgpt2.event_loop import off_loop
 from fedgpt2.identity.signing import Signer
 from fedgpt2.ledger.outbox import MAX_WAITING, Outbox
 from fedgpt2.link.base import ConnectedMiner, IssuedOrder, Link, OrderResult, Traffic
@@ -151,7 +150,6 @@ class Collector:
         No transfer of `blobs` is under way when this returns. Where all miners are busy and no other is connected, they
         are asked again until the deadline, each time with all of it to answer: a round without one trains nothing.
         """
-        await off_loop(self._reserve, orders)
         end = time.monotonic() + deadline
         results = await self._collect(orders, blobs, deadline, quorum)
         if _all_busy(results):
@@ -160,11 +158,6 @@ class Collector:
             await asyncio.sleep(_BUSY_SECONDS)
             results = await self._collect(orders, blobs, deadline, quorum)
         return results
-
-    def _reserve(self, orders: Sequence[IssuedOrder]) -> None:
-        """Lease every buffer once at its largest, which may wait for a disk; later leases do not."""
-        for issued in orders:
-            self._lease(issued.miner.axon, issued.order.caps.answer_bytes)
 
     def _all_ordered(self, orders: Sequence[IssuedOrder]) -> bool:
         """Whether every connected miner has an order: the next round would ask no others."""

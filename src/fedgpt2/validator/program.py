@@ -9,7 +9,7 @@ import torch
 from fedgpt2.config import ValidatorConfig
 from fedgpt2.data.corpus import Corpus
 from fedgpt2.errors import CorpusError, NoMinersError, UsageError
-from fedgpt2.event_loop import Stop, Stopped, off_loop, until_stopped
+from fedgpt2.event_loop import Stop, Stopped, entered_off_loop, off_loop, until_stopped
 from fedgpt2.identity.pins import KeyBook, require_pins
 from fedgpt2.identity.signing import Signer
 from fedgpt2.identity.wallet import open_hotkey
@@ -73,8 +73,8 @@ async def _train_on(
     if corpus.source.credit:
         observer.notice(corpus.source.credit)
     loopback = all(address.loopback for address in addresses)
-    signer = Signer(open_hotkey(config.wallet, create=loopback, notice=observer.notice))
-    with open_run_directory(config, corpus.manifest) as directory:
+    signer = Signer(await off_loop(open_hotkey, config.wallet, create=loopback, notice=observer.notice))
+    async with entered_off_loop(open_run_directory(config, corpus.manifest)) as directory:
         observer.notice(await off_loop(check_machine, config, device, len(addresses)))
         training = await off_loop(Training, config, device)
         done = await off_loop(directory.resume, config, training, observer.notice)

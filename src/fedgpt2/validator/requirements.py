@@ -115,27 +115,27 @@ def look_at(run_directory: Path, scratch: Path) -> Machine:
 
 def check(needed: Needs, machine: Machine) -> None:
     """Raise SetupError, one line with the way out, where the machine has less than is needed."""
-    held = needed.contributions if machine.scratch_in_memory else 0
-    if needed.memory + held > machine.memory:
-        which = " (contributions included: their folder is kept in memory; --run.scratch names another)" if held else ""
+    if machine.scratch_in_memory and needed.memory + needed.contributions > machine.memory >= needed.memory:
         raise SetupError(
-            f"this run needs {volume(needed.memory + held)} of memory{which}, "
-            f"this machine has {volume(machine.memory)}: "
+            f"this run needs {volume(needed.memory + needed.contributions)} of memory with contributions, whose folder "
+            f"is on tmpfs, this machine has {volume(machine.memory)}: name a folder on a disk with --run.scratch"
+        )
+    if needed.memory > machine.memory:
+        raise SetupError(
+            f"this run needs {volume(needed.memory)} of memory, this machine has {volume(machine.memory)}: "
             "choose a smaller --model.preset"
         )
     beside = needed.contributions if machine.same_disk else 0
     if needed.checkpoints + beside > machine.run_disk:
-        what = "checkpoints and contributions" if beside else "checkpoints"
         raise SetupError(
-            f"this run needs {volume(needed.checkpoints + beside)} of disk for {what}, "
-            f"{volume(machine.run_disk)} are free: "
-            "free some, or name a folder on a larger disk with --run.dir" + (" or --run.scratch" if beside else "")
+            f"this run needs {volume(needed.checkpoints + beside)} of disk for checkpoints"
+            f"{' and contributions' if beside else ''}, {volume(machine.run_disk)} are free: "
+            f"free some, or name a folder on a larger disk with --run.dir{' or --run.scratch' if beside else ''}"
         )
     if not machine.same_disk and needed.contributions > machine.scratch_disk:
         raise SetupError(
             f"contributions of {many(needed.miners, 'miner')} need {volume(needed.contributions)} of disk, "
-            f"{volume(machine.scratch_disk)} are free: name a folder on a larger disk with --run.scratch, "
-            "or fewer --axons"
+            f"{volume(machine.scratch_disk)} are free: name a larger disk with --run.scratch, or fewer --axons"
         )
 
 
