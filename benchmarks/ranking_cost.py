@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgpt2.aggregation.gram import norm
 from fedgpt2.cli.bench.report import Row, interleave, report
 from fedgpt2.cli.bench.worker import peak_mb
 from fedgpt2.config import Axons, Gradient, Model, ValidatorConfig, Wallet
@@ -31,7 +30,7 @@ from fedgpt2.gradient.exact import Exact
 from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.hardware import prepare
 from fedgpt2.ranking.budget import budget, window_shape
-from fedgpt2.ranking.inner_products import measure_products
+from fedgpt2.ranking.inner_products import inner, measure_products
 from fedgpt2.types import Hotkey, ModelShape
 from fedgpt2.validator.training import Training
 
@@ -60,7 +59,7 @@ class Round:
         gradient = self.training.scoring_gradient(self._windows(self.budget.gradient))
         measure_products(list(self.rows), list(self.rows.values()), self.training.baseline(), gradient)
         for row in list(self.rows.values())[: self.budget.audits]:
-            self.training.nudge(row, norm(row), self._windows(self.budget.audit))
+            inner([self.training.scoring_gradient(self._windows(self.budget.audit)), row], 1)
 
     def _form(self, out: Tensor) -> None:
         out.copy_(next(iter(self.rows.values())))

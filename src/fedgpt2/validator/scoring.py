@@ -18,7 +18,7 @@ from fedgpt2.protocol.messages import Order
 from fedgpt2.protocol.round_record import Audit, Evidence
 from fedgpt2.ranking.audit_sample import draw_sample
 from fedgpt2.ranking.budget import Budget, budget, window_shape
-from fedgpt2.ranking.inner_products import measure_products
+from fedgpt2.ranking.inner_products import inner, measure_products
 from fedgpt2.ranking.table import REVISION
 from fedgpt2.types import Digest, Hotkey
 from fedgpt2.validator.admission import AdmissionResult
@@ -26,8 +26,6 @@ from fedgpt2.validator.combined import Combined
 from fedgpt2.validator.context import RunContext
 
 __all__ = ["Scoring", "draw_scoring", "measure"]
-
-_WORST = 1e6  # nats a token; recorded in place of a loss that is not finite
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def _seed(ctx: RunContext, number: int, purpose: bytes) -> bytes:
 
 
 def _audit(ctx: RunContext, admitted: _Admitted, tokens: int, rng: np.random.Generator) -> Audit | None:
-    """Try a short step along a contribution on `tokens` tokens of its assigned text; None where that is unreadable."""
+    """The effect of a contribution on `tokens` tokens of its assigned text; None where that cannot be read."""
     assigned = admitted.order.assignment
     try:
         windows = ctx.corpus.windows(
@@ -125,19 +123,9 @@ def _audit(ctx: RunContext, admitted: _Admitted, tokens: int, rng: np.random.Gen
     whole = ctx.corpus.manifest.seq_len
     count, length = window_shape(tokens, whole)
     places = sorted(rng.permutation(len(windows))[:count].tolist())
-    start = int(rng.integers(whole - length + 1))  # random, so that no fixed part of a window is sure to be tried
-    before, after, step = ctx.training.nudge(
-        admitted.values, admitted.norm, windows[places][:, start : start + length + 1]
-    )
-    return Audit(
-        hotkey=admitted.hotkey,
-        windows=tuple(places),
-        start=start,
-        before=_finite(before),
-        after=_finite(after),
-        length=step,
-    )
-
-
-def _finite(loss: float) -> float:
-    return loss if math.isfinite(loss) else _WORST
+    start = int(rng.integers(whole - length + 1))  # random, so that no fixed part of a window is sure to be used
+    gradient = ctx.training.scoring_gradient(windows[places][:, start : start + length + 1])
+    slope = float(inner([gradient, admitted.values], 1)[0, 1]) / admitted.norm
+    if not math.isfinite(slope):
+        return None
+    return Audit(hotkey=admitted.hotkey, windows=tuple(places), start=start, slope=slope)
