@@ -190,7 +190,7 @@ class Evidence(Record, frozen=True, kw_only=True):
 
     revision: int
     rule: dict[str, float | int | str]
-    picks: tuple[tuple[int, int], ...] = ()  # page and window of each window of the scoring gradient, in the score pool
+    picks: tuple[tuple[int, int], ...] = ()  # page and window of each window of the score pool that was used
     products: Products | None = None
     audits: tuple[Audit, ...] = ()
 

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from fedgpt2.data.assignment import Assignment
+from fedgpt2.data.pools import Pick
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import CorpusError, Refused
 from fedgpt2.protocol.messages import Order
@@ -32,6 +33,7 @@ __all__ = ["Scoring", "draw_scoring", "measure"]
 class Scoring:
     """Windows of the score pool for the loss gate, and the loss on them before the step, nats a token."""
 
+    picks: tuple[Pick, ...]
     windows: Tokens  # uint16 [n, seq_len + 1]
     train_loss: float
 
@@ -43,7 +45,7 @@ def draw_scoring(ctx: RunContext, number: int, digests: Sequence[Digest]) -> Sco
     """
     picks = ctx.corpus.score_picks(ctx.key, number, digests, ctx.config.run.score_windows)
     windows = ctx.corpus.score_tokens(picks)
-    return Scoring(windows, ctx.training.loss(windows))
+    return Scoring(picks, windows, ctx.training.loss(windows))
 
 
 @dataclass(frozen=True)
@@ -58,31 +60,32 @@ class _Admitted:
     tokens: int
 
 
-def measure(ctx: RunContext, number: int, results: Sequence[AdmissionResult], combined: Combined) -> Evidence:
+def measure(
+    ctx: RunContext, number: int, results: Sequence[AdmissionResult], combined: Combined, scoring: Scoring
+) -> Evidence:
     """Measure the inner products of all admitted contributions, and audit some, within the budget of the round.
 
     Nothing is measured where there is no aggregate.
     """
-    rule, admitted = ctx.config.ranking, _admitted(results)
-    evidence = Evidence(revision=REVISION, rule=asdict(rule))
+    admitted, rule = _admitted(results), ctx.config.ranking
     plan = budget(rule, [each.tokens for each in admitted])
     if combined.norm is None or not plan.gradient:
-        return evidence
+        return Evidence(revision=REVISION, rule=asdict(rule), picks=_places(scoring.picks))
     count, length = window_shape(plan.gradient, ctx.corpus.manifest.seq_len)
     picks = ctx.corpus.score_picks(ctx.key, number, [each.digest for each in admitted], count)
     gradient = ctx.training.scoring_gradient(ctx.corpus.score_tokens(picks)[:, : length + 1])
+    hotkeys, values = [each.hotkey for each in admitted], [each.values for each in admitted]
     return Evidence(
-        revision=evidence.revision,
-        rule=evidence.rule,
-        picks=tuple((pick.page, pick.window) for pick in picks),
-        products=measure_products(
-            [each.hotkey for each in admitted],
-            [each.values for each in admitted],
-            ctx.training.baseline(),
-            gradient,
-        ),
+        revision=REVISION,
+        rule=asdict(rule),
+        picks=_places(max(picks, scoring.picks, key=len)),  # one draw, of different length
+        products=measure_products(hotkeys, values, ctx.training.baseline(), gradient),
         audits=_audits(ctx, number, admitted, plan),
     )
+
+
+def _places(picks: Sequence[Pick]) -> tuple[tuple[int, int], ...]:
+    return tuple((pick.page, pick.window) for pick in picks)
 
 
 def _admitted(results: Sequence[AdmissionResult]) -> list[_Admitted]:
