@@ -16,22 +16,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from statistics import median
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from fedgpt2.aggregation.gram import norm
 from fedgpt2.cli.bench.report import Row, interleave, report
 from fedgpt2.cli.bench.worker import peak_mb
-from fedgpt2.config import Axons, Gradient, Model, Ranking, ValidatorConfig, Wallet
+from fedgpt2.config import Axons, Gradient, Model, ValidatorConfig, Wallet
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.gradient.exact import Exact
 from fedgpt2.model.gpt2 import GPT2
 from fedgpt2.model.hardware import prepare
-from fedgpt2.ranking.budget import Budget, budget, window_shape
-from fedgpt2.ranking.inner_products import measure_products
+from fedgpt2.ranking.budget import budget, window_shape
+from fedgpt2.ranking.inner_products import inner, measure_products
 from fedgpt2.types import Hotkey, ModelShape
 from fedgpt2.validator.training import Training
 
@@ -39,28 +38,31 @@ LIMIT = 0.15
 _LR = 1e-4
 
 
-class Validator:
-    """A validator's training state, and random contributions of up to `miners` miners."""
+class Round:
+    """One round of a validator: its training state and random contributions of `miners` miners."""
 
-    def __init__(self, model: str, miners: int) -> None:
+    def __init__(self, model: str, miners: int, tokens: int) -> None:
         wallet, axons = Wallet("validator", "default", "."), Axons(addresses=("127.0.0.1:1",))
         config = ValidatorConfig(wallet=wallet, axons=axons, model=Model(model))
-        self.shape, self.training = config.model.shape, Training(config, prepare("cpu", 1))
+        self.shape, self.budget = config.model.shape, budget(config.ranking, [tokens] * miners)
+        self.training = Training(config, prepare("cpu", 1))
         d, generator = self.training.weights.flat.numel(), torch.Generator().manual_seed(0)
-        self.rows = [torch.randn(d, generator=generator) for _ in range(miners)]
+        self.rows = {Hotkey(f"miner-{i:02}"): torch.randn(d, generator=generator) for i in range(miners)}
         for _ in range(2):  # so that recent aggregates and a moment exist
-            self.training.aggregate(lambda out: out.copy_(self.rows[0]))
+            self.training.aggregate(self._form)
             self.training.step(_LR)
 
-    def rank(self, miners: int, plan: Budget) -> None:
-        """Compute the ranking of a round with the first `miners` miners."""
-        if not plan.gradient:
+    def rank(self) -> None:
+        """Compute a round's ranking."""
+        if not self.budget.gradient:
             return
-        gradient = self.training.scoring_gradient(self._windows(plan.gradient))
-        hotkeys = [Hotkey(f"miner-{i:02}") for i in range(miners)]
-        measure_products(hotkeys, self.rows[:miners], self.training.baseline(), gradient)
-        for row in self.rows[: plan.audits]:
-            self.training.nudge(row, norm(row), self._windows(plan.audit))
+        gradient = self.training.scoring_gradient(self._windows(self.budget.gradient))
+        measure_products(list(self.rows), list(self.rows.values()), self.training.baseline(), gradient)
+        for row in list(self.rows.values())[: self.budget.audits]:
+            inner([self.training.scoring_gradient(self._windows(self.budget.audit)), row], 1)
+
+    def _form(self, out: Tensor) -> None:
+        out.copy_(next(iter(self.rows.values())))
 
     def _windows(self, tokens: int) -> Tokens:
         count, length = window_shape(tokens, self.shape.block_size)
@@ -98,13 +100,13 @@ def main() -> int:
 
 def shares(model: str, arguments: argparse.Namespace) -> list[Row]:
     """A row for each number of miners."""
-    miner, validator, rows = Miner(model, arguments.tokens), Validator(model, max(arguments.miners)), []
+    miner, rows = Miner(model, arguments.tokens), []
     for n in arguments.miners:
-        plan = budget(Ranking(), [arguments.tokens] * n)
-        turns = {"ranking": cpu_seconds(partial(validator.rank, n, plan)), "miner": cpu_seconds(miner.compute)}
+        round_ = Round(model, n, arguments.tokens)
+        turns = {"ranking": cpu_seconds(round_.rank), "miner": cpu_seconds(miner.compute)}
         times = interleave(turns, arguments.repeats)
         one = median(times["miner"])
-        spent = plan.gradient + plan.audits * plan.audit
+        spent = round_.budget.gradient + round_.budget.audits * round_.budget.audit
         extra = {"tokens": spent, "miner": round(one, 3), "share": round(median(times["ranking"]) / (n * one), 4)}
         rows.append(Row(f"{model} {n}", times["ranking"], peak_mb(), extra, group=f"{model} {n}"))
     return rows

@@ -238,7 +238,7 @@ class Ranking:
 
     rule: str = setting("contribution", "contribution: rank by what a gradient adds; off: nobody is scored")
     tokens: int = setting(
-        0, "tokens a round for scoring gradient and audits; 0: a tenth of those assigned, at most 4,096", least=0
+        0, "tokens a round for gradient and audits; 0: a tenth of those assigned, at most 4,096", least=0
     )
     audits: int = setting(4, "miners audited on their own text a round, the most uncertain ones first", least=0)
     tau: float = setting(0.3, "drift of a miner's rating a round, in units of rating", least=0)

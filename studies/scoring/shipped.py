@@ -111,7 +111,7 @@ class Rounds:
             for i, name in zip(present, names, strict=True)
         )
         audits = tuple(
-            Audit(hotkey=name, windows=(), before=float(self.text[r, i]), after=0.0, length=1.0)
+            Audit(hotkey=name, windows=(), slope=float(self.text[r, i]))
             for i, name in zip(present, names, strict=True)
             if name in drawn
         )

@@ -32,15 +32,13 @@ from fedgpt2.types import Hotkey
 from tests.ranking.worlds import AGGREGATE, round_of, rule, with_evidence
 
 D, HONEST = 400, 8
-LENGTH = 0.01
 SEEDS = st.integers(0, 10_000)
 OWN = MinerOutcome(RoundOutcome.OWN, 1.0, Credit(raw=0.5, added=0.1, residual_fraction=0.9))
 
 
 def audit(hotkey: str, text: np.ndarray, x: np.ndarray) -> Audit:
-    """What the validator would measure where the loss of a text is linear, `text` its gradient."""
-    drop = LENGTH * float(text @ x / np.linalg.norm(x))
-    return Audit(hotkey=hotkey, windows=(0,), before=5.0, after=5.0 - drop, length=LENGTH)
+    """The audit of contribution x where the gradient on the assigned text is `text`."""
+    return Audit(hotkey=Hotkey(hotkey), windows=(0,), slope=float(text @ x / np.linalg.norm(x)))
 
 
 def audited(shown: dict[str, list[float]], tokens: dict[str, int] | None = None) -> dict[str, AuditContext]:
@@ -280,9 +278,9 @@ def test_a_distrusted_miner_does_not_keep_the_credit_of_a_cluster() -> None:
     assert (entries[-1]["mallory"].verdict, entries[-1]["mallory"].ranking.keeper) == (RoundOutcome.COPY, "h0")
 
 
-@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.floats(0, 1e3), st.floats(0, 1e6))
-def test_no_audit_counts_more_than_the_bounds(before: float, after: float, length: float, unit: float) -> None:
-    value = audit_signal(OWN, Audit(hotkey="a", windows=(1,), before=before, after=after, length=length), unit)
+@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_no_audit_counts_more_than_the_bounds(slope: float, unit: float) -> None:
+    value = audit_signal(OWN, Audit(hotkey=Hotkey("a"), windows=(1,), slope=slope), unit)
     assert value is None or math.isfinite(value)
     if value is not None:
         (histories,) = update_audits({"a": AuditContext(AuditHistory(), 1024)}, {"a": value}, ["a"], 1).values()
@@ -308,7 +306,7 @@ def test_low_first_audits_do_not_lower_the_median_for_long() -> None:
 
 
 def test_no_signal_without_a_measurement_and_a_replay_counts_as_0() -> None:
-    tried = Audit(hotkey="a", windows=(0,), before=5.0, after=4.99, length=0.01)
+    tried = Audit(hotkey=Hotkey("a"), windows=(0,), slope=1.0)
     assert audit_signal(OWN, tried, 1.0) == pytest.approx(0.5)
     assert audit_signal(MinerOutcome(RoundOutcome.COPY, credit=OWN.credit), tried, 2.0) == pytest.approx(0.25)
     for mark in (MinerOutcome(RoundOutcome.FAULT), MinerOutcome(RoundOutcome.OWN, 1.0)):

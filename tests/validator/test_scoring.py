@@ -19,27 +19,26 @@ def working(value):
 THREE = {hotkey: working(value) for hotkey, value in zip(MINERS[:3], (1e-3, 2e-3, -1e-3), strict=True)}
 
 
-async def measured(running, config, behaviours) -> tuple[Evidence, list[list[int]], list[int]]:
-    """Evidence of round 1, the shape of the windows of its scoring gradient, and the tokens of its audits."""
+async def measured(running, config, behaviours) -> tuple[Evidence, list[tuple[int, int]]]:
+    """Evidence of round 1, and the shape of the windows of its scoring gradient and of each audit."""
     with running(config, behaviours) as ctx:
-        shapes, audited = [], []
-        gradient, nudge = ctx.training.scoring_gradient, ctx.training.nudge
-        ctx.training.scoring_gradient = lambda windows: shapes.append(list(windows.shape)) or gradient(windows)
-        ctx.training.nudge = lambda x, norm, windows: audited.append(windows[:, 1:].size) or nudge(x, norm, windows)
+        shapes, gradient = [], ctx.training.scoring_gradient
+        ctx.training.scoring_gradient = lambda windows: shapes.append(windows.shape) or gradient(windows)
         record = await run_round(ctx, 1, 0)
-    return record.evidence, shapes, audited
+    return record.evidence, shapes
 
 
 @pytest.mark.parametrize(("tokens", "audits", "gradient"), [(0, 1, 38), (128, 1, 64), (257, 2, 129), (512, 0, 512)])
 async def test_gradient_and_audits_stay_within_the_budget(running, config, tokens, audits, gradient):
     wanted = with_settings(config, ranking={"tokens": tokens, "audits": audits})
-    evidence, shapes, audited = await measured(running, wanted, THREE)
+    evidence, shapes = await measured(running, wanted, THREE)
     count, length = window_shape(gradient, 64)
-    assert shapes == [[count, length + 1]]
-    assert len(evidence.picks) == count
+    assert shapes[0] == (count, length + 1)
+    assert len(evidence.picks) == max(2, count)
     assert len(evidence.audits) == audits
     budget = tokens or 3 * 4 * 64 // 10
-    assert count * length + sum(audited) <= budget
+    assert sum(n * (size - 1) for n, size in shapes) <= budget
+    assert len(shapes) == 1 + audits
     assert evidence.products is not None
     assert set(evidence.products.miners) == set(MINERS[:3])
 
@@ -59,7 +58,8 @@ async def test_few_miners_and_rule_off_are_not_measured(running, config, count, 
     wanted = with_settings(config, ranking={"rule": rule})
     with running(wanted, dict(list(THREE.items())[:count])) as ctx:
         record = await run_round(ctx, 1, 0)
-    assert (record.evidence.products, record.evidence.audits, record.evidence.picks) == (None, (), ())
+    assert (record.evidence.products, record.evidence.audits) == (None, ())
+    assert len(record.evidence.picks) == 2  # of the loss gate
     assert [miner.score for miner in record.miners] == [None] * count
     assert [miner.rating for miner in record.miners] == [25.0] * count
     assert {miner.verdict for miner in record.miners} == {"own"}

@@ -167,17 +167,18 @@ class Products(Record, frozen=True, kw_only=True):
 
 
 class Audit(Record, frozen=True, kw_only=True):
-    """A short step along one contribution, tried on the miner's own assigned text: the loss before and after it."""
+    """The effect of one contribution on the miner's own assigned text.
+
+    `slope` is <h, x> / |x|, nats a token for a step of length 1, where h is the gradient on that text.
+    """
 
     hotkey: Hotkey
     windows: tuple[int, ...]  # indices among those assigned
-    start: int = 0  # first token of the part tried, where not all of a window was
-    before: float  # nats a token
-    after: float
-    length: float  # of the step
+    start: int = 0  # first token of the part used, where a window is cut
+    slope: float
 
     def __post_init__(self) -> None:
-        _check_finite(self.hotkey, [self.before, self.after, self.length])
+        _check_finite(self.hotkey, [self.slope])
 
 
 class Evidence(Record, frozen=True, kw_only=True):
@@ -189,7 +190,7 @@ class Evidence(Record, frozen=True, kw_only=True):
 
     revision: int
     rule: dict[str, float | int | str]
-    picks: tuple[tuple[int, int], ...] = ()  # page and window of each window of the scoring gradient, in the score pool
+    picks: tuple[tuple[int, int], ...] = ()  # page and window of each window of the score pool that was used
     products: Products | None = None
     audits: tuple[Audit, ...] = ()
 

@@ -1,9 +1,8 @@
 """Whether a gradient was computed on the text that was assigned, from audits.
 
-An audit takes a short step of length e along a contribution and measures the loss on windows of the miner's own
-assignment, drawn after all miners have answered:
+An audit computes a gradient h_i on windows of the miner's own assignment, drawn after all miners have answered:
 
-    s_i = (L(w) - L(w - e x_i / |x_i|)) / e
+    s_i = <h_i, x_i> / |x_i|
     o_i = (s_i - <g, x_i> / |x_i|) / |g|         effect on the assigned text beyond the effect on other text
     M = median of t o                            t tokens assigned; recent last audits of the miners compared
     r_i = clip(t_i o_i / max(M, FAINT t_i), LOWEST, HIGHEST)      relative to what the other miners' audits show
@@ -92,9 +91,9 @@ def audit_signal(outcome: MinerOutcome, audit: Audit, gradient_norm: float) -> f
         return 0.0
     if outcome.verdict not in (RoundOutcome.OWN, RoundOutcome.COPY) or outcome.credit is None:
         return None
-    if not gradient_norm > 0.0 or not audit.length > 0.0:
+    if not gradient_norm > 0.0:
         return None
-    value = ((audit.before - audit.after) / audit.length - outcome.credit.raw) / gradient_norm
+    value = (audit.slope - outcome.credit.raw) / gradient_norm
     return value if math.isfinite(value) else None
 
 

@@ -85,7 +85,7 @@ async def train_round(ctx: RunContext, number: int, attempt: int) -> Round:
 
     # 8  aggregate: how many may be hostile was fixed by how many were asked, less those refused for a fault
     now.combined = await now.work("aggregate", aggregate, ctx, number, now.results)
-    now.evidence = await now.work("rank", measure, ctx, number, now.results, now.combined)
+    now.evidence = await now.work("rank", measure, ctx, number, now.results, now.combined, now.scoring)
 
     # 9  loss gate: the largest share of the step that does no harm on the windows of 7
     now.gate = await now.work("gate", try_step, ctx, number, now.combined, now.scoring)

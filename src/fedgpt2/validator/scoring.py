@@ -12,13 +12,14 @@ import numpy as np
 from torch import Tensor
 
 from fedgpt2.data.assignment import Assignment
+from fedgpt2.data.pools import Pick
 from fedgpt2.data.tokens import Tokens
 from fedgpt2.errors import CorpusError, Refused
 from fedgpt2.protocol.messages import Order
 from fedgpt2.protocol.round_record import Audit, Evidence
 from fedgpt2.ranking.audit_sample import draw_sample
 from fedgpt2.ranking.budget import Budget, budget, window_shape
-from fedgpt2.ranking.inner_products import measure_products
+from fedgpt2.ranking.inner_products import inner, measure_products
 from fedgpt2.ranking.table import REVISION
 from fedgpt2.types import Digest, Hotkey
 from fedgpt2.validator.admission import AdmissionResult
@@ -27,13 +28,12 @@ from fedgpt2.validator.context import RunContext
 
 __all__ = ["Scoring", "draw_scoring", "measure"]
 
-_WORST = 1e6  # nats a token; recorded in place of a loss that is not finite
-
 
 @dataclass(frozen=True)
 class Scoring:
     """Windows of the score pool for the loss gate, and the loss on them before the step, nats a token."""
 
+    picks: tuple[Pick, ...]
     windows: Tokens  # uint16 [n, seq_len + 1]
     train_loss: float
 
@@ -45,7 +45,7 @@ def draw_scoring(ctx: RunContext, number: int, digests: Sequence[Digest]) -> Sco
     """
     picks = ctx.corpus.score_picks(ctx.key, number, digests, ctx.config.run.score_windows)
     windows = ctx.corpus.score_tokens(picks)
-    return Scoring(windows, ctx.training.loss(windows))
+    return Scoring(picks, windows, ctx.training.loss(windows))
 
 
 @dataclass(frozen=True)
@@ -60,31 +60,32 @@ class _Admitted:
     tokens: int
 
 
-def measure(ctx: RunContext, number: int, results: Sequence[AdmissionResult], combined: Combined) -> Evidence:
+def measure(
+    ctx: RunContext, number: int, results: Sequence[AdmissionResult], combined: Combined, scoring: Scoring
+) -> Evidence:
     """Measure the inner products of all admitted contributions, and audit some, within the budget of the round.
 
     Nothing is measured where there is no aggregate.
     """
-    rule, admitted = ctx.config.ranking, _admitted(results)
-    evidence = Evidence(revision=REVISION, rule=asdict(rule))
+    admitted, rule = _admitted(results), ctx.config.ranking
     plan = budget(rule, [each.tokens for each in admitted])
     if combined.norm is None or not plan.gradient:
-        return evidence
+        return Evidence(revision=REVISION, rule=asdict(rule), picks=_places(scoring.picks))
     count, length = window_shape(plan.gradient, ctx.corpus.manifest.seq_len)
     picks = ctx.corpus.score_picks(ctx.key, number, [each.digest for each in admitted], count)
     gradient = ctx.training.scoring_gradient(ctx.corpus.score_tokens(picks)[:, : length + 1])
+    hotkeys, values = [each.hotkey for each in admitted], [each.values for each in admitted]
     return Evidence(
-        revision=evidence.revision,
-        rule=evidence.rule,
-        picks=tuple((pick.page, pick.window) for pick in picks),
-        products=measure_products(
-            [each.hotkey for each in admitted],
-            [each.values for each in admitted],
-            ctx.training.baseline(),
-            gradient,
-        ),
+        revision=REVISION,
+        rule=asdict(rule),
+        picks=_places(max(picks, scoring.picks, key=len)),  # one draw, of different length
+        products=measure_products(hotkeys, values, ctx.training.baseline(), gradient),
         audits=_audits(ctx, number, admitted, plan),
     )
+
+
+def _places(picks: Sequence[Pick]) -> tuple[tuple[int, int], ...]:
+    return tuple((pick.page, pick.window) for pick in picks)
 
 
 def _admitted(results: Sequence[AdmissionResult]) -> list[_Admitted]:
@@ -114,7 +115,7 @@ def _seed(ctx: RunContext, number: int, purpose: bytes) -> bytes:
 
 
 def _audit(ctx: RunContext, admitted: _Admitted, tokens: int, rng: np.random.Generator) -> Audit | None:
-    """Try a short step along a contribution on `tokens` tokens of its assigned text; None where that is unreadable."""
+    """The effect of a contribution on `tokens` tokens of its assigned text; None where that cannot be read."""
     assigned = admitted.order.assignment
     try:
         windows = ctx.corpus.windows(
@@ -125,19 +126,9 @@ def _audit(ctx: RunContext, admitted: _Admitted, tokens: int, rng: np.random.Gen
     whole = ctx.corpus.manifest.seq_len
     count, length = window_shape(tokens, whole)
     places = sorted(rng.permutation(len(windows))[:count].tolist())
-    start = int(rng.integers(whole - length + 1))  # random, so that no fixed part of a window is sure to be tried
-    before, after, step = ctx.training.nudge(
-        admitted.values, admitted.norm, windows[places][:, start : start + length + 1]
-    )
-    return Audit(
-        hotkey=admitted.hotkey,
-        windows=tuple(places),
-        start=start,
-        before=_finite(before),
-        after=_finite(after),
-        length=step,
-    )
-
-
-def _finite(loss: float) -> float:
-    return loss if math.isfinite(loss) else _WORST
+    start = int(rng.integers(whole - length + 1))  # random, so that no fixed part of a window is sure to be used
+    gradient = ctx.training.scoring_gradient(windows[places][:, start : start + length + 1])
+    slope = float(inner([gradient, admitted.values], 1)[0, 1]) / admitted.norm
+    if not math.isfinite(slope):
+        return None
+    return Audit(hotkey=admitted.hotkey, windows=tuple(places), start=start, slope=slope)

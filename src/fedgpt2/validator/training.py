@@ -32,8 +32,6 @@ __all__ = ["Snapshot", "Training"]
 T = TypeVar("T")
 
 _EVAL_TOKENS = 4096  # tokens of one forward pass when measuring a loss
-_NUDGE = 2e-4  # length of an audit's step, of the weights' own: as good as straight, and far above rounding
-_LARGEST = 1e38  # factor that fp32 can hold
 _SCORING_TOKENS = 1024  # of one forward and backward pass for the scoring gradient: it is the validator's memory
 
 
@@ -125,18 +123,6 @@ class Training:
         self.codec.round_(candidate.flat)
         return self._loss_of(candidate, windows)
 
-    def nudge(self, contribution: Tensor, norm: float, windows: np.ndarray) -> tuple[float, float, float]:
-        """Loss of the broadcast weights on windows before and after a short step against a contribution; its length.
-
-        The losses may be no numbers; nothing is changed.
-        """
-        weights, moved = self._refresh().to(self.device), self._spare()
-        length = _NUDGE * weights.norm()
-        before = self._loss_of(weights, windows)
-        by = min(length / norm, _LARGEST)  # of a contribution of next to nothing
-        moved.copy_(weights).flat.sub_(contribution.to(self.device), alpha=by)
-        return before, self._loss_of(moved, windows), length
-
     def _spare(self) -> FlatState:
         """Weights to try out; made by the first that asks."""
         if self._candidate is None:
@@ -158,7 +144,7 @@ class Training:
     def scoring_gradient(self, windows: np.ndarray) -> Tensor:
         """Gradient of the broadcast weights' mean loss on windows [n, seq_len + 1]; [d] fp32 on the CPU.
 
-        It stays as it is until the next one. Raises SetupError as `loss` does.
+        Valid until the next call, which overwrites it. Raises SetupError as `loss` does.
         """
         if self._scoring is None:
             self._scoring = FlatState(self._schema)
