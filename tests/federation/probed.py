@@ -13,10 +13,9 @@ import time
 import traceback
 from pathlib import Path
 
-from fedgpt2.cli.exit import leave
-
 from fedgpt2 import event_loop
 from fedgpt2.cli.main import main
+from fedgpt2.cli.process import exit_process
 
 _TIMER = 0.01
 _OVERDUE = 0.03
@@ -70,4 +69,4 @@ def probed(run, output):
 
 if __name__ == "__main__":
     event_loop.run = probed(event_loop.run, sys.argv[1])
-    leave(main(sys.argv[2:]))
+    exit_process(main(sys.argv[2:]))

@@ -153,7 +153,7 @@ def test_a_slot_that_lapsed_goes_to_the_next_miner_and_no_sooner(ledger: Ledger)
     assert ledger.has_slot(Hotkey("d"), 5, 3, 3, [Hotkey("b"), Hotkey("c")])
     assert leased(ledger, 5, "bcd") == {"b": 1, "c": 2, "d": 0}
     assert leased(ledger, 6, "abcd") == {"b": 1, "c": 2, "d": 0}  # a is a newcomer now
-    assert leased(ledger, 20, "abd") == {"a": 2, "b": 1, "d": 0}
+    assert leased(ledger, 20, "bda") == {"b": 1, "d": 0, "a": 2}
 
 
 def test_the_slot_unused_longest_lapses_first_and_new_ones_before_it(ledger: Ledger) -> None:
