@@ -13,29 +13,12 @@ from functools import partial
 import torch
 
 from fedgpt2.aggregation.registry import RULES
-from fedgpt2.simulate.attacks import formulas as attacks
+from fedgpt2.simulate.attacks import formulas
+from tests.aggregation import attacked_rows
+from tests.aggregation.attacked_rows import Attack, Defence, apart, gaussian, rows, zero
 
 N, F, D = 16, 4, 1024
 NOISE = 3.0
-
-
-Attack = Callable[[torch.Tensor, int, torch.Generator], torch.Tensor]
-
-
-def gaussian(honest: torch.Tensor, f: int, rng: torch.Generator, strength: float = 1.0) -> torch.Tensor:
-    """Independent noise, `strength` times as long as an honest gradient."""
-    noise = torch.randn(f, honest.shape[1], generator=rng).div_(honest.shape[1] ** 0.5)
-    return noise * (strength * float(honest.norm(dim=1).median()))
-
-
-def zero(honest: torch.Tensor, f: int, rng: torch.Generator) -> torch.Tensor:
-    """Zeros."""
-    return torch.zeros(f, honest.shape[1])
-
-
-def scale(honest: torch.Tensor, f: int, rng: torch.Generator) -> torch.Tensor:
-    """A million times the honest mean."""
-    return (honest.mean(0) * 1e6).expand(f, -1).clone()
 
 
 def equal(attack: Attack) -> Callable[..., torch.Tensor]:
@@ -45,25 +28,25 @@ def equal(attack: Attack) -> Callable[..., torch.Tensor]:
 
 def spread(attack: Attack) -> Callable[..., torch.Tensor]:
     """Ignores the defence; noise keeps the rows out of one cluster."""
-    return lambda honest, f, rng, defence: attacks.apart(attack(honest, f, rng), honest, rng)
+    return lambda honest, f, rng, defence: apart(attack(honest, f, rng), honest, rng)
 
 
 ATTACKS: Mapping[str, Callable[..., torch.Tensor]] = {
     "none": equal(lambda honest, f, rng: gradients(f, rng)),
-    "sign_flip": spread(attacks.sign_flip),
-    "sign_flip, copies": equal(attacks.sign_flip),
-    **{f"ipm {x:g}": spread(partial(attacks.ipm, strength=x)) for x in (0.1, 0.5, 2.0, 100.0)},
-    "alie z_max": spread(attacks.alie),
-    **{f"alie {x:g}": spread(partial(attacks.alie, strength=x)) for x in (-4.0, -1.5, -0.5, 0.5, 1.5, 4.0)},
-    "opt_ipm": attacks.opt_ipm,
-    "opt_alie": attacks.opt_alie,
-    "min_max": spread(attacks.min_max),
-    "mimic": spread(attacks.mimic),
-    "mimic, copies": equal(attacks.mimic),
+    "sign_flip": spread(rows(formulas.minus_mean)),
+    "sign_flip, copies": equal(rows(formulas.minus_mean)),
+    **{f"ipm {x:g}": spread(rows(formulas.ipm, strength=x)) for x in (0.1, 0.5, 2.0, 100.0)},
+    "alie z_max": spread(rows(formulas.alie)),
+    **{f"alie {x:g}": spread(rows(formulas.alie, strength=x)) for x in (-4.0, -1.5, -0.5, 0.5, 1.5, 4.0)},
+    "opt_ipm": attacked_rows.opt_ipm,
+    "opt_alie": attacked_rows.opt_alie,
+    "min_max": spread(rows(formulas.min_max)),
+    "mimic": spread(rows(formulas.mimic)),
+    "mimic, copies": equal(rows(formulas.mimic)),
     "gaussian": equal(gaussian),
     "gaussian 100": equal(partial(gaussian, strength=100.0)),
     "zero": equal(zero),
-    "scale 1e6": spread(scale),
+    "scale 1e6": spread(rows(formulas.ipm, strength=-1e6)),
     "huge": equal(partial(gaussian, strength=1e30)),
 }
 
@@ -79,7 +62,7 @@ def gradients(count: int, rng: torch.Generator) -> torch.Tensor:
     return signal() + torch.randn(count, D, generator=rng) * (NOISE / D**0.5)
 
 
-def defence(rule: str) -> attacks.Defence:
+def defence(rule: str) -> Defence:
     """The rule as a function of rows and f."""
 
     def aggregate(rows: torch.Tensor, f: int) -> torch.Tensor:

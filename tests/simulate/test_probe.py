@@ -10,11 +10,10 @@ from fedgpt2.aggregation.rules import Mean
 from fedgpt2.simulate.attacks import formulas as attacks
 from fedgpt2.simulate.attacks import from_gradients as vectors
 from fedgpt2.simulate.attacks import probe as probing
-from fedgpt2.simulate.attacks.base import Submission
 from fedgpt2.simulate.attacks.gradient_stats import moments
 from fedgpt2.simulate.attacks.probe import probe
 from fedgpt2.simulate.attacks.registry import build_attack
-from tests.simulate.stage import D, Stage, moved, rows
+from tests.simulate.stage import D, Stage, rows
 
 PIPELINES = {name: pipeline(name) for name in RULES.names if name != "mean"} | {"mean": Pipeline((), Mean())}
 
@@ -91,20 +90,6 @@ def test_a_sample_of_coordinates_tells_a_coordinatewise_rules_damage(monkeypatch
     sampled = probe(honest, noise, PIPELINES["median"], torch.Generator().manual_seed(0)).damage(-1.0, 0.0)
     assert D > 1000
     assert sampled == pytest.approx(whole, rel=0.15)
-
-
-@pytest.mark.parametrize("attack", ["opt_ipm", "opt_alie"])
-def test_a_rule_known_as_a_function_is_searched_by_trying(attack):
-    calls = []
-    stage = Stage()
-
-    def defence(sent: torch.Tensor, f: int) -> torch.Tensor:
-        calls.append(f)
-        return stage.defend(sent, f)
-
-    replies = build_attack(attack)(moved(stage.view(1), pipeline=None, defence=defence))
-    assert calls == [3] * 20
-    assert all(isinstance(reply, Submission) for reply in replies)
 
 
 @pytest.mark.parametrize("shape", [(1, 7), (2, 40), (9, 70_000), (5, 32_768)])

@@ -1,13 +1,11 @@
 """AdamW, by torch's fused kernel."""
 
 import torch
-from jaxtyping import Float32
-from torch import Tensor
 from torch.optim.adamw import adamw
 
 from fedgpt2.config import Optimizer
 from fedgpt2.model.state import FlatState
-from fedgpt2.optim.base import TensorState
+from fedgpt2.optim.base import State, Values
 
 __all__ = ["AdamW"]
 
@@ -26,14 +24,7 @@ class AdamW:
         """Both moments, zero."""
         return {"exp_avg": weights.empty_like(), "exp_avg_sq": weights.empty_like()}
 
-    def update(
-        self,
-        gradient: Float32[Tensor, "*shape"],
-        state: TensorState,
-        weights: Float32[Tensor, "*shape"],
-        lr: float,
-        steps: int,
-    ) -> tuple[Float32[Tensor, "*shape"], TensorState]:
+    def update(self, gradient: Values, state: State, weights: Values, lr: float, steps: int) -> tuple[Values, State]:
         """One call of the kernel, in place."""
         adamw(
             [weights],

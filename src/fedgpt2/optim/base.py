@@ -8,10 +8,12 @@ from torch import Tensor
 
 from fedgpt2.model.state import FlatState
 
-__all__ = ["TensorState", "UpdateRule"]
+__all__ = ["State", "UpdateRule", "Values"]
 
-TensorState = Mapping[str, Float32[Tensor, "..."]]
-"""The state of one tensor of the model: by name, fp32 tensors of its shape."""
+Values = Float32[Tensor, "..."]
+"""Of one tensor of the model: its weights, its gradient, or a part of its state; all of one shape."""
+State = Mapping[str, Values]
+"""The state of one tensor of the model, by name."""
 
 
 @runtime_checkable
@@ -22,14 +24,7 @@ class UpdateRule(Protocol):
         """The state before the first step: named buffers in the layout of `weights`. Checkpoints hold them by name."""
         ...
 
-    def update(
-        self,
-        gradient: Float32[Tensor, "*shape"],
-        state: TensorState,
-        weights: Float32[Tensor, "*shape"],
-        lr: float,
-        steps: int,
-    ) -> tuple[Float32[Tensor, "*shape"], TensorState]:
+    def update(self, gradient: Values, state: State, weights: Values, lr: float, steps: int) -> tuple[Values, State]:
         """New weights and new state of one tensor of the model; `steps` steps were taken before.
 
         The result depends on the arguments alone: the loss gate tries a step at several learning rates before one is

@@ -3,13 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from fedgpt2.config import Optimizer
 from fedgpt2.errors import SetupError
 from fedgpt2.model.state import FlatState
 from fedgpt2.optim.adamw import AdamW
-from fedgpt2.optim.base import TensorState, UpdateRule
+from fedgpt2.optim.base import State, UpdateRule, Values
 from fedgpt2.optim.sgd import SGD
 from fedgpt2.registry import Registry, plugin_errors
 
@@ -36,9 +34,7 @@ class _Imported:
                 raise self._failure(f"the state's {key} is no FlatState in the layout of the weights")
         return state
 
-    def update(
-        self, gradient: Tensor, state: TensorState, weights: Tensor, lr: float, steps: int
-    ) -> tuple[Tensor, TensorState]:
+    def update(self, gradient: Values, state: State, weights: Values, lr: float, steps: int) -> tuple[Values, State]:
         """The rule's result, checked. Raises SetupError."""
         with plugin_errors(self._failure):
             moved, kept = self.rule.update(gradient, state, weights, lr, steps)

@@ -1,11 +1,8 @@
 """Gradient descent without momentum or weight decay."""
 
-from jaxtyping import Float32
-from torch import Tensor
-
 from fedgpt2.config import Optimizer
 from fedgpt2.model.state import FlatState
-from fedgpt2.optim.base import TensorState
+from fedgpt2.optim.base import State, Values
 
 __all__ = ["SGD"]
 
@@ -20,13 +17,6 @@ class SGD:
         """No state."""
         return {}
 
-    def update(
-        self,
-        gradient: Float32[Tensor, "*shape"],
-        state: TensorState,
-        weights: Float32[Tensor, "*shape"],
-        lr: float,
-        steps: int,
-    ) -> tuple[Float32[Tensor, "*shape"], TensorState]:
+    def update(self, gradient: Values, state: State, weights: Values, lr: float, steps: int) -> tuple[Values, State]:
         """Subtract lr times the gradient, in place."""
         return weights.sub_(gradient, alpha=lr), state

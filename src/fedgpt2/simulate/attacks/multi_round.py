@@ -12,7 +12,7 @@ from torch import Tensor
 from fedgpt2.errors import PeerError
 from fedgpt2.simulate.attacks.base import RoundView, Submission
 from fedgpt2.simulate.attacks.buffers import SendBuffers
-from fedgpt2.simulate.attacks.from_gradients import sign_flip
+from fedgpt2.simulate.attacks.formulas import sign_flip
 from fedgpt2.simulate.attacks.gradient_stats import moments
 from fedgpt2.simulate.attacks.low_effort import for_each, own_gradient
 
@@ -65,7 +65,7 @@ class ScoreAware:
             self._attacks, self._honest = _ATTACK_ROUNDS, 0
         if self._attacks:
             self._attacks -= 1
-            return self.buffers.apart(view, sign_flip(view.honest(), view.f, view.rng))
+            return self.buffers.apart(view, sign_flip(view.honest(), view.f))
         self._honest += 1
         return for_each(view, own_gradient)
 

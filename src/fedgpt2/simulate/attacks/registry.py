@@ -11,12 +11,11 @@ from torch import Tensor
 
 from fedgpt2.errors import PeerError, SetupError
 from fedgpt2.registry import Registry, plugin_errors
-from fedgpt2.simulate.attacks import from_gradients as rows
+from fedgpt2.simulate.attacks import formulas, malformed
 from fedgpt2.simulate.attacks import low_effort as effort
-from fedgpt2.simulate.attacks import malformed
 from fedgpt2.simulate.attacks.base import Attack, RoundView, Submission
 from fedgpt2.simulate.attacks.buffers import seal
-from fedgpt2.simulate.attacks.from_gradients import SameRow
+from fedgpt2.simulate.attacks.from_gradients import Copies, Noise, SameRow, opt_alie, opt_ipm
 from fedgpt2.simulate.attacks.low_effort import Each, SybilsApart
 from fedgpt2.simulate.attacks.malformed import Headers, Late, Values, fill_denormal, fill_one
 from fedgpt2.simulate.attacks.multi_round import ScoreAware, TimeCoupled
@@ -87,18 +86,25 @@ def _add(name: str, build: Callable[[], Attack], about: str, source: str = "here
 
 
 # rows made of the honest gradients; each has noise enough for a vote of its own unless it says "one vote"
-_add("sign_flip", partial(SameRow, rows.sign_flip), "minus the honest mean, h/f + 1 times as long", _RSA)
-_add("sign_flip_1", partial(SameRow, rows.minus_mean), "minus the honest mean, as long as it is", _RSA)
-_add("sign_flip_copies", partial(SameRow, rows.minus_mean, alike=True), "the same, one vote", _RSA, colluding=True)
-_add("ipm", partial(SameRow, rows.ipm), "-0.5 times the honest mean: too near for distances to exclude", _IPM)
-_add("ipm_100", partial(SameRow, rows.ipm_100), "-100 times the honest mean: turns any mean", _IPM)
-_add("alie", partial(SameRow, rows.alie), "the mean plus z_max standard deviations of each coordinate", _ALIE)
-_add("mimic", partial(SameRow, rows.mimic), "the honest gradient that is furthest out", _MIMIC, colluding=True)
-_add("mimic_copies", partial(SameRow, rows.mimic, alike=True), "the same, one vote", _MIMIC, colluding=True)
-_add("gaussian", rows.Noise, "noise as long as an honest gradient", _BYZFL)
-_add("opt_ipm", rows.opt_ipm, "ipm of the most harmful of 20 strengths tried on the rule", _BYZFL, adaptive=True)
-_add("opt_alie", rows.opt_alie, "alie of the most harmful of 20 strengths and signs", _BYZFL, adaptive=True)
-_add("min_max", partial(SameRow, rows.min_max), "mean minus std, within the honest diameter", _MIN_MAX, adaptive=True)
+_add("sign_flip", partial(SameRow, formulas.sign_flip), "minus the honest mean, h/f + 1 times as long", _RSA)
+_add("sign_flip_1", partial(SameRow, formulas.minus_mean), "minus the honest mean, as long as it is", _RSA)
+_add("sign_flip_copies", partial(SameRow, formulas.minus_mean, alike=True), "the same, one vote", _RSA, colluding=True)
+_add("ipm", partial(SameRow, formulas.ipm), "-0.5 times the honest mean: too near for distances to exclude", _IPM)
+_add(
+    "ipm_100",
+    partial(SameRow, partial(formulas.ipm, strength=100.0)),
+    "-100 times the honest mean: turns any mean",
+    _IPM,
+)
+_add("alie", partial(SameRow, formulas.alie), "the mean plus z_max standard deviations of each coordinate", _ALIE)
+_add("mimic", partial(SameRow, formulas.mimic), "the honest gradient that is furthest out", _MIMIC, colluding=True)
+_add("mimic_copies", partial(SameRow, formulas.mimic, alike=True), "the same, one vote", _MIMIC, colluding=True)
+_add("gaussian", Noise, "noise as long as an honest gradient", _BYZFL)
+_add("opt_ipm", opt_ipm, "ipm of the most harmful of 20 strengths tried on the rule", _BYZFL, adaptive=True)
+_add("opt_alie", opt_alie, "alie of the most harmful of 20 strengths and signs", _BYZFL, adaptive=True)
+_add(
+    "min_max", partial(SameRow, formulas.min_max), "mean minus std, within the honest diameter", _MIN_MAX, adaptive=True
+)
 # invalid or useless values
 _add("zero", partial(Values, fill_one(1e-30)), "almost zero: a free rider")
 _add("scale", partial(Each, effort.scaled), "the gradient of random tokens, a million times as long")
@@ -113,8 +119,8 @@ _add("constant_replay", effort.ConstantReplay, "its own first gradient, every ro
 for _name, _what, _about in REPLAYS:
     _add(_name, partial(Replay, *_what), _about, _FREE_RIDER)
 # copied work, too little work, other work
-_add("copy", rows.Copies, "an honest miner's gradient, bit by bit", colluding=True)
-_add("copy_noise", partial(rows.Copies, 0.01), "an honest miner's gradient with 1 % noise", colluding=True)
+_add("copy", Copies, "an honest miner's gradient, bit by bit", colluding=True)
+_add("copy_noise", partial(Copies, 0.01), "an honest miner's gradient with 1 % noise", colluding=True)
 _add("sybils", effort.Sybils, "one honest gradient from all of them", sybil=True)
 _add("sybils_apart", partial(SybilsApart, effort.first_gradient), "the same, with a vote each", sybil=True)
 _add("sybils_pool", partial(SybilsApart, effort.pooled_gradient), "one over 1/f of each one's text", sybil=True)
