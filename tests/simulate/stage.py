@@ -140,7 +140,7 @@ def _received(order: Order, reply: Submission | PeerError) -> OrderResult:
     if isinstance(reply, PeerError):
         return OrderResult(issued, failure=reply)
     try:
-        return OrderResult(issued, answer=_opened(order, reply), answered=True)
+        return OrderResult(issued, _opened(order, reply), answered=True)
     except PeerError as failure:
         return OrderResult(issued, failure=failure, answered=True)
 

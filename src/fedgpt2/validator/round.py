@@ -53,12 +53,15 @@ class Round:
         return result
 
 
-async def train_round(ctx: RunContext, number: int, attempt: int) -> Round:
-    """Steps 1 to 9 but for the step itself: from the miners' orders to a step that passed the loss gate."""
+async def train_round(ctx: RunContext, number: int, attempt: int, *, give_up: bool = True) -> Round:
+    """Steps 1 to 9 but for the step itself: from the miners' orders to a step that passed the loss gate.
+
+    `give_up`: raise NoMinersError where no miner connects in time, instead of waiting.
+    """
     config, training = ctx.config, ctx.training
 
     # 1-2  select miners; a slot each, whose slice of the text is its own
-    present = await ctx.collector.present(config.round.min_miners, give_up=number == 1)
+    present = await ctx.collector.present(config.round.min_miners, give_up=give_up)
     now = Round(number, attempt)
     miners = await now.work("snapshot", assign_slots, ctx, present, number)
 

@@ -93,7 +93,7 @@ async def run_rounds(ctx: RunContext, done: int, observer: Observer) -> int | No
     _announce(ctx, done, observer)
     try:
         while not last or number <= last:
-            record = await _next_round(ctx, number, attempt, observer)
+            record = await _next_round(ctx, number, attempt, observer, first=number == done + 1)
             observer.round_done(record)
             watch.round_done(record)
             number += 1
@@ -105,20 +105,20 @@ async def run_rounds(ctx: RunContext, done: int, observer: Observer) -> int | No
     return None
 
 
-async def run_round(ctx: RunContext, number: int, attempt: int) -> RoundRecord:
+async def run_round(ctx: RunContext, number: int, attempt: int, *, give_up: bool = True) -> RoundRecord:
     """One round. Raises Stopped, with nothing changed, if told to stop before the step."""
-    trained = await until_stopped(ctx.stop, train_round(ctx, number, attempt))
+    trained = await until_stopped(ctx.stop, train_round(ctx, number, attempt, give_up=give_up))
     return await finish_round(ctx, trained)
 
 
-async def _next_round(ctx: RunContext, number: int, attempt: int, observer: Observer) -> RoundRecord:
-    """One round, once a miner has a slot. A run that has done a round waits for that; a new one gives up."""
+async def _next_round(ctx: RunContext, number: int, attempt: int, observer: Observer, *, first: bool) -> RoundRecord:
+    """One round, once a miner has a slot. The `first` of a process gives up; later ones wait."""
     announced = False
     while True:
         try:
-            return await run_round(ctx, number, attempt)
+            return await run_round(ctx, number, attempt, give_up=first)
         except NoMinersError as error:
-            if number == 1:
+            if first:
                 raise
             if not announced:
                 observer.notice(f"{error}; waiting for them")
