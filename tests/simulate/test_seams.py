@@ -105,7 +105,7 @@ def test_the_document_shows_every_example():
 def test_an_example_attack_is_admitted_and_has_a_vote(small, monkeypatch):
     monkeypatch.chdir(ROOT)
     result = simulate(small(miners=4, byzantine=1, rounds=1, attack="examples.attack:against_the_largest"))
-    (hostile,) = [account for account in result.board.accounts.values() if account.hotkey in _hostile(result)]
+    (hostile,) = [account for account in result.board.miners.values() if account.hotkey in _hostile(result)]
     assert dict(hostile.statuses) == {"admitted": 1}
 
 
