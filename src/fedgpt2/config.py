@@ -358,7 +358,7 @@ class SimulationConfig:
     miners: int = setting(8, "miners that take part, hostile ones included", common=True, least=1)
     attack: str = setting(
         "none",
-        "what hostile miners send: none, absent, one of docs/simulation.md, or package.module:function",
+        "what hostile miners send: none, absent, an attack's name, or package.module:function",
         common=True,
         note="With `none` they behave as honest miners; with `absent` they take no part.",
     )

@@ -222,7 +222,7 @@ def test_help_all_groups_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
         validator("--help-all")
     text = capsys.readouterr().out
     data = text[text.index("\ndata:\n") : text.index("\nround:\n")]
-    assert re.findall(r"^  --(\w+)", data, re.MULTILINE) == ["data"] * 10
+    assert re.findall(r"^  --(\w+)", data, re.MULTILINE) == ["data"] * 11
 
 
 def test_help_needs_no_valid_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

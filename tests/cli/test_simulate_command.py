@@ -131,10 +131,10 @@ def ended(miners: int, rounds: int, *, finished: bool = True) -> Result:
     roster = Participants(
         tuple(Hotkey(f"5Key{i:04d}{'x' * 40}") for i in range(miners)), frozenset(range(0, miners, 4))
     )
-    scribe = Scribe(Recorder(Board()), roster.keys(roster.hostile), lambda: 0.5)
+    scribe = Scribe(Recorder(Board()), roster.hostile_keys, lambda: 0.5)
     scribe.started(RunStart(unigram_loss=6.5, rounds=rounds))
     for number in range(1, rounds + 1):
-        miners = [
+        records = [
             miner_record(
                 hotkey,
                 axon=f"miner-{i}",
@@ -147,7 +147,7 @@ def ended(miners: int, rounds: int, *, finished: bool = True) -> Result:
         scribe.round_done(
             round_record(
                 number,
-                miners,
+                records,
                 applied=applied,
                 reason=None if applied else "loss_gate",
                 train_loss=9.5,

@@ -21,8 +21,10 @@ from fedgpt2.errors import CheckpointError
 from fedgpt2.ledger.ledger import Ledger
 from fedgpt2.model.state import FlatState
 from fedgpt2.protocol.digests import model_digest
+from fedgpt2.types import Hotkey
 from fedgpt2.validator.run_directory import open_run_directory
 from fedgpt2.validator.training import Training
+from tests.records import round_record
 
 Write = Callable[[str], tuple[Path, FlatState]]
 
@@ -42,8 +44,9 @@ def write(tmp_path: Path) -> Write:
         with open_run_directory(config, corpus.manifest) as directory:
             training = Training(config, torch.device("cpu"))
             directory.resume(config, training, pytest.fail)
-            row = {"round": 1, "applied": False, "model": training.digest()}
-            directory.commit(1, 0, row, directory.save(1, training, {}), keep=1)
+            record = round_record(1, applied=False, model=training.digest())
+            saved = directory.save(1, 0, training)
+            directory.commit(record, saved, keep=1, sender=Hotkey("v"), ratings={}, delivered=())
         corpus.close()
         return directory.path, training.weights
 
@@ -72,7 +75,7 @@ def test_a_checkpoint_that_the_ledger_does_not_name_is_not_exported(write: Write
     folder, _ = write("fp32")
     with closing(Ledger(folder / "ledger.sqlite")) as ledger:
         ledger.commit_resume(0, 1)
-        ledger.commit_round(1, 1, {"round": 1, "applied": False, "model": "0" * 64}, "round-000001")
+        ledger.commit_round(round_record(1, attempt=1, model="0" * 64), sender=Hotkey("v"), checkpoint="round-000001")
     with pytest.raises(CheckpointError, match="round-000001 is not the model that the ledger names"):
         open_run(str(folder)).load_model()
     assert entry.main(["export", "--run.dir", str(folder), "--out", str(tmp_path / "model")]) == 1
@@ -84,7 +87,9 @@ def test_a_checkpoint_pruned_between_the_look_and_the_reading_is_looked_for_agai
     before = open_run(str(folder))
     with closing(Ledger(folder / "ledger.sqlite")) as ledger:
         ledger.commit_resume(1, 1)
-        ledger.commit_round(2, 1, {"round": 2, "applied": False, "model": digest(kept)}, "round-000002")
+        ledger.commit_round(
+            round_record(2, attempt=1, model=digest(kept)), sender=Hotkey("v"), checkpoint="round-000002"
+        )
     (folder / "checkpoints" / "round-000001").rename(folder / "checkpoints" / "round-000002")
     run, model, number = open_model(before)
     assert (number, digest(model.weights), run.head) == (2, digest(kept), open_run(str(folder)).head)
