@@ -17,6 +17,7 @@ from fedgpt2.ledger.ledger import Admission
 from fedgpt2.protocol.messages import Receipt, encode
 from fedgpt2.types import Digest, Hotkey, WorkId
 from fedgpt2.validator.run_directory import open_run_directory
+from tests.records import round_record
 
 ROUNDS, NEXT, WINDOWS = 6, 7, 4
 HOTKEYS = [Hotkey(f"5miner{n}") for n in range(3)]
@@ -43,8 +44,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]]
         for number in range(1, ROUNDS + 1):
             admissions = admitted(number)
             directory.ledger.admit(number, 0, admissions)
-            row = {"round": number, "model": hexed("model", number), "train_loss": 5.0}
-            head = directory.ledger.commit_round(number, 0, row, None)
+            record = round_record(number, model=hexed("model", number), train_loss=5.0)
+            directory.ledger.commit_round(record, sender=Hotkey("v"))
+            head = directory.ledger.head
             receipts += [
                 encode(
                     Receipt(
