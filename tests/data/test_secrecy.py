@@ -87,7 +87,7 @@ def public_words(run: dict[str, object]) -> set[str]:
     for receipt in run["receipts"]:
         found.update(words(json.loads(receipt)))
     with contextlib.closing(sqlite3.connect(folder / "ledger.sqlite")) as database:
-        for table in ("meta", "entries", "admissions", "miners", "axons"):
+        for table in ("meta", "entries", "admissions", "slots", "axons", "outbox"):
             for row in database.execute(f"SELECT * FROM {table}"):  # noqa: S608
                 found.update(str(cell) for cell in row)
                 found.update(word for cell in row if str(cell).startswith("{") for word in words(json.loads(cell)))
